@@ -93,10 +93,9 @@ impl TaskSet {
     pub fn insert(&mut self, range: TaskRange) {
         let from = self.0.partition_point(|run| u64::from(run.last) + 1 < u64::from(range.first));
         let to = self.0.partition_point(|run| u64::from(run.first) <= u64::from(range.last) + 1);
-        let merged = self.0[from..to].iter().fold(range, |all, run| TaskRange {
-            first: all.first.min(run.first),
-            last: all.last.max(run.last),
-        });
+        let merged = self.0[from..to]
+            .iter()
+            .fold(range, |all, run| TaskRange { first: all.first.min(run.first), last: all.last.max(run.last) });
         self.0.splice(from..to, [merged]);
     }
 

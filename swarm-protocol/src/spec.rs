@@ -1,0 +1,164 @@
+//! The job spec: what a consumer asks for. JSON, unknown fields refused; [`crate::validate`] checks the rest.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+use crate::ids::Digest;
+use crate::tasks::TaskRange;
+
+/// A container job: one owner, one or more tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// A name for people; need not be unique. Letters, digits, `.`, `_`, `-`, `/`; at most 128.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `name[:tag]` of an uploaded image, or its config digest `sha256:…`. Resolved to the digest at submit.
+    pub image: String,
+    /// Replaces the image's CMD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Replaces the image's ENTRYPOINT and, as docker does, discards its CMD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's USER: `name`, `uid` or `uid:gid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Replaces the image's WORKDIR; absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// Added to the image's ENV. Names beginning with `SWARM_` are reserved.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// What one task needs.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The tasks' indices, inclusive; one task with index 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub array: Option<TaskRange>,
+    /// Files put into the container before it starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Input>,
+    /// Files or directories kept after a successful end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<Output>,
+    /// How often a task is tried again.
+    #[serde(default)]
+    pub retries: Retries,
+    /// Longest run of one attempt in seconds, 1 s to 30 days; none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// How long a silent worker keeps a task, in seconds: 15 s to 1 day.
+    #[serde(default = "default_lease_s")]
+    pub lease_s: u64,
+    /// Higher runs earlier; -100 to 100.
+    #[serde(default)]
+    pub priority: i32,
+    /// Never run a task again that may have run. Excludes `eager`.
+    #[serde(default)]
+    pub at_most_once: bool,
+    /// Run again on the mere suspicion that a worker is lost: doubling is accepted.
+    #[serde(default)]
+    pub eager: bool,
+    /// Not before this instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_at: Option<Timestamp>,
+}
+
+fn default_lease_s() -> u64 {
+    30 * 60
+}
+
+impl JobSpec {
+    /// A spec with defaults everywhere but for the image.
+    #[must_use]
+    pub fn new(image: impl Into<String>) -> Self {
+        Self {
+            name: None,
+            image: image.into(),
+            command: None,
+            entrypoint: None,
+            user: None,
+            workdir: None,
+            env: BTreeMap::new(),
+            resources: Resources::default(),
+            array: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            retries: Retries::default(),
+            timeout_s: None,
+            lease_s: default_lease_s(),
+            priority: 0,
+            at_most_once: false,
+            eager: false,
+            start_at: None,
+        }
+    }
+
+    /// The tasks of the job; `0` alone for one without an array.
+    #[must_use]
+    pub fn tasks(&self) -> TaskRange {
+        self.array.unwrap_or(TaskRange::one(0))
+    }
+}
+
+/// What one task needs, reserved on the worker and enforced by the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// Thousandths of a core; 1000 by default.
+    pub cpu_millis: u32,
+    /// Bytes of memory, no swap; 256 MiB by default.
+    pub memory_bytes: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu_millis: 1000, memory_bytes: 256 << 20 }
+    }
+}
+
+/// A file that an attempt gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// The uploaded file's digest.
+    pub digest: Digest,
+    /// Where it appears in the container: absolute, without `.` or `..` parts.
+    pub path: String,
+    /// Permission bits, 0o644 by default.
+    #[serde(default = "default_mode")]
+    pub mode: u32,
+}
+
+/// The mode of an input whose spec names none.
+#[must_use]
+pub fn default_mode() -> u32 {
+    0o644
+}
+
+/// A file or directory that an attempt hands back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// Where the container leaves it: absolute, without `.` or `..` parts. A directory is kept as a tar archive.
+    pub path: String,
+}
+
+/// How often a task is tried again, by whose fault it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retries {
+    /// After a loss of infrastructure; 2 by default.
+    pub lost: u16,
+    /// After the job's own failure; 0 by default.
+    pub failed: u16,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { lost: 2, failed: 0 }
+    }
+}
