@@ -1,1 +1,4 @@
-//! placeholder
+//! The core of swarm-sync: decides when and where jobs run, and keeps what they leave. See ARCHITECTURE.md for the map.
+
+pub mod messages;
+pub mod store;
