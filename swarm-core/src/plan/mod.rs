@@ -1,0 +1,4 @@
+//! Pure decisions: state and time come in as arguments, nothing here does I/O.
+
+pub mod cron;
+pub mod policy;
