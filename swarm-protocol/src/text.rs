@@ -23,7 +23,9 @@ pub fn sanitise_bytes(bytes: &[u8], keep_newlines: bool) -> String {
     sanitise(&String::from_utf8_lossy(bytes), keep_newlines)
 }
 
-fn is_hostile(c: char) -> bool {
+/// Whether `c` acts on a terminal or reorders text instead of showing; newline and tab count as hostile here.
+#[must_use]
+pub fn is_hostile(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
 }

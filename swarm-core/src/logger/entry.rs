@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use swarm_protocol::text::is_hostile;
 
 /// The longest message kept, in bytes after escaping.
 pub(super) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
@@ -156,7 +157,7 @@ impl fmt::Write for SafeText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut buffer = [0u8; 4];
         for c in text.chars() {
-            if acts(c) {
+            if is_hostile(c) {
                 let escaped = c.escape_default().to_string();
                 self.push(&escaped, c);
             } else {
@@ -165,10 +166,4 @@ impl fmt::Write for SafeText {
         }
         Ok(())
     }
-}
-
-/// Characters that move the cursor, end a line, or reorder the text around them.
-fn acts(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
