@@ -1,6 +1,7 @@
 //! The core of swarm-sync: decides when and where jobs run, and keeps what they leave. See ARCHITECTURE.md for the map.
 
 pub mod clock;
+pub mod identity;
 pub mod logger;
 pub mod messages;
 pub mod plan;

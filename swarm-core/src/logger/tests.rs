@@ -250,6 +250,52 @@ fn a_directory_that_cannot_be_made_is_named() {
     assert_eq!(error.to_string(), "cannot open the log file /proc/nowhere/core.jsonl");
 }
 
+/// Set for the process in which the test below installs a logger for good.
+const CHILD: &str = "SWARM_CORE_TEST_GLOBAL_LOGGER";
+
+#[test]
+fn the_global_logger_serves_people_and_libraries() {
+    if std::env::var_os(CHILD).is_some() {
+        return log_globally();
+    }
+    let name = "logger::tests::the_global_logger_serves_people_and_libraries";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{shown}");
+    // Everything after the time stamp.
+    let lines: Vec<&str> = shown.lines().map(|line| &line[25..]).collect();
+    assert_eq!(
+        lines,
+        [
+            r#"audit  tests: first user="ada l""#,
+            "warn   server: from a library with its own target",
+            "debug  tests: second n=1",
+            r"error  tests: third\nline",
+        ]
+    );
+    assert!(!shown.contains('\x1b'), "no colour in a pipe");
+}
+
+fn log_globally() {
+    let handle = init(&LoggerConfig { filter: "off".to_owned(), ..LoggerConfig::default() }).unwrap();
+    assert!(matches!(init(&LoggerConfig::default()), Err(LoggerError::AlreadyInstalled)));
+    error!("not shown");
+    log::error!("not shown");
+    audit!(user = "ada l", "first");
+    handle.set_filter("rocket=debug,tests=debug,off").unwrap();
+    log::warn!(target: "rocket::server", "from a library with its own target");
+    log::trace!(target: "rocket::server", "too fine");
+    log::error!(target: "elsewhere", "not shown");
+    debug!(n = 1, "second");
+    error!("third\nline");
+    assert!(handle.flush(LIMIT));
+    assert_eq!(handle.dropped(), 0);
+}
+
 /// A sink that takes one entry per token received, and fails when told so.
 struct Slow {
     tokens: Receiver<bool>,
