@@ -1,5 +1,6 @@
 //! The core of swarm-sync: decides when and where jobs run, and keeps what they leave. See ARCHITECTURE.md for the map.
 
+pub mod images;
 pub mod blobs;
 pub mod clock;
 pub mod identity;

@@ -13,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 use swarm_protocol::ids::Digest;
 
 use super::log::Logs;
-use super::sealed::{Cursor, DataKey, Extent, FileId, HEADER_BYTES, SealedFile, SegmentWriter, seal_header};
+use super::sealed::{DataKey, Extent, FileId, HEADER_BYTES, SegmentWriter, seal_header};
+use super::sealed_file::{Cursor, SealedFile};
 use super::{BlobEntry, BlobError, BlobInfo, BlobRead, BlobStore, BlobUpload, LogKey, MasterKey, StagedBlob};
 
 /// Held, as a file lock, by the process that owns a directory of uploads.

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{make_dir, parent, sync_dir};
-use super::sealed::{Cursor, FileId, HEADER_BYTES, MAGIC, SealedFile, open_header, seal_extent};
+use super::sealed::{FileId, HEADER_BYTES, MAGIC, open_header, seal_extent};
+use super::sealed_file::{Cursor, SealedFile};
 use super::{BlobError, LogKey, MasterKey, SealError};
 
 /// Most plaintext bytes of one append.

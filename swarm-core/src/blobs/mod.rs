@@ -9,6 +9,7 @@ mod error;
 mod keys;
 mod log;
 mod sealed;
+mod sealed_file;
 
 use std::fmt;
 use std::io::{Read, Seek, Write};

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
-use super::sealed::{Cursor, FileId, HEADER_BYTES, SEGMENT_BYTES, SealedFile, extent_bytes, seal_extent};
+use super::sealed::{FileId, HEADER_BYTES, SEGMENT_BYTES, extent_bytes, seal_extent};
+use super::sealed_file::{Cursor, SealedFile};
 use super::*;
 
 fn master(byte: u8) -> Arc<MasterKey> {
