@@ -1,9 +1,9 @@
 //! The core of swarm-sync: decides when and where jobs run, and keeps what they leave. See ARCHITECTURE.md for the map.
 
-pub mod images;
 pub mod blobs;
 pub mod clock;
 pub mod identity;
+pub mod images;
 pub mod logger;
 pub mod messages;
 pub mod plan;
