@@ -2,6 +2,7 @@
 
 pub mod blobs;
 pub mod clock;
+pub mod harvester;
 pub mod identity;
 pub mod images;
 pub mod logger;

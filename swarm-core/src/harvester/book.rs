@@ -1,0 +1,476 @@
+//! What the harvester knows of every live attempt, and what follows from an event. Pure: no clock, no channel, no store;
+//! each event returns the acts to carry out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::TimeDelta;
+use swarm_protocol::link::{FinalReport, HeldAttempt, HeldPhase, LiveSet, ToWorker, live_hash};
+use swarm_protocol::spec::Resources;
+use swarm_protocol::{AttemptId, BootId, LossReason, Outcome, SessionId, Timestamp, WorkerId};
+
+use super::retry;
+use crate::messages::Expected;
+use crate::store::{AttemptEnd, Transition};
+
+/// How patient the book is. All in milliseconds of CLOCK_BOOTTIME.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Added to every lease before it is judged.
+    pub lease_margin_ms: u64,
+    /// How long a linked worker may take to accept an order before it is asked for it back.
+    pub start_deadline_ms: u64,
+    /// After how much silence an `eager` job runs again.
+    pub suspect_after_ms: u64,
+}
+
+/// What to do next, in this order.
+#[derive(Debug)]
+pub enum Act {
+    /// A frame for a worker, if it is linked.
+    Send(WorkerId, ToWorker),
+    /// Commit a start; then, for an at-most-once attempt, allow it.
+    Start {
+        /// [`Transition::Start`].
+        transition: Transition,
+        /// Which attempt is to be told `StartCommitted`, and where.
+        allow: Option<(AttemptId, WorkerId)>,
+    },
+    /// Commit that a worker gave it back; then it is runnable again.
+    Recall(Box<Expected>),
+    /// Commit an end; then free the room, and acknowledge if it was reported.
+    End {
+        /// What was expected.
+        expected: Box<Expected>,
+        /// What to commit.
+        end: Box<AttemptEnd>,
+        /// Whether the worker waits for `FinishStored`.
+        acknowledge: bool,
+    },
+    /// Check the report's log and outputs, then hand it to [`Book::verified`].
+    Verify(WorkerId, Box<FinalReport>),
+    /// The report is about an attempt that is not followed: keep it as superseded and acknowledge.
+    Supersede(WorkerId, Box<FinalReport>),
+    /// Tell the dispatcher that the worker's report is judged.
+    Ready {
+        /// The worker.
+        worker: WorkerId,
+        /// Its session.
+        session: SessionId,
+        /// What it keeps.
+        held: Vec<(AttemptId, Resources)>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Committed, perhaps sent; nothing heard.
+    Sent,
+    /// The worker has it.
+    Accepted,
+    /// Its container runs.
+    Started(Timestamp),
+    /// A report or a verdict is being committed: nothing else may judge it.
+    Ending,
+}
+
+#[derive(Debug)]
+struct Followed {
+    expected: Expected,
+    phase: Phase,
+    /// In the worker's live set: accepted and not yet reported as ended.
+    live: bool,
+    since_ms: u64,
+    cancelled: bool,
+    recall_sent: bool,
+    /// The worker's life that was allowed to start this at-most-once attempt.
+    allowed: Option<BootId>,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    boot: Option<BootId>,
+    session: Option<SessionId>,
+    /// Whether the state report of this session was judged.
+    judged: bool,
+    renewed_ms: u64,
+}
+
+/// All live attempts.
+#[derive(Debug)]
+pub struct Book {
+    patience: Patience,
+    attempts: BTreeMap<AttemptId, Followed>,
+    workers: HashMap<WorkerId, Worker>,
+}
+
+impl Book {
+    /// An empty book.
+    pub fn new(patience: Patience) -> Self {
+        Self { patience, attempts: BTreeMap::new(), workers: HashMap::new() }
+    }
+
+    /// Follows these attempts from now on: no lease is judged before it has run its full length from here.
+    pub fn expect(&mut self, attempts: Vec<Expected>, now_ms: u64) {
+        for expected in attempts {
+            let followed = Followed {
+                phase: Phase::Sent,
+                live: false,
+                since_ms: now_ms,
+                cancelled: false,
+                recall_sent: false,
+                allowed: None,
+                expected,
+            };
+            self.attempts.insert(followed.expected.attempt, followed);
+        }
+    }
+
+    /// After a restart: as [`expect`](Self::expect), for attempts whose phase is known from the store.
+    pub fn restore(&mut self, attempts: Vec<(Expected, Option<Timestamp>)>, now_ms: u64) {
+        for (expected, started_at) in attempts {
+            let (id, cancelled) = (expected.attempt, expected.job.cancel_requested);
+            self.expect(vec![expected], now_ms);
+            if let Some(followed) = self.attempts.get_mut(&id) {
+                // What is only assigned may have been sent and accepted: never taken for unsent without a report.
+                followed.phase = started_at.map_or(Phase::Sent, Phase::Started);
+                followed.cancelled = cancelled;
+            }
+        }
+    }
+
+    /// A link came up.
+    pub fn link_up(&mut self, worker: WorkerId, boot: BootId, session: SessionId, now_ms: u64) {
+        let entry = self.workers.entry(worker).or_insert_with(|| Worker { renewed_ms: now_ms, ..Worker::default() });
+        entry.session = Some(session);
+        entry.judged = false;
+        entry.boot = Some(boot);
+    }
+
+    /// A link closed; its leases run on.
+    pub fn link_down(&mut self, worker: WorkerId, session: SessionId) {
+        if let Some(entry) = self.workers.get_mut(&worker)
+            && entry.session == Some(session)
+        {
+            entry.session = None;
+            entry.judged = false;
+        }
+    }
+
+    /// Whether frames of this session are still to be heard.
+    pub fn is_current(&self, worker: WorkerId, session: SessionId) -> bool {
+        self.workers.get(&worker).is_some_and(|entry| entry.session == Some(session))
+    }
+
+    fn own(&mut self, worker: WorkerId, attempt: AttemptId) -> Option<&mut Followed> {
+        self.attempts.get_mut(&attempt).filter(|followed| followed.expected.worker == worker)
+    }
+
+    /// The worker has it in its spool.
+    pub fn accepted(&mut self, worker: WorkerId, attempt: AttemptId) -> Vec<Act> {
+        match self.own(worker, attempt) {
+            Some(followed) if followed.phase != Phase::Ending => {
+                followed.live = true;
+                if followed.phase == Phase::Sent {
+                    followed.phase = Phase::Accepted;
+                }
+                if followed.cancelled { vec![cancel(worker, attempt)] } else { Vec::new() }
+            }
+            _ => vec![Act::Send(worker, ToWorker::Abandon { attempt })],
+        }
+    }
+
+    /// An at-most-once attempt asks whether it may start. It may once in one life of the worker: a later life cannot know
+    /// whether the earlier one started it.
+    pub fn may_start(&mut self, worker: WorkerId, attempt: AttemptId, now: Timestamp) -> Vec<Act> {
+        let boot = self.workers.get(&worker).and_then(|entry| entry.boot);
+        match self.own(worker, attempt) {
+            Some(followed) if followed.cancelled => vec![cancel(worker, attempt)],
+            Some(followed) if matches!(followed.phase, Phase::Accepted | Phase::Sent) => {
+                followed.phase = Phase::Started(now);
+                followed.allowed = boot;
+                let transition = Transition::Start { attempt, worker, started_at: now };
+                vec![Act::Start { transition, allow: Some((attempt, worker)) }]
+            }
+            Some(Followed { phase: Phase::Started(_), allowed, .. }) if allowed.is_some() && *allowed == boot => {
+                vec![Act::Send(worker, ToWorker::StartCommitted { attempt })]
+            }
+            Some(Followed { phase: Phase::Started(_), .. }) => {
+                let detail = "it was allowed to start before, and may have run".to_owned();
+                let mut acts = vec![Act::Send(worker, ToWorker::Abandon { attempt })];
+                acts.extend(self.lose(attempt, LossReason::WorkerRestarted, detail, now));
+                acts
+            }
+            _ => vec![Act::Send(worker, ToWorker::Abandon { attempt })],
+        }
+    }
+
+    /// Its container runs.
+    pub fn started(&mut self, worker: WorkerId, attempt: AttemptId, at: Timestamp) -> Vec<Act> {
+        match self.own(worker, attempt) {
+            Some(followed) if matches!(followed.phase, Phase::Sent | Phase::Accepted) => {
+                followed.phase = Phase::Started(at);
+                vec![Act::Start { transition: Transition::Start { attempt, worker, started_at: at }, allow: None }]
+            }
+            Some(_) => Vec::new(),
+            None => vec![Act::Send(worker, ToWorker::Abandon { attempt })],
+        }
+    }
+
+    /// A final report arrived; its log and outputs are to be checked first.
+    pub fn finished(&mut self, worker: WorkerId, report: Box<FinalReport>) -> Vec<Act> {
+        match self.own(worker, report.attempt) {
+            Some(followed) if followed.phase != Phase::Ending => {
+                followed.live = false;
+                followed.phase = Phase::Ending;
+                vec![Act::Verify(worker, report)]
+            }
+            // It is being committed: the acknowledgement follows.
+            Some(_) => Vec::new(),
+            None => vec![Act::Supersede(worker, report)],
+        }
+    }
+
+    /// The report's log and outputs are there, or `problem` says what is not.
+    pub fn verified(
+        &mut self,
+        worker: WorkerId,
+        report: FinalReport,
+        problem: Option<String>,
+        now: Timestamp,
+    ) -> Vec<Act> {
+        let Some(followed) = self.own(worker, report.attempt) else {
+            return vec![Act::Supersede(worker, Box::new(report))];
+        };
+        let outcome = match problem {
+            None => report.outcome,
+            Some(detail) => Outcome::Lost { reason: LossReason::Transfer, detail },
+        };
+        let stamp =
+            |us: Option<u64>| us.and_then(|us| chrono::DateTime::from_timestamp_micros(i64::try_from(us).ok()?));
+        let started_at = stamp(report.started_at_us);
+        let (expected, may_have_run) = (followed.expected.clone(), outcome.is_lost() && started_at.is_some());
+        let end = AttemptEnd {
+            attempt: report.attempt,
+            worker,
+            next: retry::after(&expected, &outcome, may_have_run, now),
+            outcome,
+            started_at,
+            ended_at: stamp(report.finished_at_us).unwrap_or(now),
+            ran_ms: report.ran_ms,
+            may_have_run,
+            log_bytes: report.log_bytes,
+            log_cut_bytes: report.log_cut_bytes,
+            outputs: report.outputs,
+        };
+        vec![Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: true }]
+    }
+
+    /// The worker gave it back unstarted.
+    pub fn given_back(&mut self, worker: WorkerId, attempt: AttemptId) -> Vec<Act> {
+        match self.own(worker, attempt) {
+            Some(followed) if matches!(followed.phase, Phase::Sent | Phase::Accepted) => {
+                followed.phase = Phase::Ending;
+                followed.live = false;
+                vec![Act::Recall(Box::new(followed.expected.clone()))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Everything the worker holds, judged: what it should hold and does not is freed, what it holds and should not is
+    /// abandoned, the rest goes on.
+    pub fn state_report(
+        &mut self,
+        worker: WorkerId,
+        session: SessionId,
+        seq: u64,
+        held: &[HeldAttempt],
+        now_ms: u64,
+        now: Timestamp,
+    ) -> Vec<Act> {
+        let mut acts = Vec::new();
+        let reported: HashMap<_, _> = held.iter().map(|held| (held.attempt, held.phase)).collect();
+        let followed: Vec<_> = self.followed_on(worker);
+        for attempt in followed {
+            match reported.get(&attempt) {
+                Some(phase) => acts.extend(self.still_held(worker, attempt, *phase)),
+                None => acts.extend(self.not_held(worker, attempt, now)),
+            }
+        }
+        // Ended ones are not abandoned: their final report follows and is kept as superseded.
+        let unknown = |held: &&HeldAttempt| held.phase != HeldPhase::Ended && !self.is_own(worker, held.attempt);
+        let abandon = held.iter().filter(unknown).map(|held| held.attempt).collect();
+        acts.push(Act::Send(worker, ToWorker::StateJudged { seq, abandon }));
+        if let Some(entry) = self.workers.get_mut(&worker) {
+            entry.judged = true;
+            entry.renewed_ms = now_ms;
+        }
+        let needs = |attempt: AttemptId| self.attempts.get(&attempt).map(|f| (attempt, f.expected.needs));
+        let held = self.followed_on(worker).into_iter().filter_map(needs).collect();
+        acts.push(Act::Ready { worker, session, held });
+        acts
+    }
+
+    fn is_own(&self, worker: WorkerId, attempt: AttemptId) -> bool {
+        self.attempts.get(&attempt).is_some_and(|followed| followed.expected.worker == worker)
+    }
+
+    fn followed_on(&self, worker: WorkerId) -> Vec<AttemptId> {
+        self.attempts.values().filter(|f| f.expected.worker == worker).map(|f| f.expected.attempt).collect()
+    }
+
+    fn still_held(&mut self, worker: WorkerId, attempt: AttemptId, phase: HeldPhase) -> Vec<Act> {
+        let Some(followed) = self.own(worker, attempt) else { return Vec::new() };
+        if followed.phase == Phase::Ending {
+            return Vec::new();
+        }
+        followed.live = phase != HeldPhase::Ended;
+        let mut acts = Vec::new();
+        if let HeldPhase::Running { started_at_us } = phase
+            && !matches!(followed.phase, Phase::Started(_))
+            && let Some(at) = i64::try_from(started_at_us).ok().and_then(chrono::DateTime::from_timestamp_micros)
+        {
+            followed.phase = Phase::Started(at);
+            let transition = Transition::Start { attempt, worker, started_at: at };
+            acts.push(Act::Start { transition, allow: None });
+        } else if followed.phase == Phase::Sent {
+            followed.phase = Phase::Accepted;
+        }
+        if followed.cancelled && followed.live {
+            acts.push(cancel(worker, attempt));
+        }
+        acts
+    }
+
+    /// The worker's own word that it does not have it. What was never accepted never began; what was accepted is gone
+    /// with the worker's former life.
+    fn not_held(&mut self, worker: WorkerId, attempt: AttemptId, now: Timestamp) -> Vec<Act> {
+        let Some(followed) = self.own(worker, attempt) else { return Vec::new() };
+        match followed.phase {
+            Phase::Ending => Vec::new(),
+            Phase::Sent => self.given_back(worker, attempt),
+            Phase::Accepted | Phase::Started(_) => {
+                let detail = "the worker came back without it".to_owned();
+                self.lose(attempt, LossReason::WorkerRestarted, detail, now).into_iter().collect()
+            }
+        }
+    }
+
+    /// Ends an attempt by a verdict of the core.
+    fn lose(&mut self, attempt: AttemptId, reason: LossReason, detail: String, now: Timestamp) -> Option<Act> {
+        let followed = self.attempts.get_mut(&attempt)?;
+        let started_at = if let Phase::Started(at) = followed.phase { Some(at) } else { None };
+        followed.phase = Phase::Ending;
+        followed.live = false;
+        let expected = followed.expected.clone();
+        // A committed order may have reached the worker, and the worker may have started it; only the start of an
+        // at-most-once attempt is known to wait for its own commit.
+        let may_have_run = !expected.job.spec.at_most_once || started_at.is_some();
+        let outcome = Outcome::Lost { reason, detail };
+        let end = AttemptEnd {
+            attempt,
+            worker: expected.worker,
+            next: retry::after(&expected, &outcome, may_have_run, now),
+            outcome,
+            started_at,
+            ended_at: now,
+            ran_ms: None,
+            may_have_run,
+            log_bytes: 0,
+            log_cut_bytes: 0,
+            outputs: Vec::new(),
+        };
+        Some(Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: false })
+    }
+
+    /// Renews the leases of everything in the worker's live set, if that is what the worker says it holds.
+    pub fn renew(&mut self, worker: WorkerId, session: SessionId, live: LiveSet, now_ms: u64) -> bool {
+        let own = self.attempts.values().filter(|f| f.live && f.expected.worker == worker);
+        let ours = live_hash(own.map(|followed| &followed.expected.attempt));
+        let Some(entry) = self.workers.get_mut(&worker) else { return false };
+        let matched = entry.session == Some(session) && entry.judged && ours == live;
+        if matched {
+            entry.renewed_ms = now_ms;
+        }
+        matched
+    }
+
+    /// The cancel of these attempts is committed.
+    pub fn cancel(&mut self, attempts: &[(AttemptId, WorkerId)]) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for &(attempt, worker) in attempts {
+            if let Some(followed) = self.own(worker, attempt) {
+                followed.cancelled = true;
+                acts.push(cancel(worker, attempt));
+            }
+        }
+        acts
+    }
+
+    /// An admin's word that a worker is gone for good.
+    pub fn declare_lost(&mut self, worker: WorkerId, now: Timestamp) -> Vec<Act> {
+        let detail = "an admin declared the worker lost; its containers may still run";
+        let ending = |attempt: &AttemptId| self.attempts[attempt].phase == Phase::Ending;
+        let attempts: Vec<_> = self.followed_on(worker).into_iter().filter(|attempt| !ending(attempt)).collect();
+        let lose = |attempt| self.lose(attempt, LossReason::DeclaredLost, detail.to_owned(), now);
+        attempts.into_iter().filter_map(lose).collect()
+    }
+
+    /// The core itself was away: every lease begins anew, for its silence proves nothing about the workers.
+    pub fn forgive(&mut self, now_ms: u64) {
+        for followed in self.attempts.values_mut() {
+            followed.since_ms = now_ms;
+        }
+        for worker in self.workers.values_mut() {
+            worker.renewed_ms = now_ms;
+        }
+    }
+
+    /// Judges what has run out. Called about once a second.
+    pub fn sweep(&mut self, now_ms: u64, now: Timestamp) -> Vec<Act> {
+        let mut acts = Vec::new();
+        let mut expired = Vec::new();
+        for followed in self.attempts.values_mut().filter(|followed| followed.phase != Phase::Ending) {
+            let Expected { attempt, worker, lease_ms, ref job, .. } = followed.expected;
+            let entry = self.workers.get(&worker);
+            // A renewal counts for what the worker said it holds; the rest runs from its assignment.
+            let renewed_ms = entry.filter(|_| followed.live).map_or(0, |entry| entry.renewed_ms);
+            let silent_ms = now_ms.saturating_sub(renewed_ms.max(followed.since_ms));
+            if silent_ms > lease_ms + self.patience.lease_margin_ms {
+                expired.push((attempt, format!("no renewal for {} s", silent_ms / 1000)));
+            } else if job.spec.eager && followed.live && silent_ms > self.patience.suspect_after_ms {
+                expired.push((attempt, format!("suspected after {} s, and the job is eager", silent_ms / 1000)));
+            } else if followed.phase == Phase::Sent
+                && !followed.recall_sent
+                && entry.is_some_and(|entry| entry.judged)
+                && now_ms.saturating_sub(followed.since_ms) > self.patience.start_deadline_ms
+            {
+                followed.recall_sent = true;
+                acts.push(Act::Send(worker, ToWorker::Recall { attempts: vec![attempt] }));
+            }
+        }
+        for (attempt, detail) in expired {
+            acts.extend(self.lose(attempt, LossReason::LeaseExpired, detail, now));
+        }
+        acts
+    }
+
+    /// The end or recall is committed, or refused because something overtook it: it is followed no more.
+    pub fn settled(&mut self, attempt: AttemptId) {
+        self.attempts.remove(&attempt);
+    }
+
+    /// The worker an attempt is followed on.
+    pub fn worker_of(&self, attempt: AttemptId) -> Option<WorkerId> {
+        self.attempts.get(&attempt).map(|followed| followed.expected.worker)
+    }
+}
+
+fn cancel(worker: WorkerId, attempt: AttemptId) -> Act {
+    Act::Send(worker, ToWorker::Cancel { attempt, grace_ms: crate::harvester::CANCEL_GRACE_MS })
+}
+
+/// `ms` milliseconds as a time difference.
+pub(super) fn delta_ms(ms: u64) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(ms).unwrap_or(i64::MAX / 2))
+}

@@ -1,0 +1,237 @@
+//! The book's rules, event by event.
+
+use std::sync::Arc;
+
+use swarm_protocol::link::{FinalReport, HeldAttempt, HeldPhase, LiveSet, ToWorker, live_hash};
+use swarm_protocol::spec::JobSpec;
+use swarm_protocol::state::TaskCounts;
+use swarm_protocol::{
+    AttemptId, BootId, Digest, GroupId, JobId, LossReason, Outcome, SessionId, Timestamp, UserId, WorkerId,
+};
+
+use super::book::{Act, Book, Patience};
+use crate::messages::Expected;
+use crate::store::{AttemptEnd, JobRecord, Next};
+
+const WORKER: WorkerId = WorkerId(7);
+const SESSION: SessionId = SessionId(1);
+const LEASE_MS: u64 = 30_000;
+const PATIENCE: Patience = Patience { lease_margin_ms: 5_000, start_deadline_ms: 10_000, suspect_after_ms: 4_000 };
+
+pub(super) fn expected(job: u64, attempt: u16) -> Expected {
+    let spec = JobSpec::new("image");
+    let record = JobRecord {
+        id: JobId(job),
+        owner: UserId(1),
+        owner_name: "ana".into(),
+        group: GroupId(1),
+        group_name: "ana".into(),
+        allow_root: false,
+        image: swarm_protocol::link::ImageOrder { config: Digest::of(b""), config_bytes: 0, layers: Vec::new() },
+        input_bytes: Vec::new(),
+        counts: TaskCounts::default(),
+        next_fresh: 1,
+        submitted_at: Timestamp::default(),
+        ended_at: None,
+        cancel_requested: false,
+        launch: None,
+        spec,
+    };
+    Expected {
+        attempt: AttemptId { job: JobId(job), task: 0, attempt },
+        worker: WORKER,
+        needs: record.needs(),
+        lease_ms: LEASE_MS,
+        losses: 0,
+        failures: 0,
+        job: Arc::new(record),
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::default()
+}
+
+/// A book with these jobs' first attempts on one linked and judged worker.
+fn book_with(jobs: &[u64]) -> Book {
+    let mut book = Book::new(PATIENCE);
+    book.link_up(WORKER, BootId::random(), SESSION, 0);
+    book.state_report(WORKER, SESSION, 1, &[], 0, now());
+    book.expect(jobs.iter().map(|&job| expected(job, 1)).collect(), 0);
+    book
+}
+
+fn id(job: u64) -> AttemptId {
+    AttemptId { job: JobId(job), task: 0, attempt: 1 }
+}
+
+fn held(job: u64, phase: HeldPhase) -> HeldAttempt {
+    HeldAttempt { attempt: id(job), phase }
+}
+
+fn ends(acts: &[Act]) -> Vec<&AttemptEnd> {
+    acts.iter().filter_map(|act| if let Act::End { end, .. } = act { Some(&**end) } else { None }).collect()
+}
+
+fn report(job: u64) -> Box<FinalReport> {
+    Box::new(FinalReport {
+        attempt: id(job),
+        outcome: Outcome::Succeeded,
+        started_at_us: Some(1),
+        finished_at_us: Some(2),
+        ran_ms: Some(1),
+        log_bytes: 0,
+        log_digest: Digest::of(b""),
+        log_cut_bytes: 0,
+        outputs: Vec::new(),
+    })
+}
+
+#[test]
+fn a_lease_is_judged_only_after_its_full_length_and_margin() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    assert!(ends(&book.sweep(LEASE_MS + 5_000, now())).is_empty());
+    let acts = book.sweep(LEASE_MS + 5_001, now());
+    let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
+    assert!(matches!(end.outcome, Outcome::Lost { reason: LossReason::LeaseExpired, .. }));
+    assert!(end.may_have_run && matches!(end.next, Next::Retry { .. }));
+    assert!(ends(&book.sweep(u64::MAX / 2, now())).is_empty(), "judged once");
+}
+
+#[test]
+fn a_matching_renewal_prolongs_and_a_mismatch_does_not() {
+    let mut book = book_with(&[1, 2]);
+    book.accepted(WORKER, id(1));
+    assert!(!book.renew(WORKER, SESSION, LiveSet::default(), 20_000));
+    assert!(!book.renew(WORKER, SessionId(9), live_hash([&id(1)]), 20_000), "another session");
+    assert!(book.renew(WORKER, SESSION, live_hash([&id(1)]), 20_000));
+    let acts = book.sweep(LEASE_MS + 5_001, now());
+    assert_eq!(ends(&acts).iter().map(|end| end.attempt).collect::<Vec<_>>(), [id(2)], "never accepted, not renewed");
+}
+
+#[test]
+fn a_stalled_core_judges_nobody() {
+    let mut book = book_with(&[1]);
+    book.forgive(1_000_000);
+    assert!(ends(&book.sweep(1_000_000 + LEASE_MS, now())).is_empty());
+}
+
+#[test]
+fn a_restored_attempt_has_a_full_lease_from_the_start_of_the_core() {
+    let mut book = Book::new(PATIENCE);
+    book.restore(vec![(expected(1, 1), Some(now()))], 500_000);
+    assert!(ends(&book.sweep(500_000 + LEASE_MS, now())).is_empty());
+    assert_eq!(ends(&book.sweep(500_001 + LEASE_MS + 5_000, now())).len(), 1);
+}
+
+#[test]
+fn a_report_counts_once_and_only_from_its_worker() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    assert!(matches!(book.finished(WorkerId(8), report(1))[..], [Act::Supersede(..)]));
+    assert!(matches!(book.finished(WORKER, report(1))[..], [Act::Verify(..)]));
+    assert!(book.finished(WORKER, report(1)).is_empty(), "doubled while it is being committed");
+    assert!(ends(&book.sweep(u64::MAX / 2, now())).is_empty(), "a lease does not overtake a report");
+    let acts = book.verified(WORKER, *report(1), None, now());
+    assert_eq!(ends(&acts)[0].outcome, Outcome::Succeeded);
+    book.settled(id(1));
+    assert!(matches!(book.finished(WORKER, report(1))[..], [Act::Supersede(..)]));
+}
+
+#[test]
+fn a_report_whose_log_is_not_there_is_a_loss() {
+    let mut book = book_with(&[1]);
+    book.finished(WORKER, report(1));
+    let acts = book.verified(WORKER, *report(1), Some("3 of 5 bytes".into()), now());
+    assert!(matches!(ends(&acts)[0].outcome, Outcome::Lost { reason: LossReason::Transfer, .. }));
+}
+
+#[test]
+fn a_state_report_frees_what_is_gone_and_abandons_what_is_foreign() {
+    let mut book = book_with(&[1, 2, 3]);
+    book.accepted(WORKER, id(2));
+    let (boot, session) = (BootId::random(), SessionId(2));
+    book.link_up(WORKER, boot, session, 1);
+    let held =
+        [held(3, HeldPhase::Running { started_at_us: 5 }), held(9, HeldPhase::Pending), held(8, HeldPhase::Ended)];
+    let acts = book.state_report(WORKER, session, 4, &held, 1, now());
+    let recalled: Vec<_> =
+        acts.iter().filter_map(|a| if let Act::Recall(e) = a { Some(e.attempt) } else { None }).collect();
+    assert_eq!(recalled, [id(1)], "never accepted: never began");
+    let lost = ends(&acts);
+    assert_eq!((lost.len(), lost[0].attempt), (1, id(2)));
+    assert!(matches!(lost[0].outcome, Outcome::Lost { reason: LossReason::WorkerRestarted, .. }));
+    assert!(acts.iter().any(|act| matches!(act, Act::Start { .. })), "the start of 3 is caught up on");
+    let judged = acts.iter().find_map(|act| match act {
+        Act::Send(_, ToWorker::StateJudged { seq: 4, abandon }) => Some(abandon.clone()),
+        _ => None,
+    });
+    assert_eq!(judged, Some(vec![id(9)]), "an ended one may still report");
+    assert!(book.renew(WORKER, session, live_hash([&id(3)]), 2));
+}
+
+#[test]
+fn nothing_is_renewed_before_the_state_report_is_judged() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    book.link_up(WORKER, BootId::random(), SessionId(2), 1);
+    assert!(!book.renew(WORKER, SessionId(2), live_hash([&id(1)]), 2));
+}
+
+#[test]
+fn an_at_most_once_start_is_allowed_in_one_life_of_the_worker_only() {
+    let mut book = Book::new(PATIENCE);
+    let boot = BootId::random();
+    book.link_up(WORKER, boot, SESSION, 0);
+    let mut once = expected(1, 1);
+    Arc::make_mut(&mut once.job).spec.at_most_once = true;
+    book.expect(vec![once], 0);
+    book.accepted(WORKER, id(1));
+    assert!(matches!(book.may_start(WORKER, id(1), now())[..], [Act::Start { allow: Some(_), .. }]));
+    assert!(matches!(book.may_start(WORKER, id(1), now())[..], [Act::Send(_, ToWorker::StartCommitted { .. })]));
+    book.link_up(WORKER, BootId::random(), SessionId(2), 0);
+    let acts = book.may_start(WORKER, id(1), now());
+    assert!(matches!(acts[0], Act::Send(_, ToWorker::Abandon { .. })), "{acts:?}");
+    assert_eq!(ends(&acts)[0].next, Next::Final);
+}
+
+#[test]
+fn an_order_that_is_never_accepted_is_asked_back() {
+    let mut book = book_with(&[1]);
+    let acts = book.sweep(10_001, now());
+    assert!(matches!(&acts[..], [Act::Send(_, ToWorker::Recall { attempts })] if *attempts == [id(1)]));
+    assert!(matches!(book.given_back(WORKER, id(1))[..], [Act::Recall(_)]));
+    assert!(book.given_back(WORKER, id(1)).is_empty(), "once");
+}
+
+#[test]
+fn a_started_attempt_cannot_be_given_back() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    book.started(WORKER, id(1), now());
+    assert!(book.given_back(WORKER, id(1)).is_empty());
+}
+
+#[test]
+fn a_cancel_is_repeated_when_the_worker_comes_back() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    assert_eq!(book.cancel(&[(id(1), WORKER)]).len(), 1);
+    book.link_up(WORKER, BootId::random(), SessionId(2), 1);
+    let acts = book.state_report(WORKER, SessionId(2), 1, &[held(1, HeldPhase::Pending)], 1, now());
+    assert!(acts.iter().any(|act| matches!(act, Act::Send(_, ToWorker::Cancel { .. }))));
+}
+
+#[test]
+fn an_eager_job_runs_again_on_suspicion() {
+    let mut book = Book::new(PATIENCE);
+    book.link_up(WORKER, BootId::random(), SESSION, 0);
+    let mut eager = expected(1, 1);
+    Arc::make_mut(&mut eager.job).spec.eager = true;
+    book.expect(vec![eager, expected(2, 1)], 0);
+    book.accepted(WORKER, id(1));
+    book.accepted(WORKER, id(2));
+    let acts = book.sweep(4_001, now());
+    assert_eq!(ends(&acts).iter().map(|end| end.attempt).collect::<Vec<_>>(), [id(1)]);
+}
