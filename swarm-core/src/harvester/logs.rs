@@ -83,7 +83,7 @@ impl Writer {
                     drop(link.try_send(ToWorker::LogStored { attempt, offset: have }));
                 }
                 Err(error) => {
-                    tracing::warn!(%attempt, "a piece of log was not stored: {:#}", anyhow::Error::new(error))
+                    tracing::warn!(%attempt, "a piece of log was not stored: {:#}", anyhow::Error::new(error));
                 }
             },
             LogWork::Verify { worker, report, reply } => {
