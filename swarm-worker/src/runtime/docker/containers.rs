@@ -1,0 +1,178 @@
+//! Containers: their files, their start, their end.
+
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
+use bollard::query_parameters::{
+    DownloadFromContainerOptions, KillContainerOptions, ListContainersOptions, RemoveContainerOptions,
+    StopContainerOptions, UploadToContainerOptions, WaitContainerOptions,
+};
+use chrono::{DateTime, Utc};
+use futures_util::stream::{self, StreamExt};
+
+use super::errors::{map, map_start, timed_out, within};
+use super::{DockerRuntime, label_filter};
+use crate::runtime::spec::invalid;
+use crate::runtime::{ByteStream, ContainerId, ContainerPhase, ExitInfo, Labels, OurContainer, RuntimeError};
+
+/// Containers inspected at the same time while listing.
+const INSPECTS_MAX: usize = 8;
+
+impl DockerRuntime {
+    pub(super) async fn upload(&self, id: &str, path: &str, tar: ByteStream) -> Result<(), RuntimeError> {
+        let options = UploadToContainerOptions { path: path.to_owned(), ..Default::default() };
+        let work = self.patient.upload_to_container(id, Some(options), bollard::body_try_stream(tar));
+        within("put archive", self.deadlines.transfer, work).await
+    }
+
+    pub(super) async fn download(&self, id: &str, path: &str) -> Result<ByteStream, RuntimeError> {
+        let options = DownloadFromContainerOptions { path: path.to_owned() };
+        let mut body = self.docker.download_from_container(id, Some(options)).boxed();
+        // The first bytes tell whether the path exists; only then is there a stream to hand out.
+        let first = self.call("get archive", async { body.next().await.transpose() }).await?;
+        let idle_max = self.deadlines.call;
+        let rest = stream::try_unfold(body, move |mut body| async move {
+            let next = tokio::time::timeout(idle_max, body.next()).await;
+            match next.map_err(|_| std::io::Error::other(timed_out("get archive", idle_max)))? {
+                None => Ok(None),
+                Some(Ok(bytes)) => Ok(Some((bytes, body))),
+                Some(Err(error)) => Err(std::io::Error::other(map("get archive", idle_max, error))),
+            }
+        });
+        Ok(stream::iter(first.map(Ok)).chain(rest).boxed())
+    }
+
+    pub(super) async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
+        let deadline = self.deadlines.call;
+        match tokio::time::timeout(deadline, self.docker.start_container(id, None)).await {
+            Ok(answer) => answer.map_err(|error| map_start(deadline, error)),
+            Err(_) => Err(timed_out("start", deadline)),
+        }
+    }
+
+    pub(super) async fn wait_container(&self, id: &str) -> Result<ExitInfo, RuntimeError> {
+        let options = WaitContainerOptions { condition: "not-running".to_owned() };
+        let mut answers = self.docker.wait_container(id, Some(options)).boxed();
+        let said = match answers.next().await {
+            Some(Ok(_)) => None,
+            // How bollard reports every exit status but 0.
+            Some(Err(Error::DockerContainerWaitError { error, .. })) => (!error.is_empty()).then_some(error),
+            Some(Err(error)) => return Err(map("wait", self.deadlines.call, error)),
+            None => return Err(engine_gone()),
+        };
+        let (container, engine_error) = self.inspect_container(id).await?;
+        match container.phase {
+            ContainerPhase::Exited => Ok(ExitInfo {
+                exit_code: container.exit_code.unwrap_or(-1),
+                oom_killed: container.oom_killed,
+                started_at_us: container.started_at_us,
+                finished_at_us: container.finished_at_us,
+                error: said.or(engine_error),
+            }),
+            ContainerPhase::Created => {
+                Err(RuntimeError::Conflict { call: "wait", message: "the container was never started".to_owned() })
+            }
+            ContainerPhase::Running => Err(engine_gone()),
+        }
+    }
+
+    pub(super) async fn kill_container(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {
+        if signal.is_empty() || !signal.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return invalid("signal", format!("`{}` is not a signal such as SIGTERM", signal.escape_debug()));
+        }
+        let options = KillContainerOptions { signal: signal.to_owned() };
+        self.call("kill", self.docker.kill_container(id, Some(options))).await
+    }
+
+    pub(super) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
+        let seconds = i32::try_from(grace.as_secs() + u64::from(grace.subsec_nanos() > 0)).unwrap_or(i32::MAX);
+        let options = StopContainerOptions { signal: None, t: Some(seconds) };
+        let deadline = self.deadlines.call.saturating_add(grace);
+        within("stop", deadline, self.patient.stop_container(id, Some(options))).await
+    }
+
+    pub(super) async fn remove_container(&self, id: &str, force: bool) -> Result<(), RuntimeError> {
+        // `v`: volumes the image declares are anonymous, and nobody else would remove them.
+        let options = RemoveContainerOptions { v: true, force, link: false };
+        self.call("remove", self.docker.remove_container(id, Some(options))).await
+    }
+
+    /// The container, and what the engine noted as its error.
+    pub(super) async fn inspect_container(&self, id: &str) -> Result<(OurContainer, Option<String>), RuntimeError> {
+        let answer = self.call("inspect", self.docker.inspect_container(id, None)).await?;
+        Ok(from_engine(answer))
+    }
+
+    pub(super) async fn list_containers(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError> {
+        let filters = Some(label_filter(labels)?);
+        let options = ListContainersOptions { all: true, filters, ..Default::default() };
+        let listed = self.call("list containers", self.docker.list_containers(Some(options))).await?;
+        let ids: Vec<String> = listed.into_iter().filter_map(|summary| summary.id).collect();
+        let mut inspected =
+            stream::iter(ids).map(|id| async move { self.inspect_container(&id).await }).buffered(INSPECTS_MAX);
+        let mut containers = Vec::new();
+        while let Some(answer) = inspected.next().await {
+            match answer {
+                Ok((container, _)) => containers.push(container),
+                // Removed since it was listed.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(containers)
+    }
+}
+
+fn engine_gone() -> RuntimeError {
+    RuntimeError::Engine { call: "wait", message: "the connection ended before the container did".to_owned() }
+}
+
+fn from_engine(answer: ContainerInspectResponse) -> (OurContainer, Option<String>) {
+    let state = answer.state.unwrap_or_default();
+    let phase = match state.status {
+        Some(ContainerStateStatusEnum::CREATED) => ContainerPhase::Created,
+        Some(
+            ContainerStateStatusEnum::RUNNING
+            | ContainerStateStatusEnum::PAUSED
+            | ContainerStateStatusEnum::RESTARTING
+            | ContainerStateStatusEnum::STOPPING,
+        ) => ContainerPhase::Running,
+        _ => ContainerPhase::Exited,
+    };
+    let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
+    let exited = phase == ContainerPhase::Exited;
+    let finished_at_us = state.finished_at.as_deref().filter(|_| exited).and_then(micros);
+    // The engine notes the start later than the process begins: a very short one may seem to end before it.
+    let started_at_us =
+        state.started_at.as_deref().and_then(micros).map(|at| finished_at_us.map_or(at, |end| at.min(end)));
+    let container = OurContainer {
+        id: ContainerId(answer.id.unwrap_or_default()),
+        name: answer.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        labels: labels.into_iter().collect(),
+        phase,
+        started_at_us,
+        finished_at_us,
+        exit_code: state.exit_code.filter(|_| exited),
+        oom_killed: state.oom_killed.unwrap_or(false),
+    };
+    (container, state.error.filter(|error| !error.is_empty()))
+}
+
+/// Unix time in microseconds; the engine writes year 1 for "not yet".
+fn micros(stamp: &str) -> Option<u64> {
+    let at: DateTime<Utc> = stamp.parse().ok()?;
+    u64::try_from(at.timestamp_micros()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn year_one_means_not_yet() {
+        assert_eq!(micros("0001-01-01T00:00:00Z"), None);
+        assert_eq!(micros("1970-01-01T00:00:01.000002999Z"), Some(1_000_002));
+        assert_eq!(micros(""), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! From our allow-list to the engine's create call.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+};
+use bollard::query_parameters::CreateContainerOptions;
+
+use super::DockerRuntime;
+use super::errors::{map_create, timed_out};
+use crate::runtime::{ContainerId, ContainerSpec, RuntimeError};
+
+impl DockerRuntime {
+    pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
+        spec.check()?;
+        let options = CreateContainerOptions { name: Some(spec.name.clone()), ..Default::default() };
+        let deadline = self.deadlines.call;
+        match tokio::time::timeout(deadline, self.docker.create_container(Some(options), body(spec))).await {
+            Ok(Ok(created)) => Ok(ContainerId(created.id)),
+            Ok(Err(error)) => Err(map_create(deadline, error)),
+            Err(_) => Err(timed_out("create", deadline)),
+        }
+    }
+}
+
+fn body(spec: &ContainerSpec) -> ContainerCreateBody {
+    ContainerCreateBody {
+        image: Some(spec.image.to_string()),
+        labels: Some(spec.labels.clone().into_iter().collect()),
+        entrypoint: spec.entrypoint.clone(),
+        cmd: spec.cmd.clone(),
+        user: spec.user.clone(),
+        working_dir: spec.workdir.clone(),
+        env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+        stop_signal: spec.stop_signal.clone(),
+        // The image's health check would run commands of its own beside the job.
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
+        tty: Some(false),
+        open_stdin: Some(false),
+        host_config: Some(host_config(spec)),
+        ..Default::default()
+    }
+}
+
+fn host_config(spec: &ContainerSpec) -> HostConfig {
+    let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
+    let open_files = i64::from(spec.open_files);
+    HostConfig {
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        // No `seccomp=` here: naming none keeps the engine's default profile.
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        privileged: Some(false),
+        network_mode: Some("none".to_owned()),
+        ipc_mode: Some("private".to_owned()),
+        init: Some(false),
+        auto_remove: Some(false),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+        pids_limit: Some(i64::from(spec.pids)),
+        memory: Some(memory),
+        // Memory and swap together: equal to `memory` means no swap.
+        memory_swap: Some(memory),
+        nano_cpus: Some(i64::try_from(spec.cpu_millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)),
+        ulimits: Some(vec![ResourcesUlimits {
+            name: Some("nofile".to_owned()),
+            soft: Some(open_files),
+            hard: Some(open_files),
+        }]),
+        readonly_rootfs: Some(spec.read_only_root),
+        tmpfs: Some(
+            spec.tmpfs
+                .iter()
+                .map(|mount| (mount.path.clone(), format!("rw,nosuid,nodev,size={},mode=1777", mount.bytes)))
+                .collect(),
+        ),
+        mounts: Some(spec.volumes.iter().map(volume_mount).collect()),
+        log_config: Some(HostConfigLogConfig {
+            // json-file would replace bytes that are not UTF-8.
+            typ: Some("local".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), spec.log.file_bytes.to_string()),
+                ("max-file".to_owned(), spec.log.files.to_string()),
+                ("compress".to_owned(), "false".to_owned()),
+            ])),
+        }),
+        ..Default::default()
+    }
+}
+
+fn volume_mount(mount: &crate::runtime::VolumeMount) -> Mount {
+    Mount {
+        typ: Some(MountType::VOLUME),
+        source: Some(mount.volume.clone()),
+        target: Some(mount.path.clone()),
+        read_only: Some(mount.read_only),
+        // Without this an empty volume would be filled with what the image has at that path.
+        volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..Default::default() }),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,227 @@
+//! Docker behind [`ContainerRuntime`], by bollard. API 1.41 (engine 20.10) is enough.
+
+mod containers;
+mod create;
+mod errors;
+mod images;
+mod logs;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::{API_DEFAULT_VERSION, Docker};
+use swarm_protocol::ids::Digest;
+
+use self::errors::{map, within};
+use super::spec::{check_name, invalid};
+use super::{
+    ByteStream, ContainerId, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems, OurContainer,
+    OurVolume, RuntimeError,
+};
+
+/// How long the engine may take, by kind of call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// A plain call, the first bytes of a stream, and each further piece of a file being fetched.
+    pub call: Duration,
+    /// A whole upload: an image, or a file into a container.
+    pub transfer: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { call: Duration::from_secs(120), transfer: Duration::from_secs(4 * 3600) }
+    }
+}
+
+/// Which engine, and under which name this worker keeps images there.
+#[derive(Debug, Clone)]
+pub struct DockerSettings {
+    /// `unix:///path` or `tcp://host:port`; when not set, `DOCKER_HOST`, else the usual socket.
+    pub host: Option<String>,
+    /// The repository under which our images are tagged, such as `swarm-sync/w12`: lower case letters, digits, `-`,
+    /// `.`, `_` and `/`. Workers that share an engine need different ones, or one removes the other's images.
+    pub repository: String,
+    /// How long calls may take.
+    pub deadlines: Deadlines,
+}
+
+/// A Docker engine.
+pub struct DockerRuntime {
+    /// For calls: its own timeout, until the response's head has arrived, is [`Deadlines::call`].
+    docker: Docker,
+    /// For calls whose response comes late by nature: uploads and stops.
+    patient: Docker,
+    deadlines: Deadlines,
+    repository: String,
+    /// Layers of our images by config digest. An image never changes, so what was read once stays true.
+    layers: Mutex<HashMap<Digest, Vec<Digest>>>,
+}
+
+impl DockerRuntime {
+    /// Connects and agrees on an API version.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Invalid`] for an unusable address or repository; infrastructure errors when no engine answers.
+    pub async fn connect(settings: DockerSettings) -> Result<Self, RuntimeError> {
+        let DockerSettings { host, repository, deadlines } = settings;
+        check_repository(&repository)?;
+        let seconds = deadlines.call.as_secs().max(1);
+        let docker = match host.as_deref() {
+            None => Docker::connect_with_defaults(),
+            Some(path) if path.starts_with("unix://") => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION),
+            Some(address) if address.starts_with("tcp://") => {
+                Docker::connect_with_http(address, seconds, API_DEFAULT_VERSION)
+            }
+            Some(other) => return invalid("host", format!("`{other}` is neither unix:///path nor tcp://host:port")),
+        };
+        let docker = docker.map_err(|error| map("connect", deadlines.call, error))?;
+        let docker = docker.with_timeout(Duration::from_secs(seconds));
+        let docker = within("connect", deadlines.call, docker.negotiate_version()).await?;
+        let patient = docker.clone().with_timeout(deadlines.transfer);
+        Ok(Self { docker, patient, deadlines, repository, layers: Mutex::default() })
+    }
+
+    /// One plain call under its deadline.
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        work: impl Future<Output = Result<T, bollard::errors::Error>>,
+    ) -> Result<T, RuntimeError> {
+        within(call, self.deadlines.call, work).await
+    }
+}
+
+fn check_repository(repository: &str) -> Result<(), RuntimeError> {
+    let part = |part: &str| {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_');
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        part.bytes().all(plain) && edge(part.as_bytes().first()) && edge(part.as_bytes().last())
+    };
+    if repository.len() <= 120 && repository.split('/').all(part) {
+        return Ok(());
+    }
+    invalid("repository", format!("`{}` is not a name such as swarm-sync/w12", repository.escape_debug()))
+}
+
+/// Refuses ids that would change the request's path.
+fn id_of(id: &ContainerId) -> Result<&str, RuntimeError> {
+    check_name("container", &id.0)?;
+    Ok(&id.0)
+}
+
+#[async_trait]
+impl ContainerRuntime for DockerRuntime {
+    async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
+        let version = self.call("version", self.docker.version()).await?;
+        let info = self.call("info", self.docker.info()).await?;
+        let in_containerd = info.driver_status.iter().flatten().flatten().any(|word| word.contains("containerd"));
+        Ok(EngineFacts {
+            cpus: info.ncpu.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
+            memory_bytes: info.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+            engine_version: version.version.unwrap_or_default(),
+            api_version: version.api_version.unwrap_or_default(),
+            storage_driver: info.driver.unwrap_or_default(),
+            os: info.os_type.unwrap_or_default(),
+            arch: info.architecture.unwrap_or_default(),
+            image_id_is_config_digest: !in_containerd,
+        })
+    }
+
+    async fn ping(&self) -> Result<(), RuntimeError> {
+        self.call("ping", self.docker.ping()).await.map(drop)
+    }
+
+    async fn image_exists(&self, config: &Digest) -> Result<bool, RuntimeError> {
+        self.has_image(config).await
+    }
+
+    async fn known_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError> {
+        self.leading_layers(diff_ids).await
+    }
+
+    async fn load_image(&self, archive: ByteStream, expect: &Digest) -> Result<(), RuntimeError> {
+        self.load(archive, expect).await
+    }
+
+    async fn tag_image(&self, config: &Digest) -> Result<(), RuntimeError> {
+        self.tag(config).await
+    }
+
+    async fn remove_image(&self, config: &Digest) -> Result<(), RuntimeError> {
+        self.untag(config).await
+    }
+
+    async fn our_images(&self) -> Result<Vec<Digest>, RuntimeError> {
+        self.tagged_images().await
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
+        self.create_container(spec).await
+    }
+
+    async fn put_archive(&self, id: &ContainerId, path: &str, tar: ByteStream) -> Result<(), RuntimeError> {
+        self.upload(id_of(id)?, path, tar).await
+    }
+
+    async fn get_archive(&self, id: &ContainerId, path: &str) -> Result<ByteStream, RuntimeError> {
+        self.download(id_of(id)?, path).await
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.start_container(id_of(id)?).await
+    }
+
+    async fn logs(&self, id: &ContainerId) -> Result<LogItems, RuntimeError> {
+        self.follow_logs(id_of(id)?).await
+    }
+
+    async fn wait(&self, id: &ContainerId) -> Result<ExitInfo, RuntimeError> {
+        self.wait_container(id_of(id)?).await
+    }
+
+    async fn kill(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
+        self.kill_container(id_of(id)?, signal).await
+    }
+
+    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        self.stop_container(id_of(id)?, grace).await
+    }
+
+    async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {
+        self.remove_container(id_of(id)?, force).await
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<OurContainer, RuntimeError> {
+        self.inspect_container(id_of(id)?).await.map(|(container, _)| container)
+    }
+
+    async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError> {
+        self.list_containers(labels).await
+    }
+
+    async fn create_volume(&self, name: &str, labels: &Labels) -> Result<(), RuntimeError> {
+        self.make_volume(name, labels).await
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError> {
+        self.drop_volume(name).await
+    }
+
+    async fn list_our_volumes(&self, labels: &Labels) -> Result<Vec<OurVolume>, RuntimeError> {
+        self.list_volumes(labels).await
+    }
+}
+
+/// The engine's filter for these labels.
+fn label_filter(labels: &Labels) -> Result<HashMap<String, Vec<String>>, RuntimeError> {
+    super::check_filter(labels)?;
+    let terms = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    Ok(HashMap::from([("label".to_owned(), terms)]))
+}

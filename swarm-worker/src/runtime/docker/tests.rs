@@ -1,0 +1,400 @@
+//! Against the real engine; a machine without one fails these tests.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use swarm_protocol::ids::Digest;
+use swarm_protocol::logs::LogStream;
+
+use crate::runtime::archive::{ArchiveLayer, dir_entry_tar, docker_archive, once, single_file_tar, untar_single_file};
+use crate::runtime::testimage::{HostImage, TestEngine};
+use crate::runtime::{
+    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, ExitInfo, RuntimeError, TmpfsMount,
+    VolumeMount,
+};
+
+/// Far beyond what any single step takes, so that a hang fails the test instead of stopping it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const PROGRAMS: [&str; 8] = ["sh", "cat", "sleep", "head", "tail", "id", "stat", "ls"];
+
+struct Bench {
+    engine: TestEngine,
+    image: HostImage,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let engine = TestEngine::connect().await;
+        let image = engine.load(&PROGRAMS).await;
+        Self { engine, image }
+    }
+
+    fn runtime(&self) -> &dyn ContainerRuntime {
+        &*self.engine.runtime
+    }
+
+    fn spec(&self, script: &str) -> ContainerSpec {
+        let name = format!("{}-{}", self.engine.prefix, uuid::Uuid::new_v4().simple());
+        let mut spec = ContainerSpec::new(name, self.image.config_digest, self.engine.labels.clone());
+        spec.entrypoint = Some(vec!["/bin/sh".into(), "-c".into(), script.into()]);
+        spec
+    }
+
+    async fn run(&self, spec: &ContainerSpec) -> Ran {
+        let id = self.runtime().create(spec).await.expect("created");
+        self.runtime().start(&id).await.expect("started");
+        self.finish(id).await
+    }
+
+    async fn finish(&self, id: ContainerId) -> Ran {
+        let exit = within(self.runtime().wait(&id)).await.expect("waited");
+        let (stdout, stderr, stamps) = self.logs(&id).await;
+        Ran { id, exit, stdout, stderr, stamps }
+    }
+
+    async fn logs(&self, id: &ContainerId) -> (Vec<u8>, Vec<u8>, Vec<u64>) {
+        let mut items = self.runtime().logs(id).await.expect("logs");
+        let (mut out, mut err, mut stamps) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(item) = within(items.next()).await {
+            let item = item.expect("a log item");
+            match item.stream {
+                LogStream::Stdout => out.extend_from_slice(&item.bytes),
+                _ => err.extend_from_slice(&item.bytes),
+            }
+            stamps.push(item.at_us);
+        }
+        (out, err, stamps)
+    }
+}
+
+struct Ran {
+    id: ContainerId,
+    exit: ExitInfo,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    stamps: Vec<u64>,
+}
+
+impl Ran {
+    fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("done in time")
+}
+
+async fn collect(mut stream: ByteStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        all.extend_from_slice(&chunk.expect("a chunk"));
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_engine_tells_its_facts() {
+    let engine = TestEngine::connect().await;
+    engine.runtime.ping().await.expect("it answers");
+    let facts = engine.runtime.facts().await.expect("facts");
+    assert!(facts.cpus >= 1 && facts.memory_bytes > 1 << 28, "{facts:?}");
+    assert_eq!(facts.os, "linux");
+    assert!(facts.api_version.starts_with("1.") && !facts.engine_version.is_empty() && !facts.arch.is_empty());
+    assert!(!facts.storage_driver.is_empty());
+}
+
+#[tokio::test]
+async fn images_are_known_by_config_digest_and_kept_by_our_tag() {
+    let bench = Bench::new().await;
+    let (runtime, image) = (bench.runtime(), &bench.image);
+    assert!(runtime.image_exists(&image.config_digest).await.expect("asked"));
+    assert!(!runtime.image_exists(&Digest::of(b"nobody has this")).await.expect("asked"));
+    assert_eq!(runtime.our_images().await.expect("listed"), [image.config_digest]);
+
+    let other = Digest::of(b"other");
+    assert_eq!(runtime.known_layers(&[image.diff_id, other]).await.expect("asked"), 1);
+    assert_eq!(runtime.known_layers(&[other, image.diff_id]).await.expect("asked"), 0, "only a leading run counts");
+
+    runtime.remove_image(&image.config_digest).await.expect("removed");
+    assert!(!runtime.image_exists(&image.config_digest).await.expect("asked"));
+    assert_eq!(runtime.known_layers(&[image.diff_id]).await.expect("asked"), 0);
+    assert!(runtime.remove_image(&image.config_digest).await.expect_err("gone").is_not_found());
+    assert!(runtime.tag_image(&image.config_digest).await.expect_err("gone").is_not_found());
+}
+
+#[tokio::test]
+async fn layers_the_engine_has_may_be_left_out() {
+    let bench = Bench::new().await;
+    let (runtime, image) = (bench.runtime(), &bench.image);
+    // The same layer under another config, sent without its bytes.
+    let config = String::from_utf8(image.config.to_vec()).expect("JSON").replace("image command", "other command");
+    let config = Bytes::from(config);
+    let digest = Digest::of(&config);
+    let archive = |diff_id| docker_archive(config.clone(), vec![ArchiveLayer { diff_id, body: None }]);
+    runtime.load_image(archive(image.diff_id), &digest).await.expect("loads without the layer's bytes");
+    let mut spec = bench.spec("");
+    (spec.image, spec.entrypoint) = (digest, None);
+    assert_eq!(bench.run(&spec).await.out(), "other command\n", "the image's own command runs");
+}
+
+#[tokio::test]
+async fn a_damaged_or_different_image_is_refused_and_not_kept() {
+    let engine = TestEngine::connect().await;
+    let image = crate::runtime::testimage::host_image(&["sh"]).expect("packed");
+    let runtime: &dyn ContainerRuntime = &*engine.runtime;
+
+    let wrong = Digest::of(b"something else");
+    let error = runtime.load_image(image.archive(), &wrong).await.expect_err("another image");
+    assert!(matches!(&error, RuntimeError::ImageInvalid { expect, .. } if *expect == wrong), "{error}");
+    assert!(!runtime.image_exists(&image.config_digest).await.expect("asked"), "the refused image is gone again");
+
+    let layer = |body| vec![ArchiveLayer { diff_id: image.diff_id, body }];
+    let absent = docker_archive(image.config.clone(), layer(None));
+    let error = runtime.load_image(absent, &image.config_digest).await.expect_err("a layer is missing");
+    assert!(matches!(error, RuntimeError::ImageInvalid { .. }), "{error}");
+
+    let mut bytes = collect(image.layer_stream()).await;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let flipped = docker_archive(image.config.clone(), layer(Some((image.layer_bytes, once(bytes.into())))));
+    let error = runtime.load_image(flipped, &image.config_digest).await.expect_err("a flipped bit");
+    assert!(matches!(error, RuntimeError::ImageInvalid { .. }), "{error}");
+
+    let error = runtime.load_image(once(Bytes::from_static(&[7; 2048])), &wrong).await.expect_err("noise");
+    assert!(matches!(error, RuntimeError::ImageInvalid { .. }), "{error}");
+    assert!(runtime.our_images().await.expect("listed").is_empty());
+}
+
+#[tokio::test]
+async fn output_arrives_whole_on_both_streams() {
+    let bench = Bench::new().await;
+    let before = chrono::Utc::now().timestamp_micros() as u64;
+    // A line of 100 KiB, bytes that are no UTF-8, and an end without newline.
+    let script =
+        r"head -c 102400 /dev/zero; echo; printf 'a\377\000b\n'; printf 'no newline'; printf 'err\376' >&2; exit 3";
+    let ran = bench.run(&bench.spec(script)).await;
+    assert_eq!(ran.exit.exit_code, 3);
+    assert!(!ran.exit.oom_killed && ran.exit.error.is_none());
+    let mut expected = vec![0; 102_400];
+    expected.extend_from_slice(b"\na\xff\0b\nno newline");
+    let differs = ran.stdout.iter().zip(&expected).position(|(got, want)| got != want);
+    assert_eq!((ran.stdout.len(), differs), (expected.len(), None), "{:?}", &ran.stdout[ran.stdout.len() - 30..]);
+    assert!(ran.stdout == expected, "every byte as written");
+    assert_eq!(ran.stderr, b"err\xfe");
+    let (started, finished) = (ran.exit.started_at_us.expect("started"), ran.exit.finished_at_us.expect("finished"));
+    assert!(before <= started && started <= finished, "{before} {started} {finished}");
+    assert!(ran.stamps.iter().all(|at| (before..=finished + 5_000_000).contains(at)), "{:?}", ran.stamps);
+    // Asked again, the same bytes come again.
+    assert!(bench.logs(&ran.id).await.0 == expected);
+}
+
+#[tokio::test]
+async fn logs_are_followed_while_the_container_runs() {
+    let bench = Bench::new().await;
+    let id = bench.runtime().create(&bench.spec("echo early; sleep 60")).await.expect("created");
+    bench.runtime().start(&id).await.expect("started");
+    let mut items = bench.runtime().logs(&id).await.expect("logs");
+    let first = within(items.next()).await.expect("one item").expect("readable");
+    assert_eq!((first.stream, &first.bytes[..]), (LogStream::Stdout, &b"early\n"[..]));
+    assert_eq!(bench.runtime().inspect(&id).await.expect("inspected").phase, ContainerPhase::Running);
+    bench.runtime().kill(&id, "SIGKILL").await.expect("killed");
+    assert!(within(items.next()).await.is_none(), "the stream ends with the container");
+    assert_eq!(within(bench.runtime().wait(&id)).await.expect("waited").exit_code, 137);
+    let error = bench.runtime().kill(&id, "SIGKILL").await.expect_err("it is dead already");
+    assert!(matches!(error, RuntimeError::Conflict { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_sandbox_is_tight() {
+    let bench = Bench::new().await;
+    let mut spec = bench.spec("id -u; cat /proc/self/status | while read k v; do case $k in Cap*|NoNewPrivs:|Seccomp:) echo $k $v;; esac; done; ls /sys/class/net; echo x > /x; echo $FROM_IMAGE $OURS; echo s > /scratch/s && cat /scratch/s");
+    spec.user = Some("nobody".into());
+    spec.read_only_root = true;
+    spec.env = vec![("OURS".into(), "a b=c".into())];
+    spec.tmpfs = vec![TmpfsMount { path: "/scratch".into(), bytes: 1 << 20 }];
+    let ran = bench.run(&spec).await;
+    let out = ran.out();
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(ran.exit.exit_code, 0, "{out} {}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(lines[0], "65534");
+    for expected in ["CapEff: 0000000000000000", "CapBnd: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2"] {
+        assert!(lines.contains(&expected), "{expected} in {out}");
+    }
+    assert!(lines.contains(&"lo") && !out.contains("eth"), "{out}");
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("/x"), "the root filesystem refuses writes");
+    assert!(lines.contains(&"yes a b=c"), "{out}");
+    assert_eq!(lines.last(), Some(&"s"), "{out}");
+}
+
+#[tokio::test]
+async fn too_much_memory_is_told_apart() {
+    let bench = Bench::new().await;
+    let mut spec = bench.spec("tail /dev/zero");
+    spec.memory_bytes = 16 << 20;
+    let ran = bench.run(&spec).await;
+    assert!(ran.exit.oom_killed, "{:?}", ran.exit);
+    assert_eq!(ran.exit.exit_code, 137);
+}
+
+#[tokio::test]
+async fn stop_asks_first_and_then_insists() {
+    let bench = Bench::new().await;
+    let polite = bench.spec("trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done");
+    let deaf = bench.spec("trap '' TERM; echo up; while :; do sleep 0.1; done");
+    for (spec, exit_code) in [(polite, 5), (deaf, 137)] {
+        let id = bench.runtime().create(&spec).await.expect("created");
+        bench.runtime().start(&id).await.expect("started");
+        let mut items = bench.runtime().logs(&id).await.expect("logs");
+        within(items.next()).await.expect("it is up").expect("readable");
+        let asked = Instant::now();
+        within(bench.runtime().stop(&id, Duration::from_millis(1500))).await.expect("stopped");
+        assert_eq!(within(bench.runtime().wait(&id)).await.expect("waited").exit_code, exit_code);
+        assert!(exit_code == 5 || asked.elapsed() >= Duration::from_millis(1500), "the grace was given");
+        bench.runtime().stop(&id, Duration::ZERO).await.expect("stopping twice is fine");
+    }
+}
+
+#[tokio::test]
+async fn the_jobs_own_mistakes_are_refused_at_start() {
+    let bench = Bench::new().await;
+    let missing = ContainerSpec { entrypoint: Some(vec!["/bin/nope".into()]), ..bench.spec("") };
+    let not_in_path = ContainerSpec { entrypoint: Some(vec!["nope".into()]), ..bench.spec("") };
+    let not_executable = ContainerSpec { entrypoint: Some(vec!["/etc/passwd".into()]), ..bench.spec("") };
+    let directory = ContainerSpec { entrypoint: Some(vec!["/etc".into()]), ..bench.spec("") };
+    let ghost = ContainerSpec { user: Some("ghost".into()), ..bench.spec("") };
+    let ghost_group = ContainerSpec { user: Some("0:ghosts".into()), ..bench.spec("") };
+    for spec in [missing, not_in_path, not_executable, directory, ghost, ghost_group] {
+        let id = bench.runtime().create(&spec).await.expect("created");
+        let error = bench.runtime().start(&id).await.expect_err("cannot start");
+        assert!(matches!(error, RuntimeError::StartRefused { .. }), "{:?} {:?}: {error}", spec.entrypoint, spec.user);
+        assert_eq!(bench.runtime().inspect(&id).await.expect("inspected").phase, ContainerPhase::Created);
+        let error = within(bench.runtime().wait(&id)).await.expect_err("there is no end to wait for");
+        assert!(matches!(error, RuntimeError::Conflict { .. }), "{error}");
+    }
+    let workdir = ContainerSpec { workdir: Some("/etc/passwd".into()), ..bench.spec("") };
+    let error = bench.runtime().create(&workdir).await.expect_err("the engine makes the directory at once");
+    assert!(matches!(error, RuntimeError::StartRefused { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn files_go_in_and_out_of_volumes() {
+    let bench = Bench::new().await;
+    let (runtime, prefix) = (bench.runtime(), &bench.engine.prefix);
+    let volumes = [("in", "/work/in"), ("out", "/work/out")];
+    let mut spec = bench.spec(
+        "set -e; cat /work/in/data > /work/out/copy; stat -c '%u:%g %a' /work/out /work/in/data; ls -a /work/out",
+    );
+    spec.user = Some("65534:65534".into());
+    spec.read_only_root = true;
+    for (name, path) in volumes {
+        let volume = format!("{prefix}-{name}");
+        runtime.create_volume(&volume, &bench.engine.labels).await.expect("made");
+        spec.volumes.push(VolumeMount { volume, path: path.into(), read_only: false });
+    }
+    let id = runtime.create(&spec).await.expect("created");
+    for (_, path) in volumes {
+        runtime.put_archive(&id, path, dir_entry_tar(65534, 65534, 0o750)).await.expect("owner set");
+    }
+    let body: Vec<u8> = (0..300_000u32).map(|n| (n * 7 % 251) as u8).collect();
+    let chunks: Vec<_> = body.chunks(10_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+    let tar = single_file_tar("data", body.len() as u64, 0o640, 65534, 65534, stream::iter(chunks).boxed());
+    runtime.put_archive(&id, "/work/in", tar).await.expect("put before the start");
+
+    runtime.start(&id).await.expect("started");
+    let ran = bench.finish(id).await;
+    assert_eq!(ran.exit.exit_code, 0, "{} {}", ran.out(), String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(ran.out(), "65534:65534 750\n65534:65534 640\n.\n..\ncopy\n");
+
+    let tar = runtime.get_archive(&ran.id, "/work/out/copy").await.expect("fetched after the end");
+    let (entry, out) = untar_single_file(tar).await.expect("a file");
+    assert_eq!((entry.path.as_str(), entry.size, entry.uid), ("copy", body.len() as u64, 65534));
+    assert!(collect(out).await == body, "the bytes come back as they went in");
+    let error = runtime.get_archive(&ran.id, "/work/out/absent").await.err().expect("no such file");
+    assert!(error.is_not_found(), "{error}");
+    let error = runtime.put_archive(&ran.id, "/absent", dir_entry_tar(0, 0, 0o755)).await.expect_err("no such place");
+    assert!(error.is_not_found(), "{error}");
+
+    let volume = format!("{prefix}-in");
+    let error = runtime.remove_volume(&volume).await.expect_err("a container still has it");
+    assert!(matches!(error, RuntimeError::Conflict { .. }), "{error}");
+    runtime.remove(&ran.id, false).await.expect("removed");
+    runtime.remove_volume(&volume).await.expect("free now");
+    let left = runtime.list_our_volumes(&bench.engine.labels).await.expect("listed");
+    assert_eq!(left.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), [format!("{prefix}-out")]);
+}
+
+#[tokio::test]
+async fn small_files_are_read_within_bounds() {
+    let bench = Bench::new().await;
+    let id = bench.runtime().create(&bench.spec("")).await.expect("created");
+    let passwd = bench.runtime().read_small_file(&id, "/etc/passwd", 4096).await.expect("read").expect("there");
+    assert!(String::from_utf8_lossy(&passwd).contains("nobody:x:65534"), "{passwd:?}");
+    assert_eq!(bench.runtime().read_small_file(&id, "/etc/shadow", 4096).await, Ok(None));
+    for (path, words) in [("/etc/passwd", "at most 10"), ("/etc", "directory")] {
+        let error = bench.runtime().read_small_file(&id, path, 10).await.expect_err(path);
+        assert!(matches!(&error, RuntimeError::BadFile { message, .. } if message.contains(words)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_carries_our_labels_is_listed() {
+    let bench = Bench::new().await;
+    let runtime = bench.runtime();
+    let mut spec = bench.spec("exit 4");
+    spec.labels.insert("attempt".into(), "j1.0.1".into());
+    let id = runtime.create(&spec).await.expect("created");
+    let other = runtime.create(&bench.spec("")).await.expect("created");
+    let error = runtime.create(&spec).await.expect_err("the name is taken");
+    assert!(matches!(error, RuntimeError::Conflict { .. }), "{error}");
+
+    let listed = runtime.list_ours(&spec.labels).await.expect("listed");
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&listed[0].id, &listed[0].name, &listed[0].labels), (&id, &spec.name, &spec.labels));
+    assert_eq!((listed[0].phase, listed[0].exit_code, listed[0].started_at_us), (ContainerPhase::Created, None, None));
+    let mut both: Vec<_> = runtime.list_ours(&bench.engine.labels).await.expect("listed");
+    both.sort_by_key(|container| container.id != id);
+    assert_eq!(both.iter().map(|container| &container.id).collect::<Vec<_>>(), [&id, &other]);
+    assert!(matches!(runtime.list_ours(&Default::default()).await, Err(RuntimeError::Invalid { .. })));
+
+    runtime.start(&id).await.expect("started");
+    within(runtime.wait(&id)).await.expect("waited");
+    let ended = &runtime.list_ours(&spec.labels).await.expect("listed")[0];
+    assert_eq!((ended.phase, ended.exit_code), (ContainerPhase::Exited, Some(4)));
+    assert!(ended.started_at_us <= ended.finished_at_us && ended.finished_at_us.is_some());
+
+    runtime.remove(&id, false).await.expect("removed");
+    assert!(runtime.inspect(&id).await.expect_err("gone").is_not_found());
+    assert!(runtime.remove(&id, true).await.expect_err("gone").is_not_found());
+    assert!(runtime.logs(&id).await.err().expect("gone").is_not_found());
+    assert!(runtime.start(&id).await.expect_err("gone").is_not_found());
+}
+
+#[tokio::test]
+async fn volumes_of_others_are_not_taken_for_ours() {
+    let engine = TestEngine::connect().await;
+    let runtime: &dyn ContainerRuntime = &*engine.runtime;
+    let name = format!("{}-v", engine.prefix);
+    runtime.create_volume(&name, &engine.labels).await.expect("made");
+    let mut others = engine.labels.clone();
+    others.insert("more".into(), "1".into());
+    let error = runtime.create_volume(&name, &others).await.expect_err("it exists with other labels");
+    assert!(matches!(error, RuntimeError::Conflict { .. }), "{error}");
+    assert!(runtime.remove_volume("no-such-volume-here").await.expect_err("absent").is_not_found());
+}
+
+#[tokio::test]
+async fn an_absent_engine_is_an_infrastructure_error() {
+    let settings = super::DockerSettings {
+        host: Some("unix:///nonexistent/docker.sock".into()),
+        repository: "swarmtest".into(),
+        deadlines: super::Deadlines::default(),
+    };
+    let error = super::DockerRuntime::connect(settings.clone()).await.err().expect("nobody there");
+    assert!(error.is_infrastructure(), "{error}");
+    let settings = super::DockerSettings { repository: "Not A Name".into(), ..settings };
+    let error = super::DockerRuntime::connect(settings).await.err().expect("a bad name");
+    assert!(matches!(error, RuntimeError::Invalid { field: "repository", .. }), "{error}");
+}

@@ -1,0 +1,356 @@
+//! The container engine as the worker sees it: one object-safe trait, [`ContainerRuntime`], with Docker behind it
+//! ([`docker::DockerRuntime`]).
+//!
+//! Nothing here decides what may run: a [`ContainerSpec`] only has fields that are safe to offer, and the hardening
+//! (no capabilities, no network, no swap, default seccomp) is fixed in the implementation, not asked for by callers.
+//! Every call has its own deadline; bytes going in and out are streamed and never held whole.
+
+pub mod archive;
+pub mod docker;
+mod spec;
+#[doc(hidden)]
+pub mod testimage;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use swarm_protocol::ids::Digest;
+use swarm_protocol::logs::LogStream;
+
+pub use spec::{ContainerSpec, LogLimits, TmpfsMount, VolumeMount};
+
+/// Bytes on their way; an error ends the stream and the transfer it feeds.
+pub type ByteStream = BoxStream<'static, Result<Bytes, std::io::Error>>;
+
+/// The log of one container, in the engine's order.
+pub type LogItems = BoxStream<'static, Result<LogItem, RuntimeError>>;
+
+/// Labels of a container or volume, and the filter that finds them again.
+pub type Labels = BTreeMap<String, String>;
+
+/// The engine's identifier of a container: hex digits, unique on that engine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerId(pub String);
+
+impl std::fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the engine says about itself and its machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Physical memory in bytes.
+    pub memory_bytes: u64,
+    /// The engine's release, such as `20.10.24`.
+    pub engine_version: String,
+    /// The newest API it speaks, such as `1.41`.
+    pub api_version: String,
+    /// Where layers live, such as `overlay2`.
+    pub storage_driver: String,
+    /// `linux`.
+    pub os: String,
+    /// As the kernel names it, such as `x86_64`.
+    pub arch: String,
+    /// False where the engine keeps images in containerd: image ids are manifest digests there, so images cannot be
+    /// checked against their config digest and [`ContainerRuntime::load_image`] refuses them.
+    pub image_id_is_config_digest: bool,
+}
+
+/// Some bytes a container wrote, usually one line with its newline. Lines over 16 KiB arrive in pieces. All bytes come
+/// as written, with one exception: engine 20.10 does not keep the newline behind a line over 16 KiB that ends the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogItem {
+    /// Standard output or standard error.
+    pub stream: LogStream,
+    /// When the engine read it, Unix time in microseconds.
+    pub at_us: u64,
+    /// As written: not necessarily text.
+    pub bytes: Bytes,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitInfo {
+    /// The status of its first process; 128 + n after signal n.
+    pub exit_code: i64,
+    /// The kernel killed one of its processes for want of memory.
+    pub oom_killed: bool,
+    /// Unix time in microseconds, by the engine's clock.
+    pub started_at_us: Option<u64>,
+    /// Unix time in microseconds, by the engine's clock.
+    pub finished_at_us: Option<u64>,
+    /// What the engine itself had to say, if anything.
+    pub error: Option<String>,
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerPhase {
+    /// Never started, or refused at start.
+    Created,
+    /// Its first process lives (paused counts).
+    Running,
+    /// It ran and ended.
+    Exited,
+}
+
+/// A container that carries our labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OurContainer {
+    /// The engine's identifier.
+    pub id: ContainerId,
+    /// Its name, without the leading slash.
+    pub name: String,
+    /// All labels, the image's own included.
+    pub labels: Labels,
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
+    /// Unix time in microseconds; `None` before the start.
+    pub started_at_us: Option<u64>,
+    /// Unix time in microseconds; `None` before the end.
+    pub finished_at_us: Option<u64>,
+    /// Set once it exited.
+    pub exit_code: Option<i64>,
+    /// The kernel killed one of its processes for want of memory.
+    pub oom_killed: bool,
+}
+
+/// A volume that carries our labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OurVolume {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// Why a call to the engine did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeError {
+    /// A field of what was asked for is not acceptable; nothing reached the engine.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong and what to write instead.
+        reason: String,
+    },
+    /// The container, image, volume or path does not exist.
+    #[error("{call}: not found: {message}")]
+    NotFound {
+        /// The call that failed.
+        call: &'static str,
+        /// The engine's words.
+        message: String,
+    },
+    /// The thing is in a state, or under a name, that forbids the call.
+    #[error("{call}: conflict: {message}")]
+    Conflict {
+        /// The call that failed.
+        call: &'static str,
+        /// The engine's words.
+        message: String,
+    },
+    /// The image archive is damaged, incomplete or not the image it should be.
+    #[error("image {expect} was refused: {message}")]
+    ImageInvalid {
+        /// The config digest asked for.
+        expect: Digest,
+        /// What did not fit.
+        message: String,
+    },
+    /// A file of the container is not what was expected: not a regular file, too long, or a damaged archive.
+    #[error("{path}: {message}")]
+    BadFile {
+        /// The path in the container.
+        path: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The container cannot start as specified: command missing or not executable, unknown user, bad directory.
+    /// The job's own fault: it would fail anywhere.
+    #[error("the container could not start: {message}")]
+    StartRefused {
+        /// The engine's words.
+        message: String,
+    },
+    /// The engine failed or is gone. Not the job's fault.
+    #[error("{call}: the container engine failed: {message}")]
+    Engine {
+        /// The call that failed.
+        call: &'static str,
+        /// The engine's words, or the connection's error.
+        message: String,
+    },
+    /// The engine did not answer in time; what was asked may still have happened.
+    #[error("{call}: the container engine did not answer within {after_ms} ms")]
+    Timeout {
+        /// The call that failed.
+        call: &'static str,
+        /// How long it was given, in milliseconds.
+        after_ms: u64,
+    },
+}
+
+impl RuntimeError {
+    /// Whether the machine or its engine is to blame: the same job may well succeed elsewhere or later.
+    #[must_use]
+    pub fn is_infrastructure(&self) -> bool {
+        matches!(self, Self::Engine { .. } | Self::Timeout { .. })
+    }
+
+    /// Whether the thing asked about does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// A container engine. Used as `Arc<dyn ContainerRuntime>`.
+///
+/// Calls may be repeated after an infrastructure error: `start`, `stop` and `remove` of something already started,
+/// stopped or removed succeed or answer [`RuntimeError::NotFound`]; a repeated `create` under the same name answers
+/// [`RuntimeError::Conflict`].
+#[async_trait]
+pub trait ContainerRuntime: Send + Sync + 'static {
+    /// What the engine says about itself.
+    async fn facts(&self) -> Result<EngineFacts, RuntimeError>;
+
+    /// Whether the engine answers at all.
+    async fn ping(&self) -> Result<(), RuntimeError>;
+
+    /// Whether the engine holds the image with this config digest, whoever brought it.
+    async fn image_exists(&self, config: &Digest) -> Result<bool, RuntimeError>;
+
+    /// How many leading layers of an image with these diff ids the engine already holds *through images this worker
+    /// brought*. Only a leading run counts: the engine recognises a layer together with all those below it. These may
+    /// be left out of the archive given to [`load_image`](Self::load_image).
+    async fn known_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError>;
+
+    /// Streams a docker-archive into the engine (see [`archive::docker_archive`]), checks that it held the image
+    /// `expect` and nothing else, and tags it as ours.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ImageInvalid`] when the archive is damaged, lacks a layer or holds another image, which is then
+    /// not kept.
+    async fn load_image(&self, archive: ByteStream, expect: &Digest) -> Result<(), RuntimeError>;
+
+    /// Marks an image the engine already holds as used by this worker, so that it is kept until
+    /// [`remove_image`](Self::remove_image).
+    async fn tag_image(&self, config: &Digest) -> Result<(), RuntimeError>;
+
+    /// Takes our mark off an image; the engine drops it when nobody else's tag or container holds it.
+    async fn remove_image(&self, config: &Digest) -> Result<(), RuntimeError>;
+
+    /// The config digests of all images this worker brought or tagged.
+    async fn our_images(&self) -> Result<Vec<Digest>, RuntimeError>;
+
+    /// Makes a container, not yet started.
+    async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError>;
+
+    /// Unpacks a tar stream into the directory `path` of a container, before or after its start. Owner and mode come
+    /// from the archive; [`archive::dir_entry_tar`] sets those of `path` itself.
+    async fn put_archive(&self, id: &ContainerId, path: &str, tar: ByteStream) -> Result<(), RuntimeError>;
+
+    /// `path` of a container as a tar stream: a file is one entry under its last name, a directory an entry for itself
+    /// and one for all within. Symbolic links are not followed at the end of the path.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] when the container or the path does not exist.
+    async fn get_archive(&self, id: &ContainerId, path: &str) -> Result<ByteStream, RuntimeError>;
+
+    /// A regular file of at most `bytes_max` bytes; `None` where there is no such path.
+    ///
+    /// # Errors
+    /// [`RuntimeError::BadFile`] when it is longer, or no regular file.
+    async fn read_small_file(
+        &self,
+        id: &ContainerId,
+        path: &str,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let bad = |message: String| RuntimeError::BadFile { path: path.to_owned(), message };
+        let tar = match self.get_archive(id, path).await {
+            Ok(tar) => tar,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (entry, mut body) = archive::untar_single_file(tar).await.map_err(|error| bad(error.to_string()))?;
+        if entry.size > bytes_max as u64 {
+            return Err(bad(format!("it has {} bytes, at most {bytes_max} are read", entry.size)));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = body.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|error| bad(error.to_string()))?);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Starts a container; a running one is left alone.
+    ///
+    /// # Errors
+    /// [`RuntimeError::StartRefused`] when the job's own words make it impossible.
+    async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Everything the container has written from its start on, following until it ends.
+    async fn logs(&self, id: &ContainerId) -> Result<LogItems, RuntimeError>;
+
+    /// Waits for the end of a started container, without a deadline of its own. A container that has ended answers at
+    /// once.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Conflict`] when the container was never started; infrastructure errors when the engine goes
+    /// away meanwhile: ask again, the container may live on.
+    async fn wait(&self, id: &ContainerId) -> Result<ExitInfo, RuntimeError>;
+
+    /// Sends a signal such as `SIGTERM` or `9`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Conflict`] when it does not run.
+    async fn kill(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError>;
+
+    /// Sends the stop signal, then SIGKILL after `grace` (whole seconds, rounded up), and returns when it has ended.
+    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Removes a container and its anonymous volumes; `force` kills it first.
+    async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError>;
+
+    /// One container as it is now.
+    async fn inspect(&self, id: &ContainerId) -> Result<OurContainer, RuntimeError>;
+
+    /// All containers that carry every one of these labels, in any phase. An empty filter is refused: it would match
+    /// containers that are not ours.
+    async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError>;
+
+    /// Makes a named volume.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Conflict`] when a volume of this name with other labels exists.
+    async fn create_volume(&self, name: &str, labels: &Labels) -> Result<(), RuntimeError>;
+
+    /// Removes a volume.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Conflict`] while a container uses it.
+    async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError>;
+
+    /// All volumes that carry every one of these labels; an empty filter is refused.
+    async fn list_our_volumes(&self, labels: &Labels) -> Result<Vec<OurVolume>, RuntimeError>;
+}
+
+/// Refuses a label filter that would match things that are not ours.
+fn check_filter(labels: &Labels) -> Result<(), RuntimeError> {
+    if labels.is_empty() {
+        let reason = "an empty filter would match containers of others: name at least one label".to_owned();
+        return Err(RuntimeError::Invalid { field: "labels", reason });
+    }
+    Ok(())
+}
