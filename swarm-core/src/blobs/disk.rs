@@ -1,9 +1,9 @@
 //! Blobs and logs in a directory of the local disk, which belongs to one writing process:
 //! `sha256/ab/<hex>` (blobs), `logs/ab/<name>` (logs), `tmp/<process>/` (uploads under way).
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use sha2::{Digest as _, Sha256};
 use swarm_protocol::ids::Digest;
 
+use super::dirs::{Shards, make_dir, make_one_dir, parent, sync_dir};
 use super::log::Logs;
 use super::sealed::{DataKey, Extent, FileId, HEADER_BYTES, SegmentWriter, seal_header};
 use super::sealed_file::{Cursor, SealedFile};
@@ -29,7 +30,7 @@ pub struct DiskBlobs {
 
 #[derive(Debug)]
 struct Shared {
-    blobs: PathBuf,
+    blobs: Shards,
     master: Arc<MasterKey>,
     uploads: PathBuf,
     upload_count: AtomicU64,
@@ -46,13 +47,14 @@ impl DiskBlobs {
     /// # Errors
     /// [`BlobError::Io`].
     pub fn open(root: &Path, master: Arc<MasterKey>) -> Result<Self, BlobError> {
-        let (blobs, logs, tmp) = (root.join("sha256"), root.join("logs"), root.join("tmp"));
-        for dir in [&blobs, &logs, &tmp] {
-            make_dir(dir)?;
-        }
+        let tmp = root.join("tmp");
+        make_dir(&tmp)?;
+        let (blobs, logs) = (Shards::open(root.join("sha256"))?, Shards::open(root.join("logs"))?);
+        // Two processes that start at once take turns, so that neither sweeps what the other is just setting up.
+        let _turn = File::open(&tmp).and_then(|dir| dir.lock().map(|()| dir)).map_err(BlobError::io("lock", &tmp))?;
         sweep_uploads(&tmp)?;
         let uploads = tmp.join(uuid::Uuid::new_v4().to_string());
-        make_dir(&uploads)?;
+        make_one_dir(&uploads)?;
         let lock_path = uploads.join(LOCK_NAME);
         let lock = File::create_new(&lock_path).map_err(BlobError::io("create", &lock_path))?;
         lock.lock().map_err(BlobError::io("lock", &lock_path))?;
@@ -77,8 +79,7 @@ impl Drop for Shared {
 
 impl Shared {
     fn path(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.hex();
-        self.blobs.join(&hex[..2]).join(hex)
+        self.blobs.path(digest.0[0], &digest.hex())
     }
 
     fn names(&self) -> MutexGuard<'_, ()> {
@@ -97,16 +98,15 @@ impl Shared {
 
     fn publish(&self, mut temp: TempPath, digest: &Digest) -> Result<(), BlobError> {
         let path = self.path(digest);
-        let dir = parent(&path);
+        self.blobs.ensure(digest.0[0])?;
         File::open(&temp.0).and_then(|file| file.sync_all()).map_err(BlobError::io("sync", &temp.0))?;
-        make_dir(dir)?;
         {
             let _names = self.names();
             // Over a blob that is there already, too: the content is the same, and a damaged file is replaced.
             fs::rename(&temp.0, &path).map_err(BlobError::io("move an upload to", &path))?;
         }
         temp.0.clear();
-        sync_dir(dir)
+        sync_dir(parent(&path))
     }
 }
 
@@ -151,7 +151,7 @@ impl BlobStore for DiskBlobs {
             if found.len() >= count_max {
                 break;
             }
-            list_shard(&self.shared.blobs.join(hex::encode([shard])), after, &mut found)?;
+            list_shard(&self.shared.blobs.dir(shard), after, &mut found)?;
         }
         found.truncate(count_max);
         Ok(found)
@@ -351,31 +351,5 @@ impl Seek for DiskBlob {
         self.position =
             target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the first byte"))?;
         Ok(self.position)
-    }
-}
-
-pub(super) fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(path)
-}
-
-pub(super) fn sync_dir(dir: &Path) -> Result<(), BlobError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(BlobError::io("sync", dir))
-}
-
-/// Makes a directory (and those above it) for its owner alone and makes its name durable.
-pub(super) fn make_dir(dir: &Path) -> Result<(), BlobError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
-        make_dir(above)?;
-    }
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(BlobError::io("create", dir)(error)),
-        _ => {}
-    }
-    match dir.parent() {
-        Some(above) if !above.as_os_str().is_empty() => sync_dir(above),
-        _ => Ok(()),
     }
 }

@@ -2,17 +2,20 @@
 //!
 //! After a power loss the extent that was being appended may be torn; it was never acknowledged and is cut when the
 //! log is opened again. Only the last extent can be torn, so damage with a genuine extent behind it is reported and left
-//! as it is. A log's name is written by one process at a time.
+//! as it is. Damage to the very last extent looks like a torn one: the log is then shorter than what was acknowledged,
+//! which a caller that remembers the acknowledged length can see. A log is open in one process at a time.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::disk::{make_dir, parent, sync_dir};
+use swarm_protocol::ids::Digest;
+
+use super::dirs::{Shards, parent, sync_dir};
 use super::sealed::{FileId, HEADER_BYTES, MAGIC, open_header, seal_extent};
 use super::sealed_file::{Cursor, SealedFile};
 use super::{BlobError, LogKey, MasterKey, SealError};
@@ -27,7 +30,7 @@ const SCAN_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Logs {
-    root: PathBuf,
+    files: Shards,
     master: Arc<MasterKey>,
     open: Mutex<HashMap<LogKey, Arc<Slot>>>,
     clock: AtomicU64,
@@ -68,8 +71,8 @@ impl Slot {
 }
 
 impl Logs {
-    pub(super) fn new(root: PathBuf, master: Arc<MasterKey>) -> Self {
-        Self { root, master, open: Mutex::default(), clock: AtomicU64::new(0) }
+    pub(super) fn new(files: Shards, master: Arc<MasterKey>) -> Self {
+        Self { files, master, open: Mutex::default(), clock: AtomicU64::new(0) }
     }
 
     pub(super) fn append(&self, key: &LogKey, offset: u64, bytes: &[u8]) -> Result<u64, BlobError> {
@@ -159,13 +162,13 @@ impl Logs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(BlobError::io("open", path))?,
         };
+        lock(&file, path)?;
         let sealed = SealedFile::empty(file, Arc::clone(&self.master), FileId::log(key.as_str()));
         recover(sealed, path).map(Some).map_err(BlobError::sealed("recover", path))
     }
 
     fn create(&self, key: &LogKey, path: &Path) -> Result<OpenLog, BlobError> {
-        let dir = parent(path);
-        make_dir(dir)?;
+        self.files.ensure(shard(key))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -173,18 +176,14 @@ impl Logs {
             .mode(0o600)
             .open(path)
             .map_err(BlobError::io("create", path))?;
-        sync_dir(dir)?;
+        lock(&file, path)?;
+        sync_dir(parent(path))?;
         let sealed = SealedFile::empty(file, Arc::clone(&self.master), FileId::log(key.as_str()));
         Ok(OpenLog { sealed, cursor: Cursor::default() })
     }
 
-    /// The first byte of the name's hash picks one of 256 directories, so that none grows too large.
     fn path(&self, key: &LogKey) -> PathBuf {
-        let shard = match FileId::log(key.as_str()) {
-            FileId::Log(hash) => hash[0],
-            FileId::Blob(digest) => digest.0[0],
-        };
-        self.root.join(hex::encode([shard])).join(key.as_str())
+        self.files.path(shard(key), key.as_str())
     }
 
     /// The log's slot; the least recently used slots make room. A slot in use is never dropped from the map, so there
@@ -203,6 +202,11 @@ impl Logs {
     }
 }
 
+/// The first byte of the name's hash.
+fn shard(key: &LogKey) -> u8 {
+    Digest::of(key.as_str().as_bytes()).0[0]
+}
+
 fn evict(open: &mut HashMap<LogKey, Arc<Slot>>) {
     let mut extents: usize = open.values().map(|slot| slot.extents()).sum();
     if open.len() < OPEN_LOGS_MAX && extents <= OPEN_EXTENTS_MAX {
@@ -219,6 +223,14 @@ fn evict(open: &mut HashMap<LogKey, Arc<Slot>>) {
         open.remove(&key);
         extents = extents.saturating_sub(freed);
     }
+}
+
+/// Keeps other processes from appending to the log, or from taking an append under way for a torn one.
+fn lock(file: &File, path: &Path) -> Result<(), BlobError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::Error(source) => BlobError::io("lock", path)(source),
+        TryLockError::WouldBlock => BlobError::io("lock", path)(io::Error::other("another process has it open")),
+    })
 }
 
 fn append_extent(sealed: &mut SealedFile, bytes: &[u8]) -> Result<(), SealError> {

@@ -4,6 +4,7 @@
 //! All methods block (hashing, fsync): call them through `spawn_blocking` or on a thread of their own.
 //! What a call acknowledges is durable: file and directory are synced before it returns.
 
+mod dirs;
 mod disk;
 mod error;
 mod keys;
@@ -152,7 +153,8 @@ pub trait BlobStore: Send + Sync + fmt::Debug {
     /// [`LOG_APPEND_BYTES_MAX`], [`BlobError::Damaged`], [`BlobError::Io`] (nothing was acknowledged: repeat it).
     fn log_append(&self, log: &LogKey, offset: u64, bytes: &[u8]) -> Result<u64, BlobError>;
 
-    /// Durable plaintext bytes of a log; 0 when there is none.
+    /// Durable plaintext bytes of a log; 0 when there is none. Less than once acknowledged means that its end was
+    /// damaged and cut; whoever marks the log as cut may fill the gap with a note of that length.
     ///
     /// # Errors
     /// [`BlobError::Damaged`] or [`BlobError::Io`].

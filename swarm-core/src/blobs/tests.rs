@@ -90,7 +90,7 @@ fn edgy_len() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_blob_reads_back_whole_and_in_any_slice(
@@ -447,6 +447,19 @@ fn damage_inside_a_log_is_reported_and_never_cut() {
     let error = other.log_append(&key, 60, b"abc").unwrap_err();
     assert!(matches!(error, BlobError::Damaged { source: SealError::OtherKey { .. }, .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), whole);
+}
+
+#[test]
+fn a_log_open_elsewhere_is_left_alone() {
+    let store = store();
+    let key = log("5.0.1");
+    store.blobs.log_append(&key, 0, b"one").unwrap();
+    let other = DiskBlobs::open(store.dir.path(), master(7)).unwrap();
+    let error = other.log_append(&key, 3, b"two").unwrap_err();
+    assert!(matches!(error, BlobError::Io { action: "lock", .. }), "{error}");
+    assert_eq!(store.blobs.log_append(&key, 3, b"two").unwrap(), 6);
+    drop(store.blobs);
+    assert_eq!(other.log_read(&key, 0, 10).unwrap(), b"onetwo");
 }
 
 #[test]
