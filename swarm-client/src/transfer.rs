@@ -1,0 +1,338 @@
+//! Large bodies: never whole in memory, always checked.
+
+use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::{Body, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use sha2::Digest as _;
+use swarm_protocol::api::{FileView, ImageView, OutputView};
+use swarm_protocol::{AttemptNo, Digest, TaskId};
+use tokio::sync::watch;
+use tokio_util::io::ReaderStream;
+
+use crate::call::Call;
+use crate::{Client, ClientError, retry};
+
+const READ_BYTES: usize = 256 << 10;
+
+/// Told of every piece that moved: bytes so far.
+pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// Where a download ends up.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// The file; its directory must exist. It appears there whole or not at all.
+    pub path: &'a Path,
+    /// Replaces a file that is there.
+    pub overwrite: bool,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> ClientError + Clone + use<> {
+    let path = path.to_owned();
+    move |source| ClientError::Io { action, path: path.clone(), source }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
+impl Client {
+    /// Makes a file on this machine available to the caller's jobs. Sends nothing when the core has it already; tries
+    /// again when the connection breaks, which is harmless as files are named by their digest.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`] when the file cannot be read, else as every call.
+    pub async fn upload_file(&self, path: &Path, progress: Progress) -> Result<FileView, ClientError> {
+        let (digest, size_bytes) = digest_file(path).await?;
+        if let Some(known) = self.file_size(digest).await? {
+            progress(size_bytes);
+            return Ok(FileView { size_bytes, ..known });
+        }
+        let mut failures = 0;
+        loop {
+            let file = tokio::fs::File::open(path).await.map_err(io_error("read", path))?;
+            let call = Call::post("files").header("digest-expected", &digest.to_string());
+            let bytes = ReaderStream::with_capacity(file, READ_BYTES);
+            match self.upload::<FileView>(&call, Some(size_bytes), bytes, Arc::clone(&progress)).await {
+                Ok(view) if view.digest != digest => {
+                    return Err(ClientError::Digest { expected: digest, got: view.digest });
+                }
+                Err(error) if error.is_retryable() && failures + 1 < retry::TRIES_MAX => {
+                    failures += 1;
+                    retry::wait(failures, None).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Uploads an image archive (docker save, or an OCI layout as tar; gzip is fine). `name` may be left out when the
+    /// archive names exactly one image.
+    ///
+    /// # Errors
+    /// As every call; an error of `bytes` shows as [`ClientError::Unreachable`].
+    pub async fn upload_image(
+        &self,
+        name: Option<&str>,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+        progress: Progress,
+    ) -> Result<ImageView, ClientError> {
+        let call = Call::post("images").query("name", name);
+        self.upload(&call, None, bytes, progress).await
+    }
+
+    async fn upload<T: DeserializeOwned>(
+        &self,
+        call: &Call,
+        size_bytes: Option<u64>,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+        progress: Progress,
+    ) -> Result<T, ClientError> {
+        let (moved, watched) = watch::channel(Some(0u64));
+        let counted = counted(bytes, moved, progress);
+        let mut request = self.upload_request(call).await?.header(CONTENT_TYPE, "application/octet-stream");
+        if let Some(size) = size_bytes {
+            request = request.header(CONTENT_LENGTH, size);
+        }
+        let sending = request.body(Body::wrap_stream(counted)).send();
+        let response = tokio::select! {
+            answer = sending => answer.map_err(|source| self.unreachable(source))?,
+            silent = self.stalled(watched) => {
+                return Err(ClientError::Stalled { url: self.url().to_owned(), silent_s: silent.as_secs() });
+            }
+        };
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await);
+        }
+        let answer = self.read(response, crate::call::ANSWER_BYTES_MAX).await?;
+        serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))
+    }
+
+    /// Ends when the upload has stood still for too long; how long that was.
+    async fn stalled(&self, mut moved: watch::Receiver<Option<u64>>) -> Duration {
+        let timeouts = self.timeouts();
+        loop {
+            let sending = moved.borrow_and_update().is_some();
+            let patience = if sending { timeouts.upload_idle } else { timeouts.upload_verdict };
+            match tokio::time::timeout(patience, moved.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => {
+                    // The body is gone: sent, or given up by the connection. The verdict is awaited.
+                    tokio::time::sleep(timeouts.upload_verdict).await;
+                    return timeouts.upload_verdict;
+                }
+                Err(_) => return patience,
+            }
+        }
+    }
+
+    /// Fetches the `n`th output (from 0) of a task's final or given attempt. The bytes go to a temporary file beside the
+    /// destination, over as many connections as it takes, and are renamed once their digest is right.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`] with `AlreadyExists` when the file is there and may not be replaced; [`ClientError::Digest`]
+    /// when other bytes came; else as every call.
+    pub async fn download_output(
+        &self,
+        TaskId { job, task }: TaskId,
+        attempt: Option<AttemptNo>,
+        n: usize,
+        output: &OutputView,
+        destination: Destination<'_>,
+        progress: Progress,
+    ) -> Result<(), ClientError> {
+        let call = Call::get(format!("jobs/{job}/tasks/{task}/outputs/{n}")).query("attempt", attempt);
+        let part = Part::create(destination.path).await?;
+        let part = self.fill(&call, part, output, progress).await?;
+        // Set-user-id and the like are the container's business, not this machine's.
+        part.finish(output.mode & 0o777, destination.overwrite).await
+    }
+
+    async fn fill(
+        &self,
+        call: &Call,
+        mut part: Part,
+        want: &OutputView,
+        progress: Progress,
+    ) -> Result<Part, ClientError> {
+        let mut failures = 0;
+        while part.received < want.size_bytes || part.received == 0 {
+            let before = part.received;
+            let broken = match self.resume(call, &mut part).await {
+                Ok(response) => {
+                    let mut pieces = response.bytes_stream();
+                    loop {
+                        match pieces.next().await {
+                            Some(Ok(piece)) => {
+                                if part.received + piece.len() as u64 > want.size_bytes {
+                                    return Err(self.protocol("the output is longer than announced"));
+                                }
+                                part.write(piece).await?;
+                                progress(part.received);
+                            }
+                            Some(Err(source)) => break Some(self.unreachable(source)),
+                            None => break None,
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            };
+            if part.received == want.size_bytes {
+                break;
+            }
+            failures = if part.received > before { 1 } else { failures + 1 };
+            if failures >= retry::TRIES_MAX {
+                return Err(broken.unwrap_or_else(|| self.protocol("the output is shorter than announced")));
+            }
+            retry::wait(failures, None).await;
+        }
+        let got = part.digest();
+        if got == want.digest { Ok(part) } else { Err(ClientError::Digest { expected: want.digest, got }) }
+    }
+
+    /// Asks for what is missing of `part`, which begins anew when the core sends everything instead.
+    async fn resume(&self, call: &Call, part: &mut Part) -> Result<Response, ClientError> {
+        let mut call = call.clone();
+        if part.received > 0 {
+            call = call.header("range", &format!("bytes={}-", part.received));
+        }
+        let response = self.open(&call).await?;
+        if part.received > 0 {
+            if response.status() == StatusCode::PARTIAL_CONTENT {
+                let begin = format!("bytes {}-", part.received);
+                let range = response.headers().get("content-range").and_then(|value| value.to_str().ok());
+                if !range.is_some_and(|range| range.starts_with(&begin)) {
+                    return Err(self.protocol("the output goes on at another byte than was asked for"));
+                }
+            } else {
+                part.restart().await?;
+            }
+        }
+        Ok(response)
+    }
+}
+
+/// Passes `bytes` on and tells of each piece: `Some(total)` while they flow, `None` after the last.
+fn counted(
+    bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    moved: watch::Sender<Option<u64>>,
+    progress: Progress,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let mut total = 0u64;
+    let tell = moved.clone();
+    bytes
+        .inspect_ok(move |piece| {
+            total += piece.len() as u64;
+            tell.send_replace(Some(total));
+            progress(total);
+        })
+        .chain(futures_util::stream::poll_fn(move |_| {
+            moved.send_replace(None);
+            std::task::Poll::Ready(None)
+        }))
+}
+
+async fn digest_file(path: &Path) -> Result<(Digest, u64), ClientError> {
+    let owned = path.to_owned();
+    blocking(move || {
+        let mut file = std::fs::File::open(owned)?;
+        let mut hasher = Hasher(sha2::Sha256::new());
+        let size = io::copy(&mut file, &mut hasher)?;
+        Ok((Digest(hasher.0.finalize().into()), size))
+    })
+    .await
+    .map_err(io_error("read", path))
+}
+
+struct Hasher(sha2::Sha256);
+
+impl io::Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A download that is not finished; removed when dropped.
+struct Part {
+    path: PathBuf,
+    /// `None` only while a blocking thread has it.
+    open: Option<Box<(tempfile::NamedTempFile, sha2::Sha256)>>,
+    received: u64,
+}
+
+impl Part {
+    async fn create(path: &Path) -> Result<Self, ClientError> {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = directory.to_owned();
+        let file = blocking(move || tempfile::Builder::new().prefix(".swarm-").suffix(".part").tempfile_in(directory))
+            .await
+            .map_err(io_error("write", path))?;
+        let open = Some(Box::new((file, sha2::Sha256::new())));
+        Ok(Self { path: path.to_owned(), open, received: 0 })
+    }
+
+    async fn with_file(
+        &mut self,
+        work: impl FnOnce(&mut tempfile::NamedTempFile, &mut sha2::Sha256) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), ClientError> {
+        let mut open = self.open.take().expect("one piece at a time");
+        let (open, done) = tokio::task::spawn_blocking(move || {
+            let done = work(&mut open.0, &mut open.1);
+            (open, done)
+        })
+        .await
+        .map_err(|panic| io_error("write", &self.path)(io::Error::other(panic)))?;
+        self.open = Some(open);
+        done.map_err(io_error("write", &self.path))
+    }
+
+    async fn write(&mut self, piece: Bytes) -> Result<(), ClientError> {
+        self.received += piece.len() as u64;
+        self.with_file(move |file, hasher| {
+            hasher.update(&piece);
+            file.write_all(&piece)
+        })
+        .await
+    }
+
+    async fn restart(&mut self) -> Result<(), ClientError> {
+        self.received = 0;
+        self.with_file(|file, hasher| {
+            *hasher = sha2::Sha256::new();
+            file.as_file().set_len(0)?;
+            file.seek(SeekFrom::Start(0)).map(drop)
+        })
+        .await
+    }
+
+    fn digest(&self) -> Digest {
+        let hasher = self.open.as_ref().map(|open| open.1.clone()).unwrap_or_default();
+        Digest(hasher.finalize().into())
+    }
+
+    async fn finish(mut self, mode: u32, overwrite: bool) -> Result<(), ClientError> {
+        let open = self.open.take().expect("nothing is being written");
+        let path = self.path.clone();
+        blocking(move || {
+            use std::os::unix::fs::PermissionsExt as _;
+            let file = open.0;
+            file.as_file().set_permissions(std::fs::Permissions::from_mode(mode | 0o600))?;
+            file.as_file().sync_all()?;
+            let kept = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
+            kept.map(drop).map_err(|error| error.error)
+        })
+        .await
+        .map_err(io_error("write", &self.path))
+    }
+}

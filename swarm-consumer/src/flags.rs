@@ -1,0 +1,315 @@
+//! From flags to a job spec.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use chrono::{DateTime, SubsecRound as _, Utc};
+use clap::Args;
+use swarm_protocol::problem::FieldError;
+use swarm_protocol::spec::{Input, JobSpec, Output, default_mode};
+use swarm_protocol::text::sanitise;
+use swarm_protocol::validate::validate;
+use swarm_protocol::{Digest, TaskRange};
+
+use crate::failure::{Done, Failure};
+
+/// A spec larger than this is refused by the core.
+const SPEC_BYTES_MAX: u64 = 1 << 20;
+
+/// What a job is, as flags.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SpecFlags {
+    /// An image uploaded with `image push`, NAME[:TAG] or sha256:DIGEST
+    #[arg(value_name = "IMAGE", required_unless_present = "spec")]
+    image: Option<String>,
+    /// The command and its arguments; replaces the image's own
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+    /// Begin with a job's description as JSON, from a file or from standard input with `-`
+    #[arg(long, value_name = "FILE|-")]
+    spec: Option<PathBuf>,
+    /// A name for people; need not be unique
+    #[arg(long)]
+    name: Option<String>,
+    /// Make one task for each index of a range; each finds its own in SWARM_TASK_INDEX
+    #[arg(long, value_name = "A-B", value_parser = parse_range)]
+    array: Option<TaskRange>,
+    /// Cores of one task, such as 0.5 [default: 1]
+    #[arg(long, value_name = "CORES", value_parser = parse_cpus)]
+    cpus: Option<u32>,
+    /// Memory of one task, such as 512MiB [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Try a failed task so often again [default: 0]
+    #[arg(long, value_name = "N")]
+    retries: Option<u16>,
+    /// Try a task so often again that was lost with its worker [default: 2]
+    #[arg(long, value_name = "N")]
+    retries_lost: Option<u16>,
+    /// End an attempt that runs longer, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// How long a silent worker keeps a task [default: 30m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    lease: Option<Duration>,
+    /// Higher runs earlier, -100 to 100 [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    priority: Option<i32>,
+    /// Run as this user: a name, a uid or uid:gid
+    #[arg(long)]
+    user: Option<String>,
+    /// Run in this directory of the container
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Run this program instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Set a variable; K alone passes on the one of this shell
+    #[arg(short, long = "env", value_name = "K[=V]")]
+    env: Vec<String>,
+    /// Set the variables of a file with a K=V or K on each line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Upload a file for each task to find at PATH [default: /in/NAME]
+    #[arg(short, long = "input", value_name = "FILE[:PATH]")]
+    input: Vec<String>,
+    /// Keep this file or directory of the container
+    #[arg(short = 'o', long = "out", value_name = "PATH")]
+    out: Vec<String>,
+    /// Start after this long
+    #[arg(long = "in", value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "at")]
+    delay: Option<Duration>,
+    /// Start at this instant, such as 2030-01-31T08:00:00Z
+    #[arg(long, value_name = "RFC3339", value_parser = parse_instant)]
+    at: Option<DateTime<Utc>>,
+    /// Never run a task again that may have run
+    #[arg(long, conflicts_with = "eager")]
+    at_most_once: bool,
+    /// Run again on the mere suspicion that a worker is lost; may run twice
+    #[arg(long)]
+    eager: bool,
+}
+
+/// A file of this machine and where a task finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InputFile {
+    pub(crate) file: PathBuf,
+    pub(crate) path: String,
+    pub(crate) mode: u32,
+}
+
+/// A checked spec that still lacks the digests of what is to be uploaded.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    spec: JobSpec,
+    pub(crate) files: Vec<InputFile>,
+}
+
+impl Draft {
+    /// The spec without the files.
+    pub(crate) fn spec(&self) -> &JobSpec {
+        &self.spec
+    }
+
+    /// The spec with the files, uploaded in their order.
+    pub(crate) fn complete(mut self, digests: &[Digest]) -> JobSpec {
+        for (file, digest) in self.files.into_iter().zip(digests) {
+            self.spec.inputs.push(Input { digest: *digest, path: file.path, mode: file.mode });
+        }
+        self.spec
+    }
+}
+
+impl SpecFlags {
+    /// Reads what the flags name and checks everything that can be checked here.
+    pub(crate) fn draft(&self, now: DateTime<Utc>) -> Done<Draft> {
+        let base = self.spec.as_deref().map(read_spec).transpose()?;
+        let mut env = BTreeMap::new();
+        for file in &self.env_file {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Failure::io(format!("cannot read the --env-file {}", file.display()), &error))?;
+            add_env(&mut env, env_lines(&text), &|name| std::env::var(name).ok())?;
+        }
+        add_env(&mut env, self.env.iter().map(String::as_str), &|name| std::env::var(name).ok())?;
+        let spec = self.merge(base, env, now);
+        let files = self.input.iter().map(|text| input_file(text)).collect::<Done<Vec<_>>>()?;
+        let draft = Draft { spec, files };
+        check(&draft)?;
+        Ok(draft)
+    }
+
+    fn merge(&self, base: Option<JobSpec>, env: BTreeMap<String, String>, now: DateTime<Utc>) -> JobSpec {
+        let mut spec = base.unwrap_or_else(|| JobSpec::new(""));
+        fn put<T: Clone, U: From<T>>(field: &mut U, flag: Option<&T>) {
+            if let Some(value) = flag {
+                *field = value.clone().into();
+            }
+        }
+        put(&mut spec.image, self.image.as_ref());
+        put(&mut spec.name, self.name.as_ref());
+        put(&mut spec.user, self.user.as_ref());
+        put(&mut spec.workdir, self.workdir.as_ref());
+        put(&mut spec.array, self.array.as_ref());
+        put(&mut spec.priority, self.priority.as_ref());
+        put(&mut spec.resources.cpu_millis, self.cpus.as_ref());
+        put(&mut spec.resources.memory_bytes, self.memory.map(|size| size.0).as_ref());
+        put(&mut spec.retries.failed, self.retries.as_ref());
+        put(&mut spec.retries.lost, self.retries_lost.as_ref());
+        put(&mut spec.timeout_s, self.timeout.map(whole_seconds).as_ref());
+        put(&mut spec.lease_s, self.lease.map(whole_seconds).as_ref());
+        put(&mut spec.entrypoint, self.entrypoint.clone().map(|program| vec![program]).as_ref());
+        if !self.command.is_empty() {
+            spec.command = Some(self.command.clone());
+        }
+        spec.env.extend(env);
+        spec.outputs.extend(self.out.iter().map(|path| Output { path: path.clone() }));
+        let delayed = self.delay.and_then(|delay| now.checked_add_signed(chrono::Duration::from_std(delay).ok()?));
+        if let Some(at) = self.at.or(delayed) {
+            spec.start_at = Some(at.trunc_subsecs(6));
+        }
+        spec.at_most_once |= self.at_most_once;
+        spec.eager |= self.eager;
+        spec
+    }
+}
+
+/// Rounds up: a timeout of 500 ms must not become none.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// Checks the spec as the core will, with stand-ins for the digests to come, and speaks of flags where flags were given.
+fn check(draft: &Draft) -> Done<()> {
+    let mut whole = draft.spec.clone();
+    let given = whole.inputs.len();
+    for file in &draft.files {
+        whole.inputs.push(Input { digest: Digest::of(b""), path: file.path.clone(), mode: file.mode });
+    }
+    validate(&whole).map_err(|faults| {
+        let fields = faults.into_iter().map(|fault| FieldError { field: flag_of(fault.field, given), ..fault });
+        Failure::fields(fields.collect())
+    })
+}
+
+fn flag_of(field: String, given: usize) -> String {
+    let flag = match field.as_str() {
+        "resources.cpu_millis" => "--cpus",
+        "resources.memory_bytes" => "--memory",
+        "retries.failed" => "--retries",
+        "retries.lost" => "--retries-lost",
+        "timeout_s" => "--timeout",
+        "lease_s" => "--lease",
+        "array" => "--array",
+        "priority" => "--priority",
+        "name" => "--name",
+        "user" => "--user",
+        "workdir" => "--workdir",
+        "entrypoint" => "--entrypoint",
+        other => {
+            let index = other.strip_prefix("inputs[").and_then(|rest| rest.split(']').next()?.parse::<usize>().ok());
+            return match index.and_then(|index| index.checked_sub(given)) {
+                Some(nth) => format!("-i number {} ({field})", nth + 1),
+                None => field,
+            };
+        }
+    };
+    format!("{flag} ({field})")
+}
+
+fn read_spec(path: &Path) -> Done<JobSpec> {
+    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(SPEC_BYTES_MAX + 1).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(SPEC_BYTES_MAX + 1).read_to_string(&mut text))
+    };
+    read.map_err(|error| Failure::io(format!("cannot read the --spec {name}"), &error))?;
+    if text.len() as u64 > SPEC_BYTES_MAX {
+        return Err(Failure::usage(format!("the --spec {name} is larger than 1 MiB"))
+            .hint("put larger data into an input file, with -i"));
+    }
+    serde_json::from_str(&text).map_err(|error| {
+        Failure::usage(format!("the --spec {name} is not a job: {error}"))
+            .hint("`show JOB -o json` prints the spec of a job that was accepted")
+    })
+}
+
+/// The lines of an env file that say something.
+fn env_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn add_env<'a>(
+    env: &mut BTreeMap<String, String>,
+    words: impl Iterator<Item = &'a str>,
+    ours: &dyn Fn(&str) -> Option<String>,
+) -> Done<()> {
+    for word in words {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, value.to_owned()),
+            None => {
+                let value = ours(word).ok_or_else(|| {
+                    Failure::usage(format!("-e {}: this shell has no such variable", sanitise(word, false)))
+                        .hint(format!("export it, or write -e {word}=VALUE"))
+                })?;
+                (word, value)
+            }
+        };
+        env.insert(name.to_owned(), value);
+    }
+    Ok(())
+}
+
+/// Reads `FILE[:PATH]`; a colon belongs to the file's name unless `/` follows it.
+fn input_file(text: &str) -> Done<InputFile> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (file, path) = match text.rfind(":/") {
+        Some(at) if at > 0 => (&text[..at], Some(text[at + 1..].to_owned())),
+        _ => (text, None),
+    };
+    let file = PathBuf::from(file);
+    let shown = file.display();
+    let facts = std::fs::metadata(&file).map_err(|error| Failure::io(format!("-i {shown}"), &error))?;
+    if facts.is_dir() {
+        return Err(Failure::usage(format!("-i {shown} is a directory")).hint("pack it with tar and give the archive"));
+    }
+    if !facts.is_file() {
+        return Err(Failure::usage(format!("-i {shown} is not a regular file")));
+    }
+    let path = match path {
+        Some(path) => path,
+        None => {
+            let name = file.file_name().and_then(|name| name.to_str());
+            let name = name.ok_or_else(|| {
+                Failure::usage(format!("-i {shown}: its name is not UTF-8")).hint("name its place: -i FILE:/in/NAME")
+            })?;
+            format!("/in/{name}")
+        }
+    };
+    // A job runs as another user than the file's owner, who may have kept it to themselves.
+    let mode = (facts.permissions().mode() & 0o777) | default_mode();
+    Ok(InputFile { file, path, mode })
+}
+
+fn parse_range(text: &str) -> Result<TaskRange, String> {
+    let hint = || "write FIRST-LAST, for instance 0-99".to_owned();
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |word: &str| word.parse::<u32>().map_err(|_| hint());
+    TaskRange::new(number(first)?, number(last)?).ok_or_else(hint)
+}
+
+fn parse_cpus(text: &str) -> Result<u32, String> {
+    let hint = || "write a number of cores, for instance 0.5 or 4".to_owned();
+    let cores: f64 = text.parse().map_err(|_| hint())?;
+    let millis = (cores * 1000.0).round();
+    if (0.0..=f64::from(u32::MAX)).contains(&millis) { Ok(millis as u32) } else { Err(hint()) }
+}
+
+fn parse_instant(text: &str) -> Result<DateTime<Utc>, String> {
+    let parsed = DateTime::parse_from_rfc3339(text).map(|at| at.to_utc());
+    parsed.map_err(|error| format!("{error}; write it as 2030-01-31T08:00:00Z or 2030-01-31T09:00:00+01:00"))
+}
