@@ -57,15 +57,6 @@ pub fn start(blobs: Arc<dyn BlobStore>, log_bytes_max: u64) -> std::io::Result<m
     Ok(sender)
 }
 
-/// The key of an attempt's log in the blob store.
-///
-/// # Panics
-/// Never: an attempt's text is a safe key.
-#[must_use]
-pub fn log_key(attempt: AttemptId) -> LogKey {
-    attempt.to_string().parse().expect("digits and dots are a safe log key")
-}
-
 struct Writer {
     blobs: Arc<dyn BlobStore>,
     log_bytes_max: u64,
@@ -101,7 +92,7 @@ impl Writer {
         let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
         let (_, before) = self.hash_of(attempt)?;
         let before = *before;
-        let after = self.blobs.log_append(&log_key(attempt), offset, bytes)?;
+        let after = self.blobs.log_append(&attempt.into(), offset, bytes)?;
         if after > before {
             // `offset <= before`, or the append would have been a gap.
             let new = &bytes[(before - offset) as usize..(after - offset) as usize];
@@ -115,7 +106,7 @@ impl Writer {
     /// The running hash, caught up with what is stored.
     fn hash_of(&mut self, attempt: AttemptId) -> Result<&mut (Sha256, u64), BlobError> {
         if !self.hashes.contains_key(&attempt) {
-            let (key, mut hash, mut len) = (log_key(attempt), Sha256::new(), 0);
+            let (key, mut hash, mut len) = (LogKey::from(attempt), Sha256::new(), 0);
             loop {
                 let bytes = self.blobs.log_read(&key, len, READ_BYTES)?;
                 if bytes.is_empty() {
