@@ -1,5 +1,5 @@
 //! The container engine as the worker sees it: one object-safe trait, [`ContainerRuntime`], with Docker behind it
-//! ([`docker::DockerRuntime`]).
+//! ([`docker::DockerRuntime`]) and an in-memory engine for tests ([`fake::FakeRuntime`]).
 //!
 //! Nothing here decides what may run: a [`ContainerSpec`] only has fields that are safe to offer, and the hardening
 //! (no capabilities, no network, no swap, default seccomp) is fixed in the implementation, not asked for by callers.
@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod docker;
+pub mod fake;
 mod spec;
 #[doc(hidden)]
 pub mod testimage;
@@ -300,7 +301,7 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// [`RuntimeError::StartRefused`] when the job's own words make it impossible.
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
-    /// Everything the container has written from its start on, following until it ends.
+    /// Everything a started container has written from its start on, following until it ends.
     async fn logs(&self, id: &ContainerId) -> Result<LogItems, RuntimeError>;
 
     /// Waits for the end of a started container, without a deadline of its own. A container that has ended answers at

@@ -10,7 +10,7 @@ use bollard::query_parameters::CreateContainerOptions;
 
 use super::DockerRuntime;
 use super::errors::{map_create, timed_out};
-use crate::runtime::{ContainerId, ContainerSpec, RuntimeError};
+use crate::runtime::{ContainerId, ContainerSpec, Labels, RuntimeError, VolumeMount};
 
 impl DockerRuntime {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
@@ -74,7 +74,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
                 .map(|mount| (mount.path.clone(), format!("rw,nosuid,nodev,size={},mode=1777", mount.bytes)))
                 .collect(),
         ),
-        mounts: Some(spec.volumes.iter().map(volume_mount).collect()),
+        mounts: Some(spec.volumes.iter().map(|mount| volume_mount(mount, &spec.labels)).collect()),
         log_config: Some(HostConfigLogConfig {
             // json-file would replace bytes that are not UTF-8.
             typ: Some("local".to_owned()),
@@ -88,14 +88,19 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
     }
 }
 
-fn volume_mount(mount: &crate::runtime::VolumeMount) -> Mount {
+fn volume_mount(mount: &VolumeMount, labels: &Labels) -> Mount {
     Mount {
         typ: Some(MountType::VOLUME),
         source: Some(mount.volume.clone()),
         target: Some(mount.path.clone()),
         read_only: Some(mount.read_only),
-        // Without this an empty volume would be filled with what the image has at that path.
-        volume_options: Some(MountVolumeOptions { no_copy: Some(true), ..Default::default() }),
+        volume_options: Some(MountVolumeOptions {
+            // Otherwise an empty volume would be filled with what the image has at that path.
+            no_copy: Some(true),
+            // The engine makes a volume that is missing; then it shall be found and swept as ours.
+            labels: Some(labels.clone().into_iter().collect()),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

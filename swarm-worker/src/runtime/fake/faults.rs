@@ -1,0 +1,86 @@
+//! Faults put into chosen calls, and the record of all calls.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::runtime::RuntimeError;
+
+/// A kind of call, one for each method of the trait.
+#[expect(missing_docs, reason = "each is named after the method it stands for")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    Facts,
+    Ping,
+    ImageExists,
+    KnownLayers,
+    LoadImage,
+    TagImage,
+    RemoveImage,
+    OurImages,
+    Create,
+    PutArchive,
+    GetArchive,
+    Start,
+    Logs,
+    Wait,
+    Kill,
+    Stop,
+    Remove,
+    Inspect,
+    ListOurs,
+    CreateVolume,
+    RemoveVolume,
+    ListOurVolumes,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Nothing is done, and the error is answered.
+    Fail(RuntimeError),
+    /// It is done, but the error is answered: the caller cannot know.
+    DoneButFail(RuntimeError),
+    /// Nothing is done and nothing ever answered; the caller needs a deadline of its own.
+    Hang,
+    /// It is done, this much later.
+    Delay(Duration),
+}
+
+/// Which calls go wrong, and how.
+#[derive(Debug, Default)]
+pub struct FaultPlan {
+    faults: HashMap<(Call, u32), Effect>,
+    counts: HashMap<Call, u32>,
+}
+
+impl FaultPlan {
+    /// Nothing goes wrong.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The `nth` call of this kind, counted from 1 from when the plan is put in place, goes wrong.
+    #[must_use]
+    pub fn on(mut self, call: Call, nth: u32, effect: Effect) -> Self {
+        self.faults.insert((call, nth), effect);
+        self
+    }
+
+    pub(super) fn next(&mut self, call: Call) -> Option<Effect> {
+        let count = self.counts.entry(call).or_default();
+        *count += 1;
+        self.faults.remove(&(call, *count))
+    }
+}
+
+/// One call that was made, failed ones included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallRecord {
+    /// Its kind.
+    pub call: Call,
+    /// What it was about: a container's name, a volume, a digest; empty for calls about the engine.
+    pub subject: String,
+    /// When, Unix time in microseconds on the fake's clock.
+    pub at_us: u64,
+}

@@ -1,0 +1,117 @@
+//! What a fake container does once it is started.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::runtime::ContainerSpec;
+
+/// What a program sees when it starts.
+pub struct StartView<'a> {
+    /// The container as it was created.
+    pub spec: &'a ContainerSpec,
+    /// Files put in so far, by absolute path.
+    pub files: BTreeMap<String, Bytes>,
+}
+
+/// Chooses the script of a container at its start.
+pub type Program = Box<dyn Fn(&StartView<'_>) -> Script + Send + Sync>;
+
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    Out(Bytes),
+    Err(Bytes),
+    Sleep(Duration),
+    Write { path: String, bytes: Bytes },
+}
+
+/// How a script ends by itself.
+#[derive(Debug, Clone)]
+pub(super) enum End {
+    Exit(i64),
+    OutOfMemory,
+    Never,
+}
+
+/// Steps in order, then an end: exit status 0 unless said otherwise.
+#[derive(Debug, Clone)]
+pub struct Script {
+    pub(super) steps: Vec<Step>,
+    pub(super) end: End,
+    pub(super) ignores_signals: bool,
+    pub(super) refusal: Option<String>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self { steps: Vec::new(), end: End::Exit(0), ignores_signals: false, refusal: None }
+    }
+}
+
+impl Script {
+    /// Does nothing and exits with 0.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Refused at start, as by an engine that does not find the command.
+    #[must_use]
+    pub fn refused(message: &str) -> Self {
+        Self { refusal: Some(message.to_owned()), ..Self::default() }
+    }
+
+    /// Writes to standard output.
+    #[must_use]
+    pub fn out(self, bytes: impl Into<Bytes>) -> Self {
+        self.then(Step::Out(bytes.into()))
+    }
+
+    /// Writes to standard error.
+    #[must_use]
+    pub fn err(self, bytes: impl Into<Bytes>) -> Self {
+        self.then(Step::Err(bytes.into()))
+    }
+
+    /// Takes its time, on tokio's clock.
+    #[must_use]
+    pub fn sleep(self, duration: Duration) -> Self {
+        self.then(Step::Sleep(duration))
+    }
+
+    /// Writes a file at an absolute path.
+    #[must_use]
+    pub fn write(self, path: &str, bytes: impl Into<Bytes>) -> Self {
+        self.then(Step::Write { path: path.to_owned(), bytes: bytes.into() })
+    }
+
+    /// Ends with this status.
+    #[must_use]
+    pub fn exit(self, code: i64) -> Self {
+        Self { end: End::Exit(code), ..self }
+    }
+
+    /// Ends as the kernel ends what takes too much memory.
+    #[must_use]
+    pub fn out_of_memory(self) -> Self {
+        Self { end: End::OutOfMemory, ..self }
+    }
+
+    /// Runs until it is killed.
+    #[must_use]
+    pub fn forever(self) -> Self {
+        Self { end: End::Never, ..self }
+    }
+
+    /// Only SIGKILL ends it early.
+    #[must_use]
+    pub fn ignoring_signals(self) -> Self {
+        Self { ignores_signals: true, ..self }
+    }
+
+    fn then(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+}
