@@ -43,8 +43,11 @@ pub(super) fn map(call: &'static str, deadline: Duration, error: Error) -> Runti
     match error {
         Error::DockerResponseServerError { status_code: 404, message } => RuntimeError::NotFound { call, message },
         Error::DockerResponseServerError { status_code: 409, message } => RuntimeError::Conflict { call, message },
-        // 403: an upload to a read-only root filesystem.
         Error::DockerResponseServerError { status_code: 400 | 403, message } => {
+            RuntimeError::Invalid { field: call, reason: message }
+        }
+        // An upload to a place that cannot be written; engine 20.10 says 500.
+        Error::DockerResponseServerError { message, .. } if message.contains("rootfs is marked read-only") => {
             RuntimeError::Invalid { field: call, reason: message }
         }
         Error::DockerResponseServerError { status_code, message } => {

@@ -398,3 +398,30 @@ async fn an_absent_engine_is_an_infrastructure_error() {
     let error = super::DockerRuntime::connect(settings).await.err().expect("a bad name");
     assert!(matches!(error, RuntimeError::Invalid { field: "repository", .. }), "{error}");
 }
+
+#[tokio::test]
+async fn uploads_to_a_read_only_root_are_refused() {
+    let bench = Bench::new().await;
+    let spec = ContainerSpec { read_only_root: true, ..bench.spec("") };
+    let id = bench.runtime().create(&spec).await.expect("created");
+    let tar = single_file_tar("f", 1, 0o644, 0, 0, once(Bytes::from_static(b"x")));
+    let error = bench.runtime().put_archive(&id, "/tmp", tar).await.expect_err("read-only");
+    assert!(matches!(&error, RuntimeError::Invalid { reason, .. } if reason.contains("read-only")), "{error}");
+}
+
+#[tokio::test]
+async fn a_test_that_panics_leaves_nothing_behind() {
+    let bench = Bench::new().await;
+    let (labels, image) = (bench.engine.labels.clone(), bench.image.config_digest);
+    let panicking = tokio::spawn(async move {
+        bench.runtime().create_volume(&format!("{}-v", bench.engine.prefix), &bench.engine.labels).await.expect("made");
+        let id = bench.runtime().create(&bench.spec("sleep 600")).await.expect("created");
+        bench.runtime().start(&id).await.expect("started");
+        panic!("on purpose");
+    });
+    assert!(panicking.await.expect_err("it panics").is_panic());
+    let engine = TestEngine::connect().await;
+    assert_eq!(engine.runtime.list_ours(&labels).await, Ok(Vec::new()));
+    assert_eq!(engine.runtime.list_our_volumes(&labels).await, Ok(Vec::new()));
+    assert_eq!(engine.runtime.image_exists(&image).await, Ok(false));
+}
