@@ -1,0 +1,99 @@
+//! What the tests need beside the code: a database and a Docker engine. What is started here is stopped here.
+
+mod docker;
+mod postgres;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::report::say;
+use crate::run::{self, Stop};
+
+/// Running services. They end when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Services {
+    postgres: postgres::Postgres,
+    docker: docker::Docker,
+}
+
+impl Services {
+    /// Installs what is missing (as root, by apt-get) and starts what does not run.
+    ///
+    /// # Errors
+    /// Names what is missing and what to do about it.
+    pub(crate) fn start(dir: &Path, own_engine: bool, deadline: Instant, stop: &Stop) -> Result<Self> {
+        let mut missing = Vec::new();
+        if postgres::bin_dir().is_none() {
+            missing.push("postgresql");
+        }
+        if !found("docker") || ((own_engine || !docker::answers()) && !found("dockerd")) {
+            missing.push("docker.io");
+        }
+        install(&missing, deadline, stop)?;
+        let docker = docker::Docker::start(&dir.join("docker"), own_engine, deadline, stop)?;
+        let postgres = postgres::Postgres::start(&dir.join("postgres"), deadline, stop)?;
+        Ok(Self { postgres, docker })
+    }
+
+    /// What tests have to find in their environment.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let mut variables = vec![("SWARM_TEST_POSTGRES_URL", self.postgres.url())];
+        variables.extend(self.docker.host().map(|host| ("DOCKER_HOST", host)));
+        variables
+    }
+}
+
+/// Whether a program of this name is in PATH.
+fn found(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn install(packages: &[&str], deadline: Instant, stop: &Stop) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !is_root() || !found("apt-get") {
+        bail!("missing: {list}; install it (on Debian: apt-get install {list}) and start again");
+    }
+    say(format_args!("installing {list}"));
+    let words = ["install", "--yes", "--no-install-recommends", "ca-certificates"];
+    for words in [&["update"][..], &[&words[..], packages].concat()] {
+        let mut command = Command::new("apt-get");
+        // At run level 1 packages do not start their services: the tests start their own.
+        command.args(words).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+        if let Some(problem) = run::stream(&mut command, deadline, stop, &mut |_| {})?.problem() {
+            bail!("apt-get {}: {problem}; install {list} by hand and start again", words.join(" "));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until `ready`; looks ten times a second.
+fn await_ready(what: &str, deadline: Instant, stop: &Stop, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    while !ready().with_context(|| what.to_owned())? {
+        if stop.asked() {
+            bail!("{what}: interrupted");
+        }
+        if Instant::now() >= deadline {
+            bail!("{what}: not ready in time");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// The last lines of a log file, for an error's text.
+fn tail(path: &Path) -> String {
+    let text = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
