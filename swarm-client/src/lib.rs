@@ -21,6 +21,10 @@ mod error;
 mod logs;
 mod retry;
 mod routes;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod testserver;
 mod tokens;
 mod transfer;
 
