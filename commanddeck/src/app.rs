@@ -32,7 +32,7 @@ impl Drop for Restore {
 pub(crate) async fn run(client: Client, mono: bool) -> io::Result<()> {
     // Before the terminal is touched, so that no signal finds it changed and unguarded.
     let mut signals = Signals::new()?;
-    let restore = Restore;
+    let _restore = Restore;
     let mut terminal = ratatui::try_init()?;
     let mut keys = EventStream::new();
     let (send, mut answers) = mpsc::channel(ANSWERS_MAX);
@@ -61,28 +61,30 @@ pub(crate) async fn run(client: Client, mono: bool) -> io::Result<()> {
             }
             let (client, send) = (client.clone(), send.clone());
             tokio::spawn(async move {
-                // Nobody listens any more once the screen is left.
-                let _ = send.send(perform(&client, effect).await).await;
+                if let Some(answer) = perform(&client, effect).await {
+                    // Nobody listens any more once the screen is left.
+                    let _ = send.send(answer).await;
+                }
             });
         }
     }
-    drop(restore);
     Ok(())
 }
 
 /// Asks the core; the answer is the next event.
-async fn perform(client: &Client, effect: Effect) -> Msg {
-    match effect {
+async fn perform(client: &Client, effect: Effect) -> Option<Msg> {
+    Some(match effect {
+        Effect::Fetch(Tab::Jobs) => {
+            let filter = JobFilter { limit: Some(JOBS), ..JobFilter::default() };
+            Msg::Jobs(client.jobs(&filter).await.map(|page| page.items).map_err(words))
+        }
         Effect::Fetch(Tab::Workers) => Msg::Workers(client.workers().await.map(|page| page.items).map_err(words)),
         Effect::Fetch(Tab::Modules) => Msg::Modules(client.modules().await.map(|page| page.items).map_err(words)),
         Effect::Cancel(job) => {
             Msg::Cancelled(job, client.cancel(job).await.map(|detail| detail.job.state).map_err(words))
         }
-        Effect::Fetch(Tab::Jobs) | Effect::Quit => {
-            let filter = JobFilter { limit: Some(JOBS), ..JobFilter::default() };
-            Msg::Jobs(client.jobs(&filter).await.map(|page| page.items).map_err(words))
-        }
-    }
+        Effect::Quit => return None,
+    })
 }
 
 /// The error and the way out in one line.

@@ -65,7 +65,9 @@ pub async fn run(cli: Cli) -> ExitCode {
     let mono = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     match app::run(client, mono).await {
         Ok(()) => Exit::Ok.into(),
-        Err(error) => fail(Exit::Error, &format!("the terminal failed: {error}"), "try another terminal, or TERM=xterm"),
+        Err(error) => {
+            fail(Exit::Error, &format!("the terminal failed: {error}"), "try another terminal, or TERM=xterm")
+        }
     }
 }
 

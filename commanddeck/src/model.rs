@@ -55,12 +55,16 @@ impl<T> List<T> {
         self.items.get(self.selected)
     }
 
-    /// Whether it is time to ask again.
-    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
-        !self.asking && self.asked_at.is_none_or(|at| (now - at).num_seconds() >= REFRESH_S)
+    /// Whether it is time to ask again; if so, the question counts as asked.
+    pub(crate) fn ask(&mut self, now: Timestamp) -> bool {
+        let due = !self.asking && self.asked_at.is_none_or(|at| (now - at).num_seconds() >= REFRESH_S);
+        if due {
+            (self.asking, self.asked_at) = (true, Some(now));
+        }
+        due
     }
 
-    /// How long nothing new came, when that is too long; counted from the first question before the first answer.
+    /// How long nothing new came, when that is too long; `None` before the first answer.
     pub(crate) fn stale_s(&self, now: Timestamp) -> Option<i64> {
         let silent = (now - self.fresh_at?).num_seconds();
         (silent >= STALE_S).then_some(silent)

@@ -65,16 +65,12 @@ pub(crate) fn update(model: &mut Model, msg: Msg) -> Vec<Effect> {
 /// Only the screen that is seen is kept fresh.
 fn fetch_if_due(model: &mut Model) -> Vec<Effect> {
     let (tab, now) = (model.tab, model.now);
-    let (asking, asked_at, due) = match tab {
-        Tab::Jobs => (&mut model.jobs.asking, &mut model.jobs.asked_at, model.jobs.is_due(now)),
-        Tab::Workers => (&mut model.workers.asking, &mut model.workers.asked_at, model.workers.is_due(now)),
-        Tab::Modules => (&mut model.modules.asking, &mut model.modules.asked_at, model.modules.is_due(now)),
+    let due = match tab {
+        Tab::Jobs => model.jobs.ask(now),
+        Tab::Workers => model.workers.ask(now),
+        Tab::Modules => model.modules.ask(now),
     };
-    if !due {
-        return Vec::new();
-    }
-    (*asking, *asked_at) = (true, Some(now));
-    vec![Effect::Fetch(tab)]
+    if due { vec![Effect::Fetch(tab)] } else { Vec::new() }
 }
 
 fn on_key(model: &mut Model, key: KeyEvent) -> Vec<Effect> {
@@ -163,7 +159,7 @@ mod tests {
     fn one_question_at_a_time_and_only_for_what_is_seen() {
         let mut model = samples::model();
         let start = model.now;
-        let mut tick = |model: &mut Model, s| update(model, Msg::Tick(start + chrono::Duration::seconds(s)));
+        let tick = |model: &mut Model, s| update(model, Msg::Tick(start + chrono::Duration::seconds(s)));
         assert_eq!(tick(&mut model, 10), [Effect::Fetch(Tab::Jobs)]);
         assert_eq!(tick(&mut model, 20), [], "the first is still on its way");
         update(&mut model, Msg::Jobs(Err("no answer".into())));

@@ -12,8 +12,7 @@ use swarm_protocol::text::sanitise;
 
 use crate::model::{List, Model, Tab};
 
-const HELP: &str = "\
- 1 2 3     Jobs, Workers, Modules
+const HELP: &str = " 1 2 3     Jobs, Workers, Modules
  Tab       the next screen
  j k ↓ ↑   move; g G to the ends
  x         cancel the job (asks first)
@@ -70,12 +69,19 @@ fn header(model: &Model, theme: Theme, frame: &mut Frame<'_>, area: Rect) {
         let style = if tab == model.tab { Style::new().add_modifier(Modifier::REVERSED) } else { Style::new() };
         left.push(Span::styled(format!(" {} {} ", at + 1, tab.title()), style));
     }
+    let width_left = left.iter().map(Span::width).sum::<usize>();
     frame.render_widget(Line::from(left), area);
     let (badge, style) = badge(model, theme);
-    let url = sanitise(model.url.trim_end_matches('/'), false);
-    let clock = model.now.format("%H:%M:%SZ");
-    let right = Line::from(vec![Span::raw(format!("{url}  ")), Span::styled(badge, style), Span::raw(format!("  {clock} "))]);
-    let width = (right.width() as u16).min(area.width.saturating_sub(36));
+    let clock = format!("  {} ", model.now.format("%H:%M:%SZ"));
+    let mut right = vec![Span::styled(badge, style), Span::raw(clock)];
+    let free = usize::from(area.width).saturating_sub(width_left + right.iter().map(Span::width).sum::<usize>());
+    let url = Span::raw(format!("  {}  ", sanitise(model.url.trim_end_matches('/'), false)));
+    // How fresh the news is matters more than where it comes from.
+    if url.width() <= free {
+        right.insert(0, url);
+    }
+    let right = Line::from(right);
+    let width = u16::try_from(right.width()).unwrap_or(u16::MAX).min(area.width);
     let right_area = Rect { x: area.right().saturating_sub(width), width, ..area };
     frame.render_widget(right.alignment(Alignment::Right), right_area);
 }
@@ -199,9 +205,9 @@ fn workers(model: &Model, theme: Theme, frame: &mut Frame<'_>, area: Rect) {
         ("WORKER", Fill(2)),
         ("STATE", Length(9)),
         ("TASKS", Length(7)),
-        ("CORES", Length(11)),
-        ("MEMORY", Length(13)),
-        ("PLATFORM", Fill(1)),
+        ("CORES", Length(9)),
+        ("MEMORY", Length(11)),
+        ("PLATFORM", Length(12)),
         ("HEARD", Length(6)),
     ];
     list(frame, area, &model.workers, "Workers", &columns, |worker: &WorkerView| {
