@@ -313,3 +313,111 @@ fn parse_instant(text: &str) -> Result<DateTime<Utc>, String> {
     let parsed = DateTime::parse_from_rfc3339(text).map(|at| at.to_utc());
     parsed.map_err(|error| format!("{error}; write it as 2030-01-31T08:00:00Z or 2030-01-31T09:00:00+01:00"))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::exit::Exit;
+
+    fn now() -> DateTime<Utc> {
+        "2030-01-31T08:00:00Z".parse().unwrap()
+    }
+
+    fn draft(args: &[&str]) -> Done<Draft> {
+        let cli = Cli::try_parse_from([&["x", "submit"], args].concat()).unwrap_or_else(|error| panic!("{error}"));
+        let Command::Submit(submit) = cli.command else { panic!("not submit") };
+        submit.spec.draft(now())
+    }
+
+    fn spec(args: &[&str]) -> JobSpec {
+        draft(args).unwrap_or_else(|failure| panic!("{}", failure.human())).spec
+    }
+
+    fn refused(args: &[&str]) -> String {
+        let failure = draft(args).unwrap_err();
+        assert_ne!(failure.exit, Exit::Ok);
+        failure.human()
+    }
+
+    #[test]
+    fn an_image_alone_is_the_default_spec() {
+        assert_eq!(spec(&["alpine"]), JobSpec::new("alpine"));
+    }
+
+    #[test]
+    fn every_flag_reaches_its_field() {
+        let args = "--name a/b --array 3-7 --cpus 0.5 --memory 512MiB --retries 1 --retries-lost 4 --timeout 10m \
+                    --lease 90s --priority -5 --user 1000:1000 --workdir /w --entrypoint sh -e A=1=2 -e B= -o /out/r \
+                    -o /out/s --at 2030-01-31T09:00:00.123456789+01:00 --eager alpine:3 -c --memory -o x";
+        let spec = spec(&args.split_whitespace().collect::<Vec<_>>());
+        let shown = serde_json::to_string_pretty(&spec).unwrap();
+        insta::assert_snapshot!(shown);
+    }
+
+    #[test]
+    fn times_are_from_now_and_rounded_up() {
+        assert_eq!(spec(&["--in", "10m", "a"]).start_at.unwrap(), now() + chrono::Duration::minutes(10));
+        assert_eq!(spec(&["--timeout", "1500ms", "a"]).timeout_s, Some(2));
+        assert!(Cli::try_parse_from(["x", "submit", "--in", "1m", "--at", "2030-01-01T00:00:00Z", "a"]).is_err());
+    }
+
+    #[test]
+    fn flags_win_over_the_spec_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job.json");
+        std::fs::write(&path, r#"{"image": "a", "priority": 3, "env": {"X": "1", "Y": "1"}}"#).unwrap();
+        let path = path.to_str().unwrap();
+        let merged = spec(&["--spec", path, "--priority", "9", "-e", "X=2"]);
+        assert_eq!((merged.image.as_str(), merged.priority), ("a", 9));
+        assert_eq!(merged.env, BTreeMap::from([("X".into(), "2".into()), ("Y".into(), "1".into())]));
+
+        std::fs::write(path, r#"{"image": "a", "privileged": true}"#).unwrap();
+        assert!(refused(&["--spec", path]).contains("privileged"));
+        assert!(refused(&["--spec", "/nowhere/job.json"]).contains("/nowhere/job.json"));
+    }
+
+    #[test]
+    fn faults_name_the_flag_all_at_once() {
+        insta::assert_snapshot!(refused(&[
+            "--memory",
+            "1KiB",
+            "--cpus",
+            "0",
+            "--name",
+            "../x",
+            "-e",
+            "SWARM_X=1",
+            "a"
+        ]));
+        assert!(refused(&["-e", "NO_SUCH_VARIABLE_HERE", "a"]).contains("NO_SUCH_VARIABLE_HERE"));
+        assert!(refused(&["-i", "/no/such/file", "a"]).starts_with("error: -i /no/such/file: "));
+    }
+
+    #[test]
+    fn inputs_go_to_in_or_where_they_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a:b.csv");
+        std::fs::write(&file, "x").unwrap();
+        let plain = file.to_str().unwrap();
+        let placed = format!("{plain}:/data/in.csv");
+        let draft = draft(&["-i", plain, "-i", &placed, "img"]).unwrap();
+        let paths: Vec<_> = draft.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, ["/in/a:b.csv", "/data/in.csv"]);
+        let digest = Digest::of(b"x");
+        let whole = draft.complete(&[digest, digest]);
+        assert_eq!(whole.inputs[1], Input { digest, path: "/data/in.csv".into(), mode: 0o644 });
+        assert!(refused(&["-i", plain, "-i", plain, "img"]).contains("-i number 2"));
+        assert!(refused(&["-i", dir.path().to_str().unwrap(), "img"]).contains("is a directory"));
+    }
+
+    #[test]
+    fn env_files_skip_comments_and_pass_variables_on() {
+        let mut env = BTreeMap::new();
+        let ours = |name: &str| (name == "HOME").then(|| "/h".to_owned());
+        add_env(&mut env, env_lines("# c\n\nA=1 2\n  HOME\n"), &ours).unwrap();
+        assert_eq!(env, BTreeMap::from([("A".into(), "1 2".into()), ("HOME".into(), "/h".into())]));
+    }
+}

@@ -10,6 +10,9 @@ mod flags;
 mod logtext;
 mod output;
 mod session;
+#[cfg(test)]
+#[path = "../../swarm-client/src/testserver.rs"]
+mod testserver;
 mod views;
 
 use std::ffi::OsString;

@@ -425,3 +425,106 @@ impl Report for ExitCodes {
         Exit::ALL.into_iter().map(|exit| exit.code().to_string()).collect()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod samples {
+    //! Answers for tests.
+
+    use serde_json::{Value, json};
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    pub(crate) fn job(state: &str, ended: u64) -> Value {
+        let tasks =
+            json!({"total": 10, "waiting": 10 - ended, "live": 0, "succeeded": ended, "failed": 0, "cancelled": 0});
+        json!({
+            "id": 42, "name": "sw\u{1b}[31m", "state": state, "tasks": tasks, "owner": "ana", "group": "lab",
+            "image": "tool:1", "image_digest": DIGEST, "priority": 0, "submitted_at": "2030-01-31T08:00:00Z",
+            "start_at": null, "ended_at": null, "cancel_requested": false, "launched_by": null,
+        })
+    }
+
+    pub(crate) fn detail(state: &str, spec: Value) -> Value {
+        let mut all = job(state, 10);
+        all["spec"] = spec;
+        all
+    }
+
+    pub(crate) fn task(outcome: &str, exit_code: Option<i32>, outputs: Value) -> Value {
+        json!({
+            "task": 0, "phase": "ended", "outcome": outcome, "exit_code": exit_code, "detail": null,
+            "attempts": [{
+                "attempt": 1, "worker": "w-01", "phase": "ended", "assigned_at": "2030-01-31T08:00:00Z",
+                "started_at": null, "ended_at": null, "ran_ms": 1234, "outcome": outcome, "exit_code": exit_code,
+                "detail": null, "is_final": true, "may_have_run": true, "log_bytes": 0, "log_cut_bytes": 0,
+                "outputs": outputs,
+            }],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+    use crate::output::{Format, printer};
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn printed(format: Format, report: &dyn Report) -> String {
+        let paper = Paper::default();
+        printer(format, paper.clone()).print(report).unwrap();
+        let bytes = paper.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn of<T: DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn jobs() -> Jobs {
+        let jobs = vec![of(samples::job("waiting", 3)), of(samples::job("succeeded", 10))];
+        Jobs { jobs, now: "2030-01-31T09:30:00Z".parse().unwrap() }
+    }
+
+    #[test]
+    fn jobs_for_people_programs_and_pipes() {
+        insta::assert_snapshot!(printed(Format::Human, &jobs()));
+        assert_eq!(printed(Format::Quiet, &jobs()), "42\n42\n");
+        let json = printed(Format::Json, &jobs());
+        assert_eq!(json.lines().count(), 1);
+        assert_eq!(serde_json::from_str::<Vec<JobView>>(&json).unwrap(), jobs().jobs);
+    }
+
+    #[test]
+    fn one_job_and_its_tasks() {
+        let spec = json!({"image": "tool:1", "command": ["sh", "-c", "x\u{7}"]});
+        let detail = of(samples::detail("failed", spec));
+        let tasks = vec![of(samples::task("failed", Some(3), json!([])))];
+        insta::assert_snapshot!(printed(Format::Human, &Job { detail, tasks, more: true }));
+    }
+
+    #[test]
+    fn reasons_and_exit_codes() {
+        let why = json!({"state": "waiting", "summary": "it fits no worker now", "hint": "ask for less", "reasons": [
+            {"code": "memory", "text": "needs 4 GiB, 1 GiB is free", "worker": "w-01"},
+            {"code": "no-worker", "text": "no other worker is ready", "worker": null}]});
+        insta::assert_snapshot!(printed(Format::Human, &Reasons { why: of(why), job: swarm_protocol::JobId(42) }));
+        insta::assert_snapshot!(printed(Format::Human, &ExitCodes));
+    }
+}

@@ -184,3 +184,94 @@ async fn never(error: &std::io::Error) {
     note(&format!("Ctrl-C cannot be caught here: {error}"));
     std::future::pending::<()>().await;
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use serde_json::{Value, json};
+    use swarm_client::{MemoryTokens, SavedTokens};
+    use swarm_protocol::Digest;
+    use swarm_protocol::logs::{LogRecord, LogStream};
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::testserver::{Reply, Server};
+    use crate::views::samples;
+
+    /// A core with one job that has ended so, with one output.
+    async fn core(outcome: &'static str, exit_code: Option<i32>) -> Server {
+        let state = if outcome == "succeeded" { "succeeded" } else { "failed" };
+        let output =
+            json!([{"path": "/out/r", "digest": Digest::of(b"result"), "size_bytes": 6, "is_dir": false, "mode": 420}]);
+        let detail = samples::detail(state, json!({"image": "tool:1", "outputs": [{"path": "/out/r"}]}));
+        let task = samples::task(outcome, exit_code, output);
+        Server::start(move |request| match request.route().as_str() {
+            "GET /api/v1/whoami" => Reply::json(200, &json!({"id": 1, "user": "a", "group": "g", "role": "consumer"})),
+            "HEAD /api/v1/files/sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" => {
+                Reply::bytes(404, "")
+            }
+            "POST /api/v1/files" => Reply::json(201, &json!({"digest": Digest::of(&request.body), "size_bytes": 5})),
+            "POST /api/v1/jobs" => Reply::json(201, &json!({"job": 42})),
+            "GET /api/v1/jobs/42" | "GET /api/v1/jobs/42/wait" => Reply::json(200, &detail),
+            "GET /api/v1/jobs/42/tasks" => Reply::json(200, &json!({"items": [task]})),
+            "GET /api/v1/jobs/42/tasks/0" => Reply::json(200, &task),
+            "GET /api/v1/jobs/42/tasks/0/log" => {
+                let mut log = Vec::new();
+                LogRecord { stream: LogStream::Stderr, at_us: 1, bytes: b"hello\n".to_vec() }.encode(&mut log);
+                let from = request.query("offset").and_then(|from| from.parse::<usize>().ok()).unwrap_or_default();
+                Reply::bytes(200, &log[from..]).header("swarm-attempt", 1).cut(15)
+            }
+            "GET /api/v1/jobs/42/tasks/0/outputs/0" => Reply::bytes(200, "result"),
+            _ => Reply::problem(404, "not-found"),
+        })
+        .await
+    }
+
+    async fn run_with(server: &Server, args: &[&str]) -> Done<u8> {
+        let tokens = SavedTokens { access: "a".into(), refresh: "r".into() };
+        let client = Client::new(&server.url, Arc::new(MemoryTokens::new(tokens))).unwrap();
+        let Command::Run(run) = Cli::try_parse_from([&["x", "run"], args].concat()).unwrap().command else {
+            panic!("not run")
+        };
+        super::run(&client, &run, Format::Human).await
+    }
+
+    #[tokio::test]
+    async fn run_uploads_submits_shows_fetches_and_passes_the_code_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (input, into) = (dir.path().join("in.txt"), dir.path().join("results"));
+        std::fs::write(&input, "hello").unwrap();
+        let (input, into_arg) = (input.to_str().unwrap(), into.to_str().unwrap());
+        let server = core("succeeded", Some(0)).await;
+        let args = ["-i", input, "-o", "/out/r", "--into", into_arg, "tool:1", "work"];
+        assert_eq!(run_with(&server, &args).await, Ok(0));
+        assert_eq!(std::fs::read(into.join("r")).unwrap(), b"result");
+        let sent = &server.seen("POST /api/v1/jobs")[0];
+        let spec: Value = serde_json::from_slice(&sent.body).unwrap();
+        assert_eq!(spec["inputs"][0], json!({"digest": Digest::of(b"hello"), "path": "/in/in.txt", "mode": 420}));
+        assert!(!sent.header("idempotency-key").is_empty());
+
+        // The file is there now, which is told before anything is sent.
+        let failure = run_with(&server, &args).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Conflict);
+        assert_eq!(server.seen("POST /api/v1/jobs").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failed_job_s_code_passes_and_nothing_is_fetched() {
+        let dir = tempfile::tempdir().unwrap();
+        let into = dir.path().to_str().unwrap();
+        let server = core("failed", Some(3)).await;
+        assert_eq!(run_with(&server, &["-o", "/out/r", "--into", into, "tool:1"]).await, Ok(3));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let server = core("lost", None).await;
+        assert_eq!(run_with(&server, &["tool:1"]).await, Ok(Exit::NoCode.code()));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_not_accepted_says_what_to_do() {
+        let server = Server::start(|_| Reply::problem(404, "image-not-found")).await;
+        let failure = run_with(&server, &["tool:1"]).await.unwrap_err();
+        assert!(failure.hint.unwrap().contains("image push"));
+    }
+}
