@@ -5,6 +5,7 @@ pub mod clock;
 pub mod harvester;
 pub mod identity;
 pub mod images;
+pub mod ledger;
 pub mod logger;
 pub mod messages;
 pub mod plan;

@@ -9,8 +9,18 @@
 //! `attempts` a row for each ended attempt (at most one per task is final, a unique index says so), and `ended_ranges`
 //! a row for each range that ended without ever running.
 
+mod commit;
+#[cfg(test)]
+mod conformance;
+mod connect;
+mod db;
+mod read;
+mod schema;
+mod sqltypes;
 pub mod types;
 
+pub use connect::OpenError;
+pub use db::Db;
 pub use types::*;
 
 use swarm_protocol::{AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex};
@@ -26,9 +36,18 @@ pub enum StoreError {
         /// The epoch in the store.
         theirs: Epoch,
     },
-    /// The connection failed; whether the last transaction committed is to be found out by [`Store::batch_committed`].
-    #[error("the database connection failed")]
+    /// The database cannot be reached, or its disk fails; nothing was done, and the same may succeed later.
+    #[error("the database cannot be reached")]
     Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The connection failed while the database was committing; whether it did is to be found out by
+    /// [`Store::batch_committed`].
+    #[error("the database connection failed during a commit")]
+    CommitUnknown {
+        /// What holds if it did commit.
+        verdicts: Vec<Verdict>,
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A statement failed; the transaction was rolled back.
     #[error("the database refused a statement")]
     Statement(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -59,14 +78,14 @@ pub trait Store: Send + Sync + 'static {
     /// Only the ledger calls this.
     ///
     /// # Errors
-    /// [`StoreError::Deposed`]; [`StoreError::Statement`] when one transition broke the transaction (the ledger
-    /// bisects); [`StoreError::Connection`].
+    /// [`StoreError::Deposed`]; [`StoreError::Statement`] or [`StoreError::Corrupt`] when one transition broke the
+    /// transaction (the ledger bisects); [`StoreError::Connection`]; [`StoreError::CommitUnknown`].
     fn commit(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError>;
 
     /// Whether batch `number` of `epoch` is the last committed one: asked after a lost connection.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError::Deposed`] when `epoch` is over; [`StoreError`].
     fn batch_committed(&self, epoch: Epoch, number: u64) -> Result<bool, StoreError>;
 
     /// Everything that is not final: what memory is rebuilt from at start.

@@ -16,7 +16,8 @@ pub enum Transition {
     /// Accept a job. Applied as [`Applied::Job`]; a known idempotency key with the same spec digest repeats the earlier
     /// job, with another one it is refused as [`Refusal::Conflict`]. With `launch`, the launch row
     /// (schedule, instant) is inserted in the same transaction and its primary key is the guard (I6):
-    /// a second one is [`Refusal::Conflict`].
+    /// a second one is [`Refusal::Conflict`]. A launch moves the schedule's `considered_until` forward to its instant;
+    /// a paused schedule refuses it as [`Refusal::Stale`], a deleted one as [`Refusal::NotFound`].
     CreateJob(Box<NewJob>),
     /// Give tasks to a worker. Fresh tasks must begin at the job's `next_fresh`; others must be waiting live rows whose
     /// next attempt is the one named. A cancelled or ended job refuses.
@@ -39,7 +40,8 @@ pub enum Transition {
         /// The engine's stamp.
         started_at: Timestamp,
     },
-    /// Assigned → waiting, unstarted; the next attempt's number is one higher, no retry budget is used.
+    /// Assigned → waiting, unstarted; the next attempt's number is one higher, no retry budget is used. A task of a
+    /// cancelled job ends as cancelled instead, applied as [`Applied::Ended`].
     Recall {
         /// Must be the task's current attempt, in state assigned.
         attempt: AttemptId,
@@ -50,7 +52,7 @@ pub enum Transition {
     },
     /// Assigned or started → waiting (retry) or ended. Writes the attempt's one row.
     End(Box<AttemptEnd>),
-    /// A report that came too late to count: kept, changes nothing else.
+    /// A report that came too late to count: the first of each worker about each attempt is kept; changes nothing else.
     Superseded {
         /// Which attempt it was about.
         attempt: AttemptId,
@@ -61,7 +63,8 @@ pub enum Transition {
         /// When it came.
         at: Timestamp,
     },
-    /// Marks the job as cancelled and ends its waiting tasks. Idempotent. Applied as [`Applied::Cancelled`].
+    /// Marks the job as cancelled and ends its waiting tasks. Idempotent; a job that is over stays as it is. Applied as
+    /// [`Applied::Cancelled`].
     Cancel {
         /// The job.
         job: JobId,
@@ -115,7 +118,8 @@ pub enum Transition {
     },
     /// New account; a taken name is [`Refusal::Conflict`]. The group is made if needed.
     CreateUser(Box<NewUser>),
-    /// Raises the account's token version (all its JWTs die) and optionally sets a new password hash.
+    /// Raises the account's token version (all its JWTs die), revokes its refresh tokens, and optionally sets a new
+    /// password hash, which also clears the count of failed logins.
     ResetUser {
         /// The account.
         user: UserId,
@@ -167,7 +171,8 @@ pub enum Transition {
         expires_at: Timestamp,
     },
     /// Uses a join token up: it must exist, be unused, unexpired at `at` and for this name ([`Refusal::Stale`]
-    /// otherwise). The worker is made, or, if the name is known and not revoked, gets the new key.
+    /// otherwise). The worker is made, or, if the name is known and not revoked, gets the new key; a revoked name, or
+    /// the key of another worker, is [`Refusal::Conflict`] and leaves the token unused.
     /// Applied as [`Applied::Worker`].
     JoinWorker {
         /// SHA-256 of the token.

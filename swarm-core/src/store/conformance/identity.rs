@@ -1,0 +1,130 @@
+//! Accounts, tokens, workers.
+
+use super::*;
+
+fn token(text: &str) -> Digest {
+    Digest::of(text.as_bytes())
+}
+
+pub(super) fn accounts_are_unique_and_can_be_reset(bench: &Bench) {
+    assert!(is_conflict(&bench.apply(new_user("ada", "chemistry"))));
+    let (bob, group) = bench.user("bob", "physics");
+    assert_eq!(group, bench.group, "a known group is joined");
+    let issue = Transition::IssueRefresh {
+        hash: token("r"),
+        family: uuid::Uuid::new_v4(),
+        user: bob,
+        expires_at: at(99),
+        replaces: None,
+    };
+    bench.apply(issue).unwrap();
+    bench.apply(Transition::ResetUser { user: bob, password_hash: None }).unwrap();
+    let record = bench.store.user("bob").unwrap().unwrap();
+    assert_eq!((record.token_version, record.password_hash.as_str()), (1, "$argon2id$x"));
+    assert_eq!((record.role, record.group_name.as_str(), record.created_at), (Role::Consumer, "physics", at(0)));
+    assert!(bench.store.refresh_token(&token("r")).unwrap().unwrap().revoked);
+    bench.apply(Transition::ResetUser { user: bob, password_hash: Some("new".to_owned()) }).unwrap();
+    let record = bench.store.user("bob").unwrap().unwrap();
+    assert_eq!((record.token_version, record.password_hash.as_str()), (2, "new"));
+    assert!(is_not_found(&bench.apply(Transition::ResetUser { user: UserId(99), password_hash: None })));
+    let names: Vec<_> = bench.store.users().unwrap().into_iter().map(|user| (user.name, user.token_version)).collect();
+    assert_eq!(names, [("ada".to_owned(), 0), ("bob".to_owned(), 2)]);
+    assert!(bench.store.user("eve").unwrap().is_none());
+}
+
+pub(super) fn failed_logins_are_counted(bench: &Bench) {
+    let note = |failed, second| Transition::NoteLogin { user: bench.owner, failed, at: at(second) };
+    bench.commit(&[note(true, 1), note(true, 2)]).unwrap();
+    let record = bench.store.user("ada").unwrap().unwrap();
+    assert_eq!((record.failed_logins, record.last_failed_at), (2, Some(at(2))));
+    bench.apply(note(false, 3)).unwrap();
+    let record = bench.store.user("ada").unwrap().unwrap();
+    assert_eq!((record.failed_logins, record.last_failed_at), (0, None));
+    assert!(is_not_found(&bench.apply(Transition::NoteLogin { user: UserId(99), failed: true, at: at(4) })));
+}
+
+pub(super) fn a_refresh_token_is_used_once(bench: &Bench) {
+    let family = uuid::Uuid::new_v4();
+    let issue = |hash: &str, replaces: Option<&str>, family| Transition::IssueRefresh {
+        hash: token(hash),
+        family,
+        user: bench.owner,
+        expires_at: at(99),
+        replaces: replaces.map(token),
+    };
+    let read = |hash: &str| bench.store.refresh_token(&token(hash)).unwrap();
+    bench.apply(issue("a", None, family)).unwrap();
+    assert!(is_stale(&bench.apply(issue("x", Some("a"), uuid::Uuid::new_v4()))), "of another family");
+    assert_eq!(bench.apply(issue("b", Some("a"), family)), Ok(Applied::Done));
+    assert!(is_stale(&bench.apply(issue("c", Some("a"), family))), "used already");
+    assert!(is_stale(&bench.apply(issue("c", Some("never made"), family))));
+    let (a, b) = (read("a").unwrap(), read("b").unwrap());
+    assert_eq!((a.used, b.used, b.revoked), (true, false, false));
+    assert_eq!((b.family, b.user_name.as_str(), b.expires_at), (family, "ada", at(99)));
+    assert!(read("c").is_none() && read("x").is_none(), "a refused exchange makes no token");
+    assert_eq!(bench.apply(Transition::RevokeFamily { family }), Ok(Applied::Done));
+    assert!(read("b").unwrap().revoked);
+    assert!(is_stale(&bench.apply(issue("d", Some("b"), family))), "revoked");
+    assert!(is_not_found(&bench.apply(Transition::RevokeFamily { family: uuid::Uuid::new_v4() })));
+}
+
+pub(super) fn jwts_are_revoked_until_they_expire(bench: &Bench) {
+    let now = Timestamp::from(std::time::SystemTime::now());
+    let [open, over] = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
+    let revoke = |jti, expires_at| Transition::RevokeJwt { jti, expires_at };
+    let day = chrono::Duration::days(1);
+    let verdicts = bench.commit(&[revoke(open, now + day), revoke(open, now + day), revoke(over, now - day)]).unwrap();
+    assert!(verdicts.iter().all(Result::is_ok));
+    assert_eq!(bench.store.revoked_jwts().unwrap(), [open]);
+}
+
+pub(super) fn a_join_token_is_good_once_in_time_for_its_name(bench: &Bench) {
+    let create = Transition::CreateJoinToken { hash: token("t"), worker: "w3".to_owned(), expires_at: at(50) };
+    assert_eq!(bench.apply(create.clone()), Ok(Applied::Done));
+    assert!(is_conflict(&bench.apply(create)));
+    let join = |secret: &str, worker: &str, key: &str, second| Transition::JoinWorker {
+        token: token(secret),
+        worker: worker.to_owned(),
+        key: token(key),
+        at: at(second),
+    };
+    assert!(is_stale(&bench.apply(join("t", "w4", "k", 20))), "another name");
+    assert!(is_stale(&bench.apply(join("u", "w3", "k", 20))), "unknown");
+    assert!(is_stale(&bench.apply(join("t", "w3", "k", 50))), "expired");
+    assert!(is_conflict(&bench.apply(join("t", "w3", "w1", 20))), "another worker's key");
+    let joined = bench.apply(join("t", "w3", "k", 49));
+    assert!(matches!(joined, Ok(Applied::Worker(_))), "refusals leave the token unused: {joined:?}");
+    assert!(is_stale(&bench.apply(join("t", "w3", "k", 49))), "used");
+    assert_eq!(bench.store.workers().unwrap().len(), 3);
+}
+
+pub(super) fn a_worker_keeps_its_name_and_key(bench: &Bench) {
+    let add = |worker: &str, key: &str| {
+        bench.apply(Transition::AddWorker { worker: worker.to_owned(), key: token(key), at: at(1) })
+    };
+    assert_eq!(add("w1", "w1"), Ok(Applied::Worker(bench.workers[0])), "the same again");
+    assert_eq!(add("w1", "fresh"), Ok(Applied::Worker(bench.workers[0])), "a new key");
+    assert_eq!(bench.store.workers().unwrap()[0].key, token("fresh"));
+    assert!(is_conflict(&add("w2", "fresh")), "another one's key");
+    bench.apply(Transition::RevokeWorker { worker: bench.workers[0] }).unwrap();
+    assert!(is_conflict(&add("w1", "newer")), "revoked for good");
+    assert_eq!(add("w3", "k3"), Ok(Applied::Worker(WorkerId(bench.workers[1].0 + 1))));
+}
+
+pub(super) fn workers_drain_and_are_revoked(bench: &Bench) {
+    let [first, second] = bench.workers;
+    bench.apply(Transition::DrainWorker { worker: first, draining: true }).unwrap();
+    bench.apply(Transition::RevokeWorker { worker: second }).unwrap();
+    let state = || -> Vec<_> {
+        bench.store.workers().unwrap().iter().map(|worker| (worker.id, worker.draining, worker.revoked)).collect()
+    };
+    assert_eq!(state(), [(first, true, false), (second, false, true)]);
+    bench.apply(Transition::DrainWorker { worker: first, draining: false }).unwrap();
+    assert_eq!(state()[0], (first, false, false));
+    let job = bench.job(1);
+    let work = Work::Fresh(TaskRange::one(0));
+    assert!(is_stale(&bench.apply(Transition::Assign { job, work, worker: second, at: at(2) })), "to a revoked worker");
+    let nobody = WorkerId(99);
+    assert!(is_not_found(&bench.apply(Transition::RevokeWorker { worker: nobody })));
+    assert!(is_not_found(&bench.apply(Transition::DrainWorker { worker: nobody, draining: true })));
+}
