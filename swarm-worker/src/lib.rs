@@ -1,3 +1,28 @@
-//! The daemon on every machine: it runs what the core sends and reports what came of it.
+//! The worker: the daemon on every machine that runs container jobs.
+//!
+//! [`run::run`] starts one; [`cli`] is its command line. `link` and `heartbeat` talk to the core, `hub` is the one
+//! picture of what is held, `attempt` runs one order each, `spool` and `reconcile` carry attempts over a restart,
+//! `lease` and `watchdog` see to it that nothing runs on a lease that has ended.
 
+mod attempt;
+pub mod cli;
+pub mod config;
+mod context;
+mod durable;
+mod heartbeat;
+mod hub;
+mod identity;
+mod images;
+mod lease;
+mod link;
+mod reconcile;
+pub mod run;
 pub mod runtime;
+mod spool;
+#[cfg(test)]
+mod testing;
+mod transfer;
+mod watchdog;
+
+pub use config::WorkerConfig;
+pub use run::run;

@@ -1,0 +1,311 @@
+//! The encoded log in the spool: appended whole records, cut at the bound, taken up again after a break.
+//!
+//! The engine replays a container's log from its start, entry by entry. Encoding is a pure function of the entries, so
+//! the log is continued by skipping as many bytes as the file has. Only where the engine has rotated the first entry
+//! away must timestamps decide, and a mark says that something may be missing.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+use swarm_protocol::Digest;
+use swarm_protocol::logs::{HEADER_BYTES, LogDecoder, LogRecord, LogStream, PAYLOAD_BYTES_MAX};
+use tokio::io::AsyncWriteExt;
+
+use crate::durable;
+use crate::runtime::LogItem;
+
+/// Room kept for the final cut mark: its header and the digits of any count.
+const MARK_BYTES: u64 = HEADER_BYTES as u64 + 20;
+/// What a mark says when the engine lost entries nobody counted.
+const AT_LEAST_ONE: &[u8] = b">=1";
+
+/// A finished log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LogEnd {
+    /// Length of the encoded log.
+    pub(super) bytes: u64,
+    /// Its digest.
+    pub(super) digest: Digest,
+    /// Payload bytes dropped, at least.
+    pub(super) cut_bytes: u64,
+}
+
+/// What a file already holds.
+#[derive(Default)]
+struct Past {
+    bytes: u64,
+    hasher: Sha256,
+    first: Option<LogRecord>,
+    last_at_us: u64,
+    gap: bool,
+}
+
+/// The log of an attempt, open for the entries the engine replays.
+pub(super) struct LogFile {
+    file: tokio::fs::File,
+    hasher: Sha256,
+    bytes: u64,
+    bytes_max: u64,
+    /// Payload bytes dropped at the bound; once anything is dropped, everything after it is.
+    dropped: u64,
+    full: bool,
+    /// Entries were lost at the engine.
+    gap: bool,
+    last_at_us: u64,
+    replay: Replay,
+}
+
+impl LogFile {
+    /// Opens the log at `path` for a replay from the engine's first entry. What is torn at the file's end is cut off.
+    pub(super) async fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
+        let owned = path.to_owned();
+        let (file, past) = durable::blocking(move || open_past(&owned)).await?;
+        let replay = match past.first {
+            None => Replay::Live,
+            Some(first) => Replay::First { first, bytes: past.bytes, last_at_us: past.last_at_us },
+        };
+        Ok(Self {
+            file: tokio::fs::File::from_std(file),
+            hasher: past.hasher,
+            bytes: past.bytes,
+            bytes_max,
+            dropped: 0,
+            full: false,
+            gap: past.gap,
+            last_at_us: past.last_at_us,
+            replay,
+        })
+    }
+
+    /// Bytes in the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends what of these entries is new.
+    pub(super) async fn append(&mut self, items: Vec<LogItem>) -> io::Result<()> {
+        let mut out = Vec::new();
+        for item in items {
+            for piece in pieces(&item) {
+                self.admit(&piece, &mut out);
+            }
+        }
+        self.write(&out).await
+    }
+
+    fn admit(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
+        let verdict = self.replay.judge(record);
+        if verdict == Verdict::Known {
+            return;
+        }
+        if verdict == Verdict::NewAfterGap {
+            self.gap = true;
+            self.take(&mark(record.at_us, AT_LEAST_ONE.to_vec()), out);
+        }
+        self.last_at_us = record.at_us;
+        self.take(record, out);
+    }
+
+    fn take(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
+        let room = self.bytes_max.saturating_sub(MARK_BYTES).saturating_sub(self.bytes + out.len() as u64);
+        self.full |= (HEADER_BYTES + record.bytes.len()) as u64 > room;
+        if self.full {
+            self.dropped += record.bytes.len() as u64;
+        } else {
+            record.encode(out);
+        }
+    }
+
+    async fn write(&mut self, out: &[u8]) -> io::Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        self.file.write_all(out).await?;
+        self.file.flush().await?;
+        self.hasher.update(out);
+        self.bytes += out.len() as u64;
+        Ok(())
+    }
+
+    /// Ends the log: the last mark, if anything was dropped. `incomplete` says that the engine failed before the end.
+    pub(super) async fn finish(mut self, incomplete: bool) -> io::Result<LogEnd> {
+        let mut out = Vec::new();
+        if self.dropped > 0 {
+            mark(self.last_at_us, self.dropped.to_string().into_bytes()).encode(&mut out);
+        } else if incomplete {
+            mark(self.last_at_us, AT_LEAST_ONE.to_vec()).encode(&mut out);
+        }
+        self.write(&out).await?;
+        let cut_bytes = self.dropped + u64::from(self.gap || (incomplete && self.dropped == 0));
+        Ok(LogEnd { bytes: self.bytes, digest: Digest(self.hasher.finalize().into()), cut_bytes })
+    }
+}
+
+fn mark(at_us: u64, bytes: Vec<u8>) -> LogRecord {
+    LogRecord { stream: LogStream::Cut, at_us, bytes }
+}
+
+fn pieces(item: &LogItem) -> impl Iterator<Item = LogRecord> + '_ {
+    item.bytes.chunks(PAYLOAD_BYTES_MAX).map(|bytes| LogRecord {
+        stream: item.stream,
+        at_us: item.at_us,
+        bytes: bytes.to_vec(),
+    })
+}
+
+/// Where in the engine's replay we are.
+enum Replay {
+    /// The first entry decides how to go on.
+    First { first: LogRecord, bytes: u64, last_at_us: u64 },
+    /// This many encoded bytes are known still.
+    Skipping { bytes: u64 },
+    /// Everything up to this instant is known; `met` once such an entry came.
+    Seeking { last_at_us: u64, met: bool },
+    /// All is new.
+    Live,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Known,
+    New,
+    NewAfterGap,
+}
+
+impl Replay {
+    fn judge(&mut self, record: &LogRecord) -> Verdict {
+        if let Self::First { first, bytes, last_at_us } = self {
+            *self = if first == record {
+                Self::Skipping { bytes: *bytes }
+            } else {
+                Self::Seeking { last_at_us: *last_at_us, met: false }
+            };
+        }
+        match self {
+            Self::Skipping { bytes: 0 } | Self::Live | Self::First { .. } => Verdict::New,
+            Self::Skipping { bytes } => {
+                *bytes = bytes.saturating_sub((HEADER_BYTES + record.bytes.len()) as u64);
+                Verdict::Known
+            }
+            Self::Seeking { last_at_us, met } if record.at_us <= *last_at_us => {
+                *met = true;
+                Verdict::Known
+            }
+            Self::Seeking { met, .. } => {
+                let verdict = if *met { Verdict::New } else { Verdict::NewAfterGap };
+                *self = Self::Live;
+                verdict
+            }
+        }
+    }
+}
+
+/// Reads what the file holds and cuts off a torn record and the final mark, which the end of the replay writes anew.
+fn open_past(path: &Path) -> io::Result<(File, Past)> {
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let (mut decoder, mut past, mut last_mark) = (LogDecoder::default(), Past::default(), None);
+    let mut buffer = vec![0; 256 << 10];
+    'file: loop {
+        let length = file.read(&mut buffer)?;
+        if length == 0 {
+            break;
+        }
+        decoder.push(&buffer[..length]);
+        loop {
+            match decoder.next_record() {
+                Ok(Some(record)) => {
+                    if let Some(before) = last_mark.take() {
+                        past.note(&before);
+                    }
+                    if record.stream == LogStream::Cut { last_mark = Some(record) } else { past.note(&record) }
+                }
+                Ok(None) => break,
+                Err(_) => break 'file,
+            }
+        }
+    }
+    file.set_len(past.bytes)?;
+    Ok((file, past))
+}
+
+impl Past {
+    fn note(&mut self, record: &LogRecord) {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + record.bytes.len());
+        record.encode(&mut bytes);
+        self.hasher.update(&bytes);
+        self.bytes += bytes.len() as u64;
+        self.gap |= record.stream == LogStream::Cut;
+        self.last_at_us = record.at_us;
+        self.first.get_or_insert_with(|| record.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(at_us: u64, text: &str) -> LogItem {
+        LogItem { stream: LogStream::Stdout, at_us, bytes: text.to_owned().into() }
+    }
+
+    fn items(range: std::ops::Range<u64>) -> Vec<LogItem> {
+        range.map(|n| item(n, &format!("line {n}\n"))).collect()
+    }
+
+    async fn logged(path: &Path, parts: &[Vec<LogItem>], bytes_max: u64) -> (LogEnd, Vec<u8>) {
+        let mut end = None;
+        for part in parts {
+            let mut log = LogFile::open(path, bytes_max).await.unwrap();
+            log.append(part.clone()).await.unwrap();
+            end = Some(log.finish(false).await.unwrap());
+        }
+        let (end, bytes) = (end.unwrap(), std::fs::read(path).unwrap());
+        assert_eq!((end.bytes, end.digest), (bytes.len() as u64, Digest::of(&bytes)));
+        (end, bytes)
+    }
+
+    #[tokio::test]
+    async fn a_replay_adds_only_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, whole) = logged(&dir.path().join("a"), &[items(0..9)], 1 << 20).await;
+        let (end, resumed) = logged(&dir.path().join("b"), &[items(0..4), items(0..9), items(0..9)], 1 << 20).await;
+        assert_eq!(resumed, whole);
+        assert_eq!(end.cut_bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_torn_record_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (_, whole) = logged(&path, &[items(0..9)], 1 << 20).await;
+        for length in [whole.len() - 1, whole.len() - 25, 3] {
+            OpenOptions::new().write(true).open(&path).unwrap().set_len(length as u64).unwrap();
+            assert_eq!(logged(&path, &[items(0..9)], 1 << 20).await.1, whole, "cut at {length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_bound_cuts_counts_and_holds_across_a_resume() {
+        let dir = tempfile::tempdir().unwrap();
+        let (end, bytes) = logged(&dir.path().join("a"), &[items(0..9)], 100).await;
+        assert!(bytes.len() <= 100);
+        // 21 bytes a record fit into 100 - 33 three times; six payloads of 7 bytes are dropped.
+        assert_eq!(end.cut_bytes, 42);
+        assert!(bytes.ends_with(b"42"));
+        let (again, resumed) = logged(&dir.path().join("b"), &[items(0..5), items(0..9)], 100).await;
+        assert_eq!((again, resumed), (end, bytes));
+    }
+
+    #[tokio::test]
+    async fn what_the_engine_rotated_away_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (end, bytes) = logged(&dir.path().join("a"), &[items(0..3), items(6..9)], 1 << 20).await;
+        assert_eq!(end.cut_bytes, 1);
+        assert!(String::from_utf8_lossy(&bytes).contains(">=1"));
+        let (end, bytes) = logged(&dir.path().join("b"), &[items(0..4), items(2..6)], 1 << 20).await;
+        assert_eq!(end.cut_bytes, 0, "entries overlap, so none is missing");
+        assert_eq!(bytes, logged(&dir.path().join("c"), &[items(0..6)], 1 << 20).await.1);
+    }
+}

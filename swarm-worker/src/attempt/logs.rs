@@ -1,0 +1,71 @@
+//! From the engine's log to the spool, until the container's end and the log's.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::watch;
+
+use super::log_file::{LogEnd, LogFile};
+use super::{Attempt, End, spool_end};
+use crate::runtime::ContainerId;
+
+/// Entries written together at most.
+const BATCH_ITEMS: usize = 512;
+/// How long the engine may take to hand over the rest of the log once the container has ended.
+const REST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Times the log of an ended container is asked for.
+const REST_TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Attempt {
+    /// Copies the whole log; `exited` turns true when the container has ended.
+    pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
+        let mut tries = 0;
+        loop {
+            // A replay that began after the end of the container and came to its own end is complete.
+            let final_pass = *exited.borrow();
+            let mut log = LogFile::open(&self.entry.log(), self.order.log_bytes_max).await.map_err(|e| spool_end(&e))?;
+            let copied = self.copy_once(id, &mut log, exited.clone()).await?;
+            if copied && (final_pass || *exited.borrow()) {
+                return log.finish(false).await.map_err(|error| spool_end(&error));
+            }
+            tries += u32::from(final_pass);
+            if tries >= REST_TRIES {
+                tracing::warn!(attempt = %self.id, "the engine does not hand over the rest of the log");
+                return log.finish(true).await.map_err(|error| spool_end(&error));
+            }
+            let _ = tokio::time::timeout(PAUSE, exited.wait_for(|exited| *exited)).await;
+        }
+    }
+
+    /// One replay, from the first entry to the end of the stream: false when it broke off or stalled after the end.
+    async fn copy_once(
+        &self,
+        id: &ContainerId,
+        log: &mut LogFile,
+        mut exited: watch::Receiver<bool>,
+    ) -> Result<bool, End> {
+        let Ok(items) = self.ctx.runtime.logs(id).await else { return Ok(false) };
+        let mut batches = items.ready_chunks(BATCH_ITEMS);
+        let stalled = async {
+            let _ = exited.wait_for(|exited| *exited).await;
+            tokio::time::sleep(REST_TIMEOUT).await;
+        };
+        tokio::pin!(stalled);
+        loop {
+            let batch = tokio::select! {
+                biased;
+                batch = batches.next() => batch,
+                () = &mut stalled => return Ok(false),
+            };
+            let Some(batch) = batch else { return Ok(true) };
+            let whole = batch.iter().all(Result::is_ok);
+            log.append(batch.into_iter().map_while(Result::ok).collect()).await.map_err(|error| spool_end(&error))?;
+            let bytes = log.bytes();
+            self.progress.send_modify(|progress| progress.log_bytes = progress.log_bytes.max(bytes));
+            if !whole {
+                return Ok(false);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What a container leaves behind: fetched from the engine, checked, and stored on the core before the report is made.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use futures_util::StreamExt;
+use sha2::{Digest as _, Sha256};
+use swarm_protocol::link::OutputReport;
+use swarm_protocol::{Digest, Outcome};
+use tar::EntryType;
+use tokio::io::AsyncWriteExt;
+
+use super::{Attempt, End, engine_end, spool_end};
+use crate::durable;
+use crate::images;
+use crate::runtime::{ByteStream, ContainerId, RuntimeError};
+use crate::transfer::TransferError;
+
+/// What a tar stream has beyond a single file's bytes.
+const TAR_OVERHEAD_BYTES: u64 = 16 << 10;
+
+/// An output in the spool.
+struct Kept {
+    file: PathBuf,
+    digest: Digest,
+    size_bytes: u64,
+    is_dir: bool,
+    mode: u32,
+}
+
+/// Why an output could not be kept.
+enum Unkept {
+    Missing(String),
+    Spool(io::Error),
+}
+
+impl Attempt {
+    /// Collects and stores every declared output.
+    pub(super) async fn collect(&self, id: &ContainerId) -> Result<Vec<OutputReport>, End> {
+        let mut reports = Vec::new();
+        let mut left = self.order.output_bytes_max;
+        for (n, path) in self.order.outputs.iter().enumerate() {
+            let kept = self.fetch(id, path, &self.entry.output(n), left).await?;
+            left -= kept.size_bytes;
+            let stored = self.ctx.transfer.upload(self.id, &kept.file, kept.digest, kept.size_bytes).await;
+            stored.map_err(|error| match error {
+                TransferError::TooLarge(_) => missing(path, &error.to_string()),
+                _ => End::With(images::transfer(&error)),
+            })?;
+            // A failure only leaves it to the removal of the whole spool entry.
+            let _ = tokio::fs::remove_file(&kept.file).await;
+            reports.push(OutputReport {
+                path: path.clone(),
+                digest: kept.digest,
+                size_bytes: kept.size_bytes,
+                is_dir: kept.is_dir,
+                mode: kept.mode,
+            });
+        }
+        Ok(reports)
+    }
+
+    async fn fetch(&self, id: &ContainerId, path: &str, spool: &Path, bytes_max: u64) -> Result<Kept, End> {
+        let tar = match self.ctx.runtime.get_archive(id, path).await {
+            Ok(tar) => tar,
+            Err(error @ RuntimeError::NotFound { .. }) => {
+                tracing::debug!(attempt = %self.id, %error, "an output is absent");
+                return Err(missing(path, "the container did not leave it there"));
+            }
+            Err(error) => return Err(engine_end(&error)),
+        };
+        let archive = spool.with_extension("tar");
+        let whole = spool_stream(tar, &archive, bytes_max.saturating_add(TAR_OVERHEAD_BYTES)).await;
+        match whole {
+            Ok(true) => {}
+            Ok(false) => return Err(missing(path, &too_large(bytes_max))),
+            Err(Broken::Engine(error)) => {
+                let error = RuntimeError::Engine { call: "get_archive", message: error.to_string() };
+                return Err(engine_end(&error));
+            }
+            Err(Broken::Spool(error)) => return Err(spool_end(&error)),
+        }
+        let spool = spool.to_owned();
+        let kept = tokio::task::spawn_blocking(move || keep(&archive, &spool, bytes_max)).await;
+        match kept.unwrap_or_else(|panicked| Err(Unkept::Spool(io::Error::other(panicked)))) {
+            Ok(kept) => Ok(kept),
+            Err(Unkept::Missing(why)) => Err(missing(path, &why)),
+            Err(Unkept::Spool(error)) => Err(spool_end(&error)),
+        }
+    }
+}
+
+fn missing(path: &str, why: &str) -> End {
+    let reason = swarm_protocol::text::sanitise(&format!("{path}: {why}"), false);
+    End::With(Outcome::OutputMissing { reason })
+}
+
+fn too_large(bytes_max: u64) -> String {
+    format!("it has more than the {bytes_max} bytes that are left for outputs")
+}
+
+enum Broken {
+    Engine(io::Error),
+    Spool(io::Error),
+}
+
+/// Writes a stream to `path`; false when it has more than `bytes_max`.
+async fn spool_stream(mut stream: ByteStream, path: &Path, bytes_max: u64) -> Result<bool, Broken> {
+    let mut file = tokio::fs::File::create(path).await.map_err(Broken::Spool)?;
+    let mut left = bytes_max;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(Broken::Engine)?;
+        let Some(rest) = left.checked_sub(chunk.len() as u64) else { return Ok(false) };
+        left = rest;
+        file.write_all(&chunk).await.map_err(Broken::Spool)?;
+    }
+    file.flush().await.map_err(Broken::Spool)?;
+    Ok(true)
+}
+
+/// Decides by the first entry of the engine's archive: a file is kept as its bytes, a directory as the whole archive.
+fn keep(archive: &Path, spool: &Path, bytes_max: u64) -> Result<Kept, Unkept> {
+    let damaged = |error: io::Error| Unkept::Missing(format!("the engine's archive of it is damaged: {error}"));
+    let mut tar = tar::Archive::new(File::open(archive).map_err(Unkept::Spool)?);
+    let mut first = tar.entries().and_then(|mut entries| entries.next().unwrap_or_else(|| Err(empty()))).map_err(damaged)?;
+    let mode = first.header().mode().map_err(damaged)? & 0o7777;
+    let (source, is_dir): (&mut dyn Read, bool) = match first.header().entry_type() {
+        EntryType::Regular | EntryType::Continuous => (&mut first, false),
+        EntryType::Directory => (&mut File::open(archive).map_err(Unkept::Spool)?, true),
+        EntryType::Symlink | EntryType::Link => {
+            return Err(Unkept::Missing("it is a link, and links are not followed".into()));
+        }
+        _ => return Err(Unkept::Missing("it is neither a file nor a directory".into())),
+    };
+    let (digest, size_bytes) = copy(source, spool).map_err(Unkept::Spool)?;
+    if size_bytes > bytes_max {
+        return Err(Unkept::Missing(too_large(bytes_max)));
+    }
+    std::fs::remove_file(archive).map_err(Unkept::Spool)?;
+    Ok(Kept { file: spool.to_owned(), digest, size_bytes, is_dir, mode })
+}
+
+fn empty() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty")
+}
+
+fn copy(source: &mut dyn Read, to: &Path) -> io::Result<(Digest, u64)> {
+    let (mut file, mut hasher, mut total) = (File::create(to)?, Sha256::new(), 0);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let length = source.read(&mut buffer)?;
+        if length == 0 {
+            return Ok((Digest(hasher.finalize().into()), total));
+        }
+        hasher.update(&buffer[..length]);
+        file.write_all(&buffer[..length])?;
+        total += length as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(build: impl FnOnce(&mut tar::Builder<Vec<u8>>), bytes_max: u64) -> Result<(Kept, Vec<u8>), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, spool) = (dir.path().join("0.tar"), dir.path().join("0"));
+        let mut builder = tar::Builder::new(Vec::new());
+        build(&mut builder);
+        std::fs::write(&archive, builder.into_inner().unwrap()).unwrap();
+        match keep(&archive, &spool, bytes_max) {
+            Ok(kept) => Ok((kept, std::fs::read(spool).unwrap())),
+            Err(Unkept::Missing(why)) => Err(why),
+            Err(Unkept::Spool(error)) => panic!("{error}"),
+        }
+    }
+
+    fn entry(kind: EntryType, size: u64) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(0o640);
+        header
+    }
+
+    #[test]
+    fn a_file_is_kept_as_its_bytes() {
+        let add = |tar: &mut tar::Builder<Vec<u8>>| {
+            tar.append_data(&mut entry(EntryType::Regular, 5), "out", &b"hello"[..]).unwrap();
+        };
+        let (kept, bytes) = kept(add, 5).unwrap();
+        assert_eq!((bytes.as_slice(), kept.digest), (&b"hello"[..], Digest::of(b"hello")));
+        assert_eq!((kept.size_bytes, kept.is_dir, kept.mode), (5, false, 0o640));
+        assert!(self::kept(add, 4).err().unwrap().contains("more than the 4 bytes"));
+    }
+
+    #[test]
+    fn a_directory_is_kept_as_an_archive() {
+        let (kept, bytes) = kept(
+            |tar| {
+                tar.append_data(&mut entry(EntryType::Directory, 0), "dir/", io::empty()).unwrap();
+                tar.append_data(&mut entry(EntryType::Regular, 2), "dir/a", &b"hi"[..]).unwrap();
+            },
+            1 << 20,
+        )
+        .unwrap();
+        assert!(kept.is_dir);
+        assert_eq!((kept.size_bytes, kept.digest), (bytes.len() as u64, Digest::of(&bytes)));
+        assert_eq!(tar::Archive::new(&bytes[..]).entries().unwrap().count(), 2);
+    }
+
+    #[test]
+    fn links_and_damage_are_refused_in_words() {
+        let link = kept(
+            |tar| tar.append_link(&mut entry(EntryType::Symlink, 0), "out", "/etc/shadow").unwrap(),
+            1 << 20,
+        );
+        assert!(link.err().unwrap().contains("links are not followed"));
+        assert!(kept(|_| (), 1 << 20).err().unwrap().contains("empty"));
+    }
+}

@@ -1,0 +1,156 @@
+//! Everything before the start: image, volumes, container, inputs.
+
+use swarm_protocol::Outcome;
+use swarm_protocol::link::{InputOrder, TaskOrder};
+
+use super::user::{self, Owner};
+use super::{Attempt, End, engine_end};
+use crate::images;
+use crate::lease::kill_at_ns;
+use crate::runtime::archive::{dir_entry_tar, single_file_tar};
+use crate::runtime::{ContainerId, ContainerSpec, RuntimeError, VolumeMount};
+use crate::transfer::Fault;
+use crate::watchdog::Watched;
+
+/// Permission bits of a directory that holds inputs or outputs.
+const DIR_MODE: u32 = 0o755;
+
+/// The directories that become volumes: each holds an input or an output.
+pub(super) fn directories(order: &TaskOrder) -> Vec<&str> {
+    let inputs = order.inputs.iter().map(|input| input.path.as_str());
+    let mut dirs: Vec<&str> = inputs.chain(order.outputs.iter().map(String::as_str)).map(|path| split(path).0).collect();
+    dirs.sort_unstable();
+    dirs.dedup();
+    dirs
+}
+
+/// The name of the nth volume of a container.
+pub(super) fn volume_name(container: &str, n: usize) -> String {
+    format!("{container}-{n}")
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+impl Attempt {
+    /// A container that only needs to be started.
+    pub(super) async fn prepare(&self) -> Result<ContainerId, End> {
+        let image = self.unless_stopped(async { Ok(images::ensure(&self.ctx, &self.order).await?) }).await?;
+        let user = user::effective(self.order.user.as_deref(), image.user.as_deref());
+        let id = self.create(&user).await?;
+        self.unless_stopped(async {
+            let owner = user::resolve(self.ctx.runtime.as_ref(), &id, &user).await?;
+            if owner.uid == 0 && !self.order.allow_root {
+                return Err(End::With(Outcome::Refused { reason: root_refusal(&user) }));
+            }
+            self.fill(&id, owner).await?;
+            Ok(id)
+        })
+        .await
+    }
+
+    /// Not dropped half done, so that no container can appear after the attempt was cleared away.
+    async fn create(&self, user: &str) -> Result<ContainerId, End> {
+        if self.control.borrow().stop.is_some() {
+            return Err(self.stop_asked());
+        }
+        let labels = self.ctx.labels(self.id);
+        let mut spec = ContainerSpec::new(self.name.clone(), self.order.image.config, labels.clone());
+        for (n, dir) in directories(&self.order).into_iter().enumerate() {
+            let volume = volume_name(&self.name, n);
+            self.ctx.runtime.create_volume(&volume, &labels).await.map_err(|error| engine_end(&error))?;
+            spec.volumes.push(VolumeMount { volume, path: dir.to_owned(), read_only: false });
+        }
+        spec.entrypoint = self.order.entrypoint.clone().filter(|words| !words.is_empty());
+        spec.cmd = self.order.command.clone();
+        spec.user = Some(user.to_owned());
+        spec.workdir = self.order.workdir.clone();
+        spec.env = self.environment();
+        spec.cpu_millis = self.order.cpu_millis.into();
+        spec.memory_bytes = self.order.memory_bytes;
+        self.have_watched().await?;
+        match self.ctx.runtime.create(&spec).await {
+            // The name is ours, so what has it is a leftover of ours that was never started.
+            Err(RuntimeError::Conflict { .. }) => {
+                let leftover = ContainerId(self.name.clone());
+                self.ctx.runtime.remove(&leftover, true).await.map_err(|error| engine_end(&error))?;
+                self.ctx.runtime.create(&spec).await
+            }
+            created => created,
+        }
+        .map_err(|error| engine_end(&error))
+    }
+
+    /// The watchdog knows of the container before it exists.
+    async fn have_watched(&self) -> Result<(), End> {
+        let granted_ns = self.ctx.hub.renewed_ns(self.id);
+        if self.ctx.clock.now_ns() >= kill_at_ns(granted_ns, self.order.lease_ms) {
+            return Err(End::With(super::lease_expired()));
+        }
+        let watched = Watched {
+            name: self.name.clone(),
+            lease_ms: self.order.lease_ms,
+            granted_ns,
+            machine_boot: self.ctx.machine_boot.clone(),
+        };
+        let files = self.ctx.watch.clone();
+        let added = crate::durable::blocking(move || files.add(&watched)).await;
+        added.map_err(|error| super::spool_end(&error))
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let own = [
+            ("SWARM_JOB_ID", self.id.job.to_string()),
+            ("SWARM_TASK_INDEX", self.id.task.to_string()),
+            ("SWARM_ATTEMPT", self.id.attempt.to_string()),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        self.order.env.iter().filter(|(name, _)| !name.starts_with("SWARM_")).cloned().chain(own).collect()
+    }
+
+    /// Gives the directories to the user and puts the inputs in.
+    async fn fill(&self, id: &ContainerId, owner: Owner) -> Result<(), End> {
+        for dir in directories(&self.order) {
+            let tar = dir_entry_tar(owner.uid.into(), owner.gid.into(), DIR_MODE);
+            self.ctx.runtime.put_archive(id, dir, tar).await.map_err(|error| engine_end(&error))?;
+        }
+        for input in &self.order.inputs {
+            self.put(id, owner, input).await?;
+        }
+        Ok(())
+    }
+
+    async fn put(&self, id: &ContainerId, owner: Owner, input: &InputOrder) -> Result<(), End> {
+        let (dir, name) = split(&input.path);
+        let fault = Fault::default();
+        let blob = self.ctx.transfer.blob(self.id, input.digest, input.size_bytes, fault.clone());
+        let tar = single_file_tar(name, input.size_bytes, input.mode, owner.uid.into(), owner.gid.into(), blob);
+        let put = self.ctx.runtime.put_archive(id, dir, tar).await;
+        // The engine only sees a stream that breaks off; the reason is in `fault`.
+        put.map_err(|error| fault.get().map_or_else(|| engine_end(&error), |fault| images::transfer(fault).into()))
+    }
+}
+
+fn root_refusal(user: &str) -> String {
+    let user = swarm_protocol::text::sanitise(user, false);
+    format!(
+        "the container would run as root (user `{user}`), which this group's policy does not allow; give the job \
+         another `user`, for instance 65534, or build the image with a USER that is not root"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn each_distinct_directory_is_one_volume() {
+        let mut order = testing::order(1, b"image");
+        order.outputs = vec!["/data/out".into(), "/work/a".into(), "/work/b".into()];
+        order.inputs = vec![testing::input("/data/in", b"x")];
+        assert_eq!(directories(&order), ["/data", "/work"]);
+        assert!(directories(&testing::order(1, b"image")).is_empty());
+    }
+}

@@ -1,0 +1,192 @@
+//! The reporter of an attempt: whatever the core must know, said once in every link session until the core has it.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use swarm_protocol::AttemptId;
+use swarm_protocol::link::{LOG_CHUNK_BYTES_MAX, ToCore};
+use tokio::sync::watch;
+
+use super::Progress;
+use crate::context::Ctx;
+use crate::durable;
+use crate::hub::{Control, Session};
+
+/// Log bytes sent ahead of what the core has stored.
+const WINDOW_BYTES: u64 = 4 * LOG_CHUNK_BYTES_MAX as u64;
+/// A final report that is not answered is said again after this time.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// What this session has been told.
+#[derive(Debug, Default)]
+struct Said {
+    accepted: bool,
+    wants_start: bool,
+    started: bool,
+    finished: bool,
+    /// Log bytes sent.
+    log: u64,
+}
+
+/// Runs until the core wants to hear no more of the attempt.
+pub(super) async fn run(
+    ctx: &Ctx,
+    attempt: AttemptId,
+    log: PathBuf,
+    mut progress: watch::Receiver<Progress>,
+    mut control: watch::Receiver<Control>,
+) {
+    let mut sessions = ctx.hub.sessions();
+    loop {
+        let session = sessions.borrow_and_update().clone();
+        let served = async {
+            match session {
+                Some(session) => serve(attempt, &log, &session, &mut progress, &mut control).await,
+                None => {
+                    let _ = control.wait_for(Control::is_over).await;
+                    true
+                }
+            }
+        };
+        tokio::select! {
+            over = served => {
+                if over {
+                    return;
+                }
+                // The session's queue is closed: the next session is on its way.
+                let _ = sessions.changed().await;
+            }
+            _ = sessions.changed() => {}
+        }
+    }
+}
+
+/// Tells one session everything; true when the attempt is over, false when the session is.
+async fn serve(
+    attempt: AttemptId,
+    log: &Path,
+    session: &Session,
+    progress: &mut watch::Receiver<Progress>,
+    control: &mut watch::Receiver<Control>,
+) -> bool {
+    let mut said = Said::default();
+    loop {
+        let now = progress.borrow_and_update().clone();
+        let (is_over, stored) = {
+            let control = control.borrow_and_update();
+            (control.is_over(), control.log_stored)
+        };
+        if is_over {
+            return true;
+        }
+        for frame in due(attempt, &now, &mut said) {
+            if session.out.send(frame).await.is_err() {
+                return false;
+            }
+        }
+        said.log = said.log.max(stored);
+        if let Some(length) = next_chunk(said.log, stored, now.log_bytes) {
+            match read(log, said.log, length).await {
+                Ok(bytes) => {
+                    let offset = said.log;
+                    said.log += bytes.len() as u64;
+                    if session.out.send(ToCore::Log { attempt, offset, bytes }).await.is_err() {
+                        return false;
+                    }
+                    continue;
+                }
+                Err(error) => tracing::error!(%attempt, %error, "the spooled log cannot be read"),
+            }
+        }
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() { return true },
+            changed = control.changed() => if changed.is_err() { return true },
+            () = tokio::time::sleep(REPEAT) => said.finished = false,
+        }
+    }
+}
+
+/// The frames that this session has not been told yet. The report comes after the log, so that the core can check it.
+fn due(attempt: AttemptId, now: &Progress, said: &mut Said) -> Vec<ToCore> {
+    let mut frames = Vec::new();
+    if !said.accepted {
+        said.accepted = true;
+        if now.started_at_us.is_none() && now.report.is_none() {
+            frames.push(ToCore::Accepted { attempt });
+        }
+    }
+    if now.wants_start && !said.wants_start {
+        said.wants_start = true;
+        frames.push(ToCore::MayStart { attempt });
+    }
+    if let (Some(started_at_us), false) = (now.started_at_us, said.started) {
+        said.started = true;
+        frames.push(ToCore::Started { attempt, started_at_us });
+    }
+    if let Some(report) = &now.report
+        && !said.finished
+        && said.log >= report.log_bytes
+    {
+        said.finished = true;
+        frames.push(ToCore::Finished(Box::new((**report).clone())));
+    }
+    frames
+}
+
+/// How many log bytes may be sent next, if any.
+fn next_chunk(sent: u64, stored: u64, written: u64) -> Option<usize> {
+    let window_end = stored.saturating_add(WINDOW_BYTES);
+    let length = written.min(window_end).saturating_sub(sent).min(LOG_CHUNK_BYTES_MAX as u64);
+    (length > 0).then_some(length as usize)
+}
+
+async fn read(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let path = path.to_owned();
+    durable::blocking(move || {
+        let mut bytes = vec![0; length];
+        std::fs::File::open(path)?.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use swarm_protocol::{JobId, Outcome};
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn each_fact_is_said_once_and_the_report_after_the_log() {
+        let attempt = AttemptId { job: JobId(1), task: 0, attempt: 1 };
+        let (mut now, mut said) = (Progress::default(), Said::default());
+        assert_eq!(due(attempt, &now, &mut said), [ToCore::Accepted { attempt }]);
+        assert!(due(attempt, &now, &mut said).is_empty());
+        now.started_at_us = Some(5);
+        assert_eq!(due(attempt, &now, &mut said), [ToCore::Started { attempt, started_at_us: 5 }]);
+        let report = testing::report(attempt, Outcome::Succeeded, 10);
+        now.report = Some(Arc::new(report.clone()));
+        assert!(due(attempt, &now, &mut said).is_empty(), "the log is not sent yet");
+        said.log = 10;
+        assert_eq!(due(attempt, &now, &mut said), [ToCore::Finished(Box::new(report.clone()))]);
+        assert!(due(attempt, &now, &mut said).is_empty());
+        let mut again = Said { log: 10, ..Said::default() };
+        let repeated = [ToCore::Started { attempt, started_at_us: 5 }, ToCore::Finished(Box::new(report))];
+        assert_eq!(due(attempt, &now, &mut again), repeated);
+    }
+
+    #[test]
+    fn the_window_bounds_what_is_on_its_way() {
+        assert_eq!(next_chunk(0, 0, 0), None);
+        assert_eq!(next_chunk(5, 0, 7), Some(2));
+        assert_eq!(next_chunk(0, 0, u64::MAX), Some(LOG_CHUNK_BYTES_MAX));
+        assert_eq!(next_chunk(WINDOW_BYTES, 0, u64::MAX), None);
+        assert_eq!(next_chunk(WINDOW_BYTES, 1, u64::MAX), Some(1));
+        assert_eq!(next_chunk(9, 9, 7), None, "the core has more than this spool: wait for the replay");
+    }
+}

@@ -1,0 +1,296 @@
+//! A container from its start to its end, and what the end means.
+
+use std::time::Duration;
+
+use swarm_protocol::link::{FinalReport, OutputReport};
+use swarm_protocol::{Digest, LossReason, Outcome};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::log_file::{LogEnd, LogFile};
+use super::{Attempt, End, engine_end, lease_expired, restarted};
+use crate::context::Ctx;
+use crate::hub::Stop;
+use crate::runtime::{ContainerId, ContainerPhase, ExitInfo, OurContainer, RuntimeError};
+use crate::spool::StartMark;
+
+/// Between two SIGKILLs, or two questions to an engine that fails.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// A container that was started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Running {
+    /// CLOCK_BOOTTIME of the start; `None` when it was in another boot of the machine.
+    start_ns: Option<u64>,
+    /// It had ended when it was found, so only the engine knows when.
+    found_ended: bool,
+}
+
+impl Running {
+    pub(super) fn adopted(ctx: &Ctx, container: &OurContainer, mark: &StartMark) -> Self {
+        let start_ns = (mark.machine_boot == ctx.machine_boot).then_some(mark.boot_ns);
+        Self { start_ns, found_ended: container.phase != ContainerPhase::Running }
+    }
+}
+
+/// Why a container was made to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Asked(Stop),
+    TimedOut,
+}
+
+/// How a container ended.
+enum Gone {
+    Exited(ExitInfo),
+    /// The engine does not know it any more.
+    Vanished,
+}
+
+impl Attempt {
+    /// Starts the container.
+    pub(super) async fn start(&self, id: &ContainerId) -> Result<Running, End> {
+        let start_ns = self.ctx.clock.now_ns();
+        match self.ctx.runtime.start(id).await {
+            Ok(()) => {}
+            // It may have started all the same: the engine's own view decides.
+            Err(error) if error.is_infrastructure() => match self.ctx.runtime.inspect(id).await {
+                Ok(container) if container.phase != ContainerPhase::Created => {}
+                _ => {
+                    self.kill_until_gone(id).await;
+                    return Err(engine_end(&error));
+                }
+            },
+            Err(error) => return Err(engine_end(&error)),
+        }
+        let container = self.ctx.runtime.inspect(id).await;
+        let stamp = container.ok().and_then(|container| container.started_at_us);
+        self.started(stamp.unwrap_or_else(|| chrono::Utc::now().timestamp_micros().unsigned_abs()));
+        Ok(Running { start_ns: Some(start_ns), found_ended: false })
+    }
+
+    /// Follows a started container to its end, and makes the report.
+    pub(super) async fn follow(&self, id: &ContainerId, running: Running) -> Result<FinalReport, End> {
+        let (exited, ended) = (watch::Sender::new(false), watch::Sender::new(None));
+        let waiting = async {
+            let (gone, cause) = self.until_gone(id, running).await;
+            ended.send_replace(Some(self.ctx.clock.now_ns()));
+            exited.send_replace(true);
+            (gone, cause)
+        };
+        let (log, (gone, cause)) = tokio::join!(self.copy_log(id, exited.subscribe()), waiting);
+        if matches!(cause, Some(Cause::Asked(Stop::Abandon | Stop::Recall))) {
+            return Err(End::Silently);
+        }
+        let log = log?;
+        let exit = match gone {
+            Gone::Exited(exit) => Some(exit),
+            Gone::Vanished => None,
+        };
+        let (outcome, outputs) = self.judge(id, exit.as_ref(), cause, running).await?;
+        let ran_ms = ran_ms(running, *ended.borrow(), exit.as_ref());
+        let mut report = self.report_with(outcome, log, outputs);
+        report.finished_at_us = exit.as_ref().and_then(|exit| exit.finished_at_us);
+        report.ran_ms = ran_ms;
+        Ok(report)
+    }
+
+    async fn judge(
+        &self,
+        id: &ContainerId,
+        exit: Option<&ExitInfo>,
+        cause: Option<Cause>,
+        running: Running,
+    ) -> Result<(Outcome, Vec<OutputReport>), End> {
+        let alone = |outcome| Ok((outcome, Vec::new()));
+        // An exit that somebody else brought about says nothing of the job.
+        let killer = if self.ctx.watch.was_killed(&self.name) {
+            Some(lease_expired())
+        } else {
+            running.start_ns.is_none().then(restarted)
+        };
+        let Some(outcome) = outcome_of(exit, cause, killer) else {
+            return Ok(match self.unless_stopped(self.collect(id)).await {
+                Ok(outputs) => (Outcome::Succeeded, outputs),
+                Err(End::With(outcome)) => (outcome, Vec::new()),
+                Err(End::Silently) => return Err(End::Silently),
+            });
+        };
+        alone(outcome)
+    }
+
+    /// Waits for the end of the container, and brings it about when a limit or somebody asks for it.
+    async fn until_gone(&self, id: &ContainerId, running: Running) -> (Gone, Option<Cause>) {
+        let cause = tokio::select! {
+            biased;
+            gone = self.wait(id) => return (gone, None),
+            stop = self.stopped() => Cause::Asked(stop),
+            () = tokio::time::sleep_until(self.timeout_at(running)) => Cause::TimedOut,
+        };
+        let grace_ms = match cause {
+            Cause::Asked(Stop::Cancel { grace_ms }) => grace_ms,
+            Cause::TimedOut => self.order.grace_ms,
+            Cause::Asked(_) => 0,
+        };
+        if grace_ms > 0 && self.ctx.runtime.kill(id, "SIGTERM").await.is_ok() {
+            let urgent = async {
+                let mut control = self.control.clone();
+                let _ = control.wait_for(|control| control.stop >= Some(Stop::LeaseExpired)).await;
+            };
+            tokio::select! {
+                gone = self.wait(id) => return (gone, Some(self.strongest(cause))),
+                () = tokio::time::sleep(Duration::from_millis(grace_ms.into())) => {}
+                () = urgent => {}
+            }
+        }
+        let gone = self.kill_until_gone(id).await;
+        (gone, Some(self.strongest(cause)))
+    }
+
+    /// What was asked meanwhile counts if it is stronger than what began it.
+    fn strongest(&self, cause: Cause) -> Cause {
+        match (cause, self.control.borrow().stop) {
+            (_, Some(stop)) if stop >= Stop::LeaseExpired => Cause::Asked(stop),
+            (cause, _) => cause,
+        }
+    }
+
+    fn timeout_at(&self, running: Running) -> Instant {
+        let now = Instant::now();
+        let far = now + Duration::from_secs(365 * 86_400);
+        let Some(timeout_ms) = self.order.timeout_ms else { return far };
+        let ran_ns = running.start_ns.map_or(0, |start_ns| self.ctx.clock.now_ns().saturating_sub(start_ns));
+        let left = Duration::from_millis(timeout_ms).saturating_sub(Duration::from_nanos(ran_ns));
+        now.checked_add(left).unwrap_or(far)
+    }
+
+    /// The end of the container, however often the engine fails in between.
+    async fn wait(&self, id: &ContainerId) -> Gone {
+        loop {
+            match self.ctx.runtime.wait(id).await {
+                Ok(exit) => return Gone::Exited(exit),
+                Err(error) if error.is_not_found() => return Gone::Vanished,
+                Err(error) => {
+                    tracing::warn!(attempt = %self.id, %error, "the container cannot be waited for, asking again");
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// SIGKILL again and again: an attempt has not ended before its container has.
+    async fn kill_until_gone(&self, id: &ContainerId) -> Gone {
+        loop {
+            match self.ctx.runtime.kill(id, "SIGKILL").await {
+                Err(error) if error.is_not_found() => return Gone::Vanished,
+                // It does not run: waited for below if it ran, and otherwise it never will, for it is removed.
+                Err(RuntimeError::Conflict { .. }) => {
+                    let container = self.ctx.runtime.inspect(id).await;
+                    let never_ran = container.is_ok_and(|container| container.phase == ContainerPhase::Created);
+                    if never_ran && self.ctx.runtime.remove(id, true).await.is_ok() {
+                        return Gone::Vanished;
+                    }
+                }
+                Err(error) => tracing::error!(attempt = %self.id, %error, "the container cannot be killed, trying again"),
+                Ok(()) => {}
+            }
+            if let Ok(gone) = tokio::time::timeout(PAUSE, self.wait(id)).await {
+                return gone;
+            }
+        }
+    }
+
+    /// A report without a container's end: the log is what the spool has.
+    pub(super) async fn report_of(&self, outcome: Outcome) -> FinalReport {
+        let empty = LogEnd { bytes: 0, digest: Digest::of(b""), cut_bytes: 0 };
+        let log = match LogFile::open(&self.entry.log(), self.order.log_bytes_max).await {
+            Ok(file) => file.finish(false).await.unwrap_or(empty),
+            Err(_) => empty,
+        };
+        self.report_with(outcome, log, Vec::new())
+    }
+
+    fn report_with(&self, outcome: Outcome, log: LogEnd, outputs: Vec<OutputReport>) -> FinalReport {
+        FinalReport {
+            attempt: self.id,
+            outcome,
+            started_at_us: self.progress.borrow().started_at_us,
+            finished_at_us: None,
+            ran_ms: None,
+            log_bytes: log.bytes,
+            log_digest: log.digest,
+            log_cut_bytes: log.cut_bytes,
+            outputs,
+        }
+    }
+}
+
+/// What an end means; `None` is a success as far as the container goes. `killer` is what a failure means if something
+/// other than the job may have ended it.
+fn outcome_of(exit: Option<&ExitInfo>, cause: Option<Cause>, killer: Option<Outcome>) -> Option<Outcome> {
+    match cause {
+        Some(Cause::Asked(Stop::Cancel { .. } | Stop::Recall | Stop::Abandon)) => return Some(Outcome::Cancelled),
+        Some(Cause::Asked(Stop::LeaseExpired)) => return Some(lease_expired()),
+        Some(Cause::TimedOut) => return Some(Outcome::TimedOut),
+        None => {}
+    }
+    let lost = |detail: String| Some(Outcome::Lost { reason: LossReason::Engine, detail });
+    let Some(exit) = exit else { return lost("the container vanished from the engine".into()) };
+    let exit_code = i32::try_from(exit.exit_code).unwrap_or(255);
+    match exit_code {
+        0 => None,
+        _ if killer.is_some() => killer,
+        _ if exit.oom_killed => Some(Outcome::OutOfMemory { exit_code }),
+        1..=255 => Some(Outcome::Failed { exit_code }),
+        _ => lost(format!("the engine gave the exit code {exit_code}")),
+    }
+}
+
+/// By the monotonic clock where this worker saw both ends, else by the engine's stamps.
+fn ran_ms(running: Running, ended_ns: Option<u64>, exit: Option<&ExitInfo>) -> Option<u64> {
+    match (running, ended_ns) {
+        (Running { start_ns: Some(start_ns), found_ended: false }, Some(ended_ns)) => {
+            Some(ended_ns.saturating_sub(start_ns) / 1_000_000)
+        }
+        _ => {
+            let exit = exit?;
+            Some(exit.finished_at_us?.saturating_sub(exit.started_at_us?) / 1000)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(exit_code: i64, oom_killed: bool) -> ExitInfo {
+        ExitInfo { exit_code, oom_killed, started_at_us: Some(1_000_000), finished_at_us: Some(3_500_000), error: None }
+    }
+
+    #[test]
+    fn every_end_has_its_meaning() {
+        let of = |exit: ExitInfo| outcome_of(Some(&exit), None, None);
+        assert_eq!(of(exit(0, false)), None);
+        assert_eq!(of(exit(0, true)), None, "a child was killed for memory and the job coped");
+        assert_eq!(of(exit(3, false)), Some(Outcome::Failed { exit_code: 3 }));
+        assert_eq!(of(exit(137, true)), Some(Outcome::OutOfMemory { exit_code: 137 }));
+        assert!(of(exit(-1, false)).is_some_and(|outcome| outcome.is_lost()));
+        assert!(outcome_of(None, None, None).is_some_and(|outcome| outcome.is_lost()));
+        let killed = exit(137, false);
+        assert_eq!(outcome_of(Some(&killed), None, Some(lease_expired())), Some(lease_expired()));
+        assert_eq!(outcome_of(Some(&killed), Some(Cause::TimedOut), None), Some(Outcome::TimedOut));
+        let cancel = Some(Cause::Asked(Stop::Cancel { grace_ms: 1 }));
+        assert_eq!(outcome_of(Some(&killed), cancel, None), Some(Outcome::Cancelled));
+        let lease = Some(Cause::Asked(Stop::LeaseExpired));
+        assert_eq!(outcome_of(Some(&killed), lease, None), Some(lease_expired()));
+    }
+
+    #[test]
+    fn a_duration_comes_from_the_best_clock_there_is() {
+        let seen = Running { start_ns: Some(1_000_000_000), found_ended: false };
+        assert_eq!(ran_ms(seen, Some(2_500_000_000), Some(&exit(0, false))), Some(1500));
+        let found = Running { start_ns: Some(1_000_000_000), found_ended: true };
+        assert_eq!(ran_ms(found, Some(9_000_000_000), Some(&exit(0, false))), Some(2500));
+        assert_eq!(ran_ms(found, Some(9_000_000_000), None), None);
+    }
+}

@@ -1,0 +1,158 @@
+//! The worker's command line, used by `swarm-worker` and by `swarm worker`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::WorkerConfig;
+use crate::runtime::docker::{DockerRuntime, DockerSettings};
+
+/// Runs container jobs for a swarm. The join token comes from `SWARM_WORKER_JOIN_TOKEN` or a file, never from here.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct WorkerArgs {
+    #[command(subcommand)]
+    command: Option<WorkerCommand>,
+    /// A TOML file with settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Flags have the names of the settings they override.
+#[derive(Debug, Args, Serialize)]
+struct Flags {
+    /// The core's address, on this machine's loopback.
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    core: Option<String>,
+    /// Where identity and spool are kept.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<PathBuf>,
+    /// The name the join token is for.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// A file that holds the join token; `-` is standard input. Needed once.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token_file: Option<PathBuf>,
+    /// Containers at a time.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<u32>,
+    /// Thousandths of cores offered to jobs.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_millis: Option<u32>,
+    /// Bytes of memory offered to jobs.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+    /// The container engine's address, as in DOCKER_HOST.
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    docker_host: Option<String>,
+    /// On SIGTERM wait until everything held has ended, instead of leaving containers to the next start.
+    #[arg(long = "drain")]
+    #[serde(rename = "drain_on_stop", skip_serializing_if = "std::ops::Not::not")]
+    drain: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum WorkerCommand {
+    /// Kills containers whose lease ends unrenewed; started by the worker itself.
+    #[command(hide = true)]
+    Watchdog {
+        /// The worker's data directory.
+        #[arg(long)]
+        data: PathBuf,
+        /// The container engine's address.
+        #[arg(long)]
+        docker_host: Option<String>,
+    },
+}
+
+/// Runs the worker or its watchdog. `watchdog` are the words that lead this executable back here as the watchdog, for
+/// instance `["worker", "watchdog"]`. Exit code 0 after a stop that was asked for, else 1.
+pub async fn main(args: WorkerArgs, watchdog: &[&str]) -> ExitCode {
+    // Fails only if one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    log_to_stderr();
+    let ended = match args.command {
+        Some(WorkerCommand::Watchdog { data, docker_host }) => crate::watchdog::watch(&data, docker_host).await,
+        None => serve(args, watchdog).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Levels come from `SWARM_LOG`, in the syntax of tracing's EnvFilter.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SWARM_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // An embedding program may have its own log already.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+async fn serve(args: WorkerArgs, watchdog: &[&str]) -> anyhow::Result<()> {
+    let mut config = WorkerConfig::settle(args.config.as_deref(), &args.flags)?;
+    config.watchdog = Some(watchdog.iter().map(ToString::to_string).collect());
+    let settings = DockerSettings { host: config.docker_host.clone(), ..DockerSettings::default() };
+    let runtime = DockerRuntime::connect(settings).await.context("the container engine cannot be used")?;
+    let stop = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let asked = stop.clone();
+    let signals = async move {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        tracing::info!("stopping; a second signal stops without waiting");
+        asked.cancel();
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    };
+    tokio::select! {
+        ended = crate::run::run(config, Arc::new(runtime), stop) => ended,
+        // Everything that must survive is on disk, so leaving at once loses nothing.
+        () = signals => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: WorkerArgs,
+    }
+
+    #[test]
+    fn flags_become_settings_and_no_flag_takes_a_secret() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["w", "--name", "a", "--slots", "3", "--drain"]).unwrap();
+        let config = WorkerConfig::settle(None, &cli.args.flags).unwrap();
+        assert_eq!((config.name.as_str(), config.slots, config.drain_on_stop), ("a", Some(3), true));
+        Cli::try_parse_from(["w", "--join-token", "x"]).unwrap_err();
+    }
+
+    #[test]
+    fn the_watchdog_is_reached_by_its_words() {
+        let cli = Cli::try_parse_from(["w", "watchdog", "--data", "/d", "--docker-host", "unix:///s"]).unwrap();
+        assert!(matches!(cli.args.command, Some(WorkerCommand::Watchdog { .. })));
+    }
+}

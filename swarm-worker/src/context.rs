@@ -1,0 +1,95 @@
+//! What all tasks of one worker share.
+
+
+use std::sync::{Arc, OnceLock};
+
+use swarm_protocol::link::WorkerFacts;
+use swarm_protocol::{AttemptId, BootId, SwarmId, WorkerId};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::WorkerConfig;
+use crate::hub::Hub;
+use crate::identity::{DataDir, Identity};
+use crate::images::Images;
+use crate::lease::Clock;
+use crate::runtime::{ContainerRuntime, Labels};
+use crate::spool::Spool;
+use crate::transfer::Transfer;
+use crate::watchdog::WatchFiles;
+
+/// See the module.
+pub(crate) struct Ctx {
+    pub(crate) config: WorkerConfig,
+    pub(crate) data: DataDir,
+    pub(crate) identity: Identity,
+    /// What goes into labels; known from the first welcome on.
+    pub(crate) swarm: OnceLock<SwarmId>,
+    pub(crate) boot: BootId,
+    pub(crate) machine_boot: String,
+    pub(crate) facts: WorkerFacts,
+    pub(crate) runtime: Arc<dyn ContainerRuntime>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) hub: Hub,
+    pub(crate) spool: Spool,
+    pub(crate) transfer: Transfer,
+    pub(crate) watch: WatchFiles,
+    pub(crate) images: Images,
+    /// One permit for each container that may run.
+    pub(crate) slots: Arc<Semaphore>,
+    /// The tasks of attempts.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+const SWARM: &str = "io.swarm-sync.swarm";
+const WORKER: &str = "io.swarm-sync.worker";
+const JOB: &str = "io.swarm-sync.job";
+const TASK: &str = "io.swarm-sync.task";
+const ATTEMPT: &str = "io.swarm-sync.attempt";
+const BOOT: &str = "io.swarm-sync.boot";
+
+impl Ctx {
+    /// The swarm's id.
+    ///
+    /// # Panics
+    /// Before the first welcome: no attempt exists then.
+    pub(crate) fn swarm(&self) -> SwarmId {
+        *self.swarm.get().expect("attempts exist after a welcome only")
+    }
+
+    /// The name of an attempt's container, and the beginning of its volumes' names.
+    pub(crate) fn container_name(&self, attempt: AttemptId) -> String {
+        container_name(self.swarm(), attempt)
+    }
+
+    /// The labels of everything made for an attempt.
+    pub(crate) fn labels(&self, attempt: AttemptId) -> Labels {
+        let mut labels = ours(self.swarm(), self.identity.worker);
+        labels.insert(JOB.into(), attempt.job.to_string());
+        labels.insert(TASK.into(), attempt.task.to_string());
+        labels.insert(ATTEMPT.into(), attempt.attempt.to_string());
+        labels.insert(BOOT.into(), self.boot.to_string());
+        labels
+    }
+}
+
+fn container_name(swarm: SwarmId, attempt: AttemptId) -> String {
+    format!("swarm-{}-{attempt}", &swarm.to_string()[..8])
+}
+
+/// The labels that everything of this worker in this swarm has.
+pub(crate) fn ours(swarm: SwarmId, worker: WorkerId) -> Labels {
+    Labels::from([(SWARM.to_owned(), swarm.to_string()), (WORKER.to_owned(), worker.to_string())])
+}
+
+/// The attempt that something with these labels was made for.
+pub(crate) fn attempt_of(labels: &Labels) -> Option<AttemptId> {
+    let part = |name: &str| labels.get(name).map(String::as_str);
+    Some(AttemptId {
+        job: part(JOB)?.parse().ok()?,
+        task: part(TASK)?.parse().ok()?,
+        attempt: part(ATTEMPT)?.parse().ok()?,
+    })
+}

@@ -1,0 +1,137 @@
+//! Images on this machine: brought once, however many attempts want them at the same time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use swarm_protocol::link::TaskOrder;
+use swarm_protocol::{Digest, LossReason, Outcome};
+
+use crate::context::Ctx;
+use crate::runtime::RuntimeError;
+use crate::runtime::archive::{ArchiveLayer, docker_archive};
+use crate::transfer::{Fault, TransferError};
+
+/// The largest image config read; real ones have a few KiB.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// Images remembered; beyond it the memory is cleared, which only costs a look at the engine.
+const REMEMBERED_MAX: usize = 1024;
+
+/// What an attempt needs to know of its image.
+#[derive(Debug, Default)]
+pub(crate) struct ImageFacts {
+    /// USER, if the image names one.
+    pub(crate) user: Option<String>,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Arc<ImageFacts>>>>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Images(Mutex<HashMap<Digest, Slot>>);
+
+impl Images {
+    fn slot(&self, config: Digest) -> Slot {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= REMEMBERED_MAX {
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        slots.entry(config).or_default().clone()
+    }
+}
+
+/// Makes sure that the engine holds the order's image. Attempts that want the same image wait for one of them.
+pub(crate) async fn ensure(ctx: &Ctx, order: &TaskOrder) -> Result<Arc<ImageFacts>, Outcome> {
+    let config = order.image.config;
+    let slot = ctx.images.slot(config);
+    let mut known = slot.lock().await;
+    let held = ctx.runtime.image_exists(&config).await.map_err(|error| engine(&error))?;
+    if let (true, Some(facts)) = (held, known.as_ref()) {
+        return Ok(facts.clone());
+    }
+    if order.image.config_bytes > CONFIG_BYTES_MAX {
+        return Err(refused(format!("the image's config has {} bytes", order.image.config_bytes)));
+    }
+    let blob = ctx.transfer.small_blob(order.attempt, config, order.image.config_bytes).await;
+    let blob = blob.map_err(|error| transfer(&error))?;
+    let facts = Arc::new(read_config(&blob)?);
+    if held {
+        // Ours from now on too, or somebody else's clean-up could take it from under a container.
+        ctx.runtime.tag_image(&config).await.map_err(|error| engine(&error))?;
+    } else {
+        bring(ctx, order, blob).await?;
+    }
+    *known = Some(facts.clone());
+    Ok(facts)
+}
+
+async fn bring(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcome> {
+    let diff_ids: Vec<Digest> = order.image.layers.iter().map(|layer| layer.diff_id).collect();
+    let known = ctx.runtime.known_layers(&diff_ids).await.map_err(|error| engine(&error))?;
+    tracing::info!(attempt = %order.attempt, image = %order.image.config.short(), known, layers = diff_ids.len(), "bringing an image");
+    let fault = Fault::default();
+    let layers = order.image.layers.iter().enumerate().map(|(at, layer)| ArchiveLayer {
+        diff_id: layer.diff_id,
+        body: (at >= known).then(|| {
+            (layer.size_bytes, ctx.transfer.blob(order.attempt, layer.digest, layer.size_bytes, fault.clone()))
+        }),
+    });
+    let archive = docker_archive(config, layers.collect());
+    let loaded = ctx.runtime.load_image(archive, &order.image.config).await;
+    loaded.map_err(|error| fault.get().map_or_else(|| image_fault(&error), transfer))
+}
+
+fn image_fault(error: &RuntimeError) -> Outcome {
+    match error {
+        RuntimeError::ImageInvalid { .. } => refused(format!("{error}; push the image again")),
+        _ => engine(error),
+    }
+}
+
+fn refused(reason: String) -> Outcome {
+    Outcome::Refused { reason }
+}
+
+/// The engine failed.
+pub(crate) fn engine(error: &RuntimeError) -> Outcome {
+    Outcome::Lost { reason: LossReason::Engine, detail: error.to_string() }
+}
+
+/// Bytes could not be moved.
+pub(crate) fn transfer(error: &TransferError) -> Outcome {
+    Outcome::Lost { reason: LossReason::Transfer, detail: error.to_string() }
+}
+
+fn read_config(blob: &[u8]) -> Result<ImageFacts, Outcome> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        config: Option<Inner>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Inner {
+        #[serde(default)]
+        user: Option<String>,
+    }
+    let config: Config = serde_json::from_slice(blob)
+        .map_err(|error| refused(format!("the image's config cannot be read: {error}; push the image again")))?;
+    let user = config.config.and_then(|inner| inner.user).filter(|user| !user.is_empty());
+    Ok(ImageFacts { user })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_read_from_the_config() {
+        let user = |text: &str| read_config(text.as_bytes()).map(|facts| facts.user);
+        assert_eq!(user(r#"{"config":{"User":"app"}}"#), Ok(Some("app".into())));
+        assert_eq!(user(r#"{"config":{"User":""}}"#), Ok(None));
+        assert_eq!(user(r#"{"config":null}"#), Ok(None));
+        assert_eq!(user("{}"), Ok(None));
+        assert!(matches!(user("[").unwrap_err(), Outcome::Refused { .. }));
+    }
+}

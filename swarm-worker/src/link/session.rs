@@ -1,0 +1,251 @@
+//! One life of the link, from the handshake to the break.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use secrecy::ExposeSecret;
+use swarm_protocol::heartbeat::{Handshake, WorkerEnd};
+use swarm_protocol::link::{
+    Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode,
+};
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+use super::frames::Batches;
+use super::{LinkError, Renewals, orders};
+use crate::context::Ctx;
+use crate::heartbeat;
+use crate::hub::Session;
+
+/// Frames queued towards the core; beyond it, attempts wait.
+const QUEUE_FRAMES: usize = 256;
+/// For connecting and the handshake together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// State reports follow each other at this pace at most.
+const REPORT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the parts of one session share.
+pub(super) struct Shared {
+    pub(super) out: mpsc::Sender<ToCore>,
+    renewals: Mutex<Renewals>,
+    /// Send time of the last thing the core has answered on this link: an order read now was sent after that.
+    fresh_ns: Mutex<u64>,
+    reports: Mutex<u64>,
+}
+
+impl Shared {
+    /// Where the lease of an order read now counts from: the order may have waited in a buffer, but the core sent it
+    /// after it had answered what was sent at this instant.
+    pub(super) fn fresh_ns(&self) -> u64 {
+        *lock(&self.fresh_ns)
+    }
+
+    /// A renewal was answered; true when it counts.
+    pub(super) fn answered(&self, ctx: &Ctx, seq: u64, matched: bool) {
+        let Some((renewal, sent_ns)) = lock(&self.renewals).answer(seq) else { return };
+        *lock(&self.fresh_ns) = sent_ns;
+        if matched {
+            ctx.hub.renew(renewal, sent_ns);
+        } else {
+            ctx.hub.report_due.notify_one();
+        }
+    }
+
+    fn report(&self, ctx: &Ctx) -> ToCore {
+        let mut seq = lock(&self.reports);
+        *seq += 1;
+        ToCore::StateReport { seq: *seq, attempts: ctx.hub.report() }
+    }
+
+    fn renewal(&self, ctx: &Ctx) -> ToCore {
+        let renewal = ctx.hub.renewal();
+        let seq = lock(&self.renewals).send(renewal, ctx.clock.now_ns());
+        ToCore::Renew { seq, live: renewal.live }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Connects, shakes hands and serves until something breaks.
+pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
+    let began_ns = ctx.clock.now_ns();
+    let shaken = tokio::time::timeout(CONNECT_TIMEOUT, shake_hands(ctx)).await;
+    let (socket, welcomed) = shaken.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;
+    let (sink, stream) = socket.split();
+    let (out, queue) = mpsc::channel(QUEUE_FRAMES);
+    let shared = Shared {
+        out: out.clone(),
+        renewals: Mutex::default(),
+        fresh_ns: Mutex::new(began_ns),
+        reports: Mutex::default(),
+    };
+    // Queued before any attempt can queue anything: the first frame of a link is the state report.
+    let _ = out.try_send(shared.report(ctx));
+    ctx.hub.set_session(Some(Session { out }));
+    tracing::info!(core = %ctx.config.core, epoch = %welcomed.epoch, "the link is up");
+    let interval = welcomed.interval;
+    tokio::select! {
+        ended = read(ctx, &shared, stream, welcomed.version, silence_max(interval)) => ended,
+        ended = write(sink, queue, welcomed.version) => ended,
+        ended = renew(ctx, &shared, interval) => ended,
+        ended = report(ctx, &shared) => ended,
+        ended = heartbeat::run(ctx, welcomed.end, welcomed.port, interval) => ended.map_err(LinkError::Heartbeat),
+    }
+}
+
+/// The core answers every renewal, so several unanswered ones mean that the connection is dead.
+fn silence_max(interval: Duration) -> Duration {
+    (interval * 4).max(Duration::from_secs(10))
+}
+
+struct Welcomed {
+    version: u8,
+    epoch: swarm_protocol::Epoch,
+    end: WorkerEnd,
+    port: u16,
+    interval: Duration,
+}
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn shake_hands(ctx: &Ctx) -> Result<(Socket, Welcomed), LinkError> {
+    let mut socket = connect(ctx).await?;
+    let nonce: [u8; 32] = rand::random();
+    let hello = Hello {
+        version_min: VERSION_MIN,
+        version_max: VERSION,
+        boot: ctx.boot,
+        nonce,
+        facts: ctx.facts.clone(),
+    };
+    socket.send(Message::binary(encode(1, &[hello]))).await.map_err(Box::new)?;
+    let message = next_message(&mut socket).await?;
+    let welcome = decode::<Welcome>(1, &message)?.into_iter().next().ok_or(LinkError::Closed)?;
+    let (version, swarm, worker, epoch, session, core_nonce, secret, port, interval_ms) = match welcome {
+        Welcome::Refused { reason, retry } => return Err(LinkError::Refused { reason, retry }),
+        Welcome::Accepted {
+            version,
+            swarm,
+            worker,
+            epoch,
+            session,
+            nonce,
+            secret,
+            heartbeat_port,
+            heartbeat_interval_ms,
+        } => (version, swarm, worker, epoch, session, nonce, secret, heartbeat_port, heartbeat_interval_ms),
+    };
+    if !(VERSION_MIN..=VERSION).contains(&version) {
+        return Err(LinkError::Version(version));
+    }
+    settle_swarm(ctx, swarm, worker)?;
+    let handshake =
+        Handshake { worker_nonce: nonce, core_nonce, session, worker, epoch, link_version: version };
+    let end = WorkerEnd::new(&secret, &handshake);
+    // A hostile or broken core must not make this worker spin or sleep for ever.
+    let interval = Duration::from_millis(u64::from(interval_ms).clamp(50, 60_000));
+    Ok((socket, Welcomed { version, epoch, end, port, interval }))
+}
+
+/// The first welcome names the swarm for good; any other swarm or number is refused from then on.
+fn settle_swarm(
+    ctx: &Ctx,
+    swarm: swarm_protocol::SwarmId,
+    worker: swarm_protocol::WorkerId,
+) -> Result<(), LinkError> {
+    if worker != ctx.identity.worker || *ctx.swarm.get_or_init(|| swarm) != swarm {
+        return Err(LinkError::OtherSwarm);
+    }
+    if ctx.identity.swarm.is_none() {
+        let identity = crate::identity::Identity { swarm: Some(swarm), ..ctx.identity.clone() };
+        identity.save(&ctx.data.path).map_err(|error| LinkError::Identity(format!("{error:#}")))?;
+    }
+    Ok(())
+}
+
+async fn connect(ctx: &Ctx) -> Result<Socket, LinkError> {
+    let url = format!("ws{}api/v1/link", ctx.config.core.as_str().trim_start_matches("http"));
+    let mut request = url.into_client_request().map_err(Box::new)?;
+    let bearer = HeaderValue::from_str(&format!("Bearer {}", ctx.identity.key.expose_secret()));
+    let mut bearer = bearer.map_err(|error| LinkError::Identity(format!("the kept key is damaged: {error}")))?;
+    bearer.set_sensitive(true);
+    request.headers_mut().insert("Authorization", bearer);
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX))
+        .max_write_buffer_size(3 * MESSAGE_BYTES_MAX);
+    match tokio_tungstenite::connect_async_with_config(request, Some(config), true).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(WsError::Http(answer)) if matches!(answer.status().as_u16(), 401 | 403) => {
+            Err(LinkError::Unauthorised(answer.status().as_u16()))
+        }
+        Err(error) => Err(Box::new(error).into()),
+    }
+}
+
+/// The next binary message; pings are answered on the way.
+async fn next_message<S>(stream: &mut S) -> Result<bytes::Bytes, LinkError>
+where
+    S: Stream<Item = Result<Message, WsError>> + Unpin,
+{
+    loop {
+        match stream.next().await.transpose().map_err(Box::new)? {
+            Some(Message::Binary(bytes)) => return Ok(bytes),
+            Some(Message::Ping(_) | Message::Pong(_)) => {}
+            Some(_) | None => return Err(LinkError::Closed),
+        }
+    }
+}
+
+async fn read<S>(
+    ctx: &Arc<Ctx>,
+    shared: &Shared,
+    mut stream: S,
+    version: u8,
+    silence_max: Duration,
+) -> Result<Infallible, LinkError>
+where
+    S: Stream<Item = Result<Message, WsError>> + Unpin,
+{
+    loop {
+        let message = tokio::time::timeout(silence_max, next_message(&mut stream)).await;
+        let message = message.map_err(|_| LinkError::Silent(silence_max))??;
+        orders::follow(ctx, shared, decode::<ToWorker>(version, &message)?).await;
+    }
+}
+
+async fn write<S>(mut sink: S, queue: mpsc::Receiver<ToCore>, version: u8) -> Result<Infallible, LinkError>
+where
+    S: Sink<Message, Error = WsError> + Unpin,
+{
+    let mut batches = Batches::new(queue);
+    while let Some(batch) = batches.next().await {
+        sink.send(Message::binary(encode(version, &batch))).await.map_err(Box::new)?;
+    }
+    Err(LinkError::Closed)
+}
+
+async fn renew(ctx: &Ctx, shared: &Shared, interval: Duration) -> Result<Infallible, LinkError> {
+    loop {
+        let frame = shared.renewal(ctx);
+        shared.out.send(frame).await.map_err(|_| LinkError::Closed)?;
+        tokio::time::sleep(interval).await;
+    }
+}
+
+async fn report(ctx: &Ctx, shared: &Shared) -> Result<Infallible, LinkError> {
+    loop {
+        ctx.hub.report_due.notified().await;
+        for frame in [shared.report(ctx), shared.renewal(ctx)] {
+            shared.out.send(frame).await.map_err(|_| LinkError::Closed)?;
+        }
+        tokio::time::sleep(REPORT_PAUSE).await;
+    }
+}

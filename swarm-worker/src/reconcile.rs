@@ -1,0 +1,182 @@
+//! Spool, engine and hub brought into agreement: at the start, when what an earlier start left is taken up again, and
+//! by a sweep ever after. Only what carries this swarm's and this worker's labels is ever touched.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_protocol::AttemptId;
+use swarm_protocol::link::HeldPhase;
+
+use crate::attempt::{self, Stage};
+use crate::context::{Ctx, attempt_of, ours};
+use crate::durable;
+use crate::runtime::{ContainerId, ContainerPhase, OurContainer, RuntimeError};
+use crate::spool::{Found, StartMark};
+use crate::transfer::Backoff;
+
+/// Between two sweeps; a leftover lives twice as long at most.
+const SWEEP: Duration = Duration::from_secs(25);
+
+/// Takes up every spooled attempt and removes what belongs to none. Waits for an engine that does not answer yet.
+///
+/// A spooled order without a start mark was never started: it waits for the core's confirmation and then runs. One with
+/// a mark but without a started container may have run, so it is reported as lost and never started again here.
+pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
+    let spool = ctx.spool.clone();
+    let found = durable::blocking(move || spool.scan()).await?;
+    // Without a welcome there was never an order.
+    if ctx.swarm.get().is_none() {
+        return Ok(());
+    }
+    let mut backoff = Backoff::default();
+    let containers = loop {
+        match containers(ctx).await {
+            Ok(containers) => break containers,
+            Err(error) => tracing::error!(%error, "the engine cannot be asked what an earlier start left, trying again"),
+        }
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(backoff.next_pause()) => {}
+        }
+    };
+    for found in found {
+        let container = containers.get(&found.order.attempt);
+        resume(ctx, found, container);
+    }
+    if let Err(error) = sweep_once(ctx).await {
+        tracing::warn!(%error, "leftovers cannot be removed yet");
+    }
+    Ok(())
+}
+
+async fn containers(ctx: &Ctx) -> Result<BTreeMap<AttemptId, OurContainer>, RuntimeError> {
+    let all = ctx.runtime.list_ours(&ours(ctx.swarm(), ctx.identity.worker)).await?;
+    let of_attempts = all.into_iter().filter_map(|container| Some((attempt_of(&container.labels)?, container)));
+    // A replayed name would be someone imitating our labels; ours are named after their attempt.
+    Ok(of_attempts.filter(|(attempt, container)| container.name == ctx.container_name(*attempt)).collect())
+}
+
+fn resume(ctx: &Arc<Ctx>, found: Found, container: Option<&OurContainer>) {
+    let attempt = found.order.attempt;
+    let (stage, phase) = stage_of(&found, container);
+    let runs = container.is_some_and(|container| container.phase == ContainerPhase::Running);
+    let name = ctx.container_name(attempt);
+    // A running container keeps the lease it had: the watchdog counts the same.
+    let granted_ns = runs.then(|| {
+        let watched = ctx.watch.watched(&name).filter(|watched| watched.machine_boot == ctx.machine_boot);
+        ctx.watch.renewed_ns(&ctx.machine_boot).max(watched.map_or(0, |watched| watched.granted_ns))
+    });
+    if let Some(control) = ctx.hub.hold(attempt, phase, found.order.lease_ms, granted_ns) {
+        tracing::info!(%attempt, ?phase, "taking up an attempt of an earlier start");
+        attempt::spawn(ctx, found.order, control, stage);
+    }
+}
+
+/// How a spooled attempt goes on.
+fn stage_of(found: &Found, container: Option<&OurContainer>) -> (Stage, HeldPhase) {
+    if let Some(report) = &found.report {
+        return (Stage::Reported(Box::new(report.clone())), HeldPhase::Ended);
+    }
+    let started = container.filter(|container| container.phase != ContainerPhase::Created);
+    match (started, &found.start) {
+        (Some(container), mark) => {
+            // The mark is written before the start; if the disk lost it, only the clock of this boot is unknown.
+            let mark = mark.clone().unwrap_or(StartMark { machine_boot: String::new(), boot_ns: 0 });
+            let started_at_us = container.started_at_us.unwrap_or(0);
+            (Stage::Adopted(container.clone(), mark), HeldPhase::Running { started_at_us })
+        }
+        (None, Some(_)) => (Stage::Vanished, HeldPhase::Pending),
+        (None, None) => (Stage::Found, HeldPhase::Pending),
+    }
+}
+
+/// Sweeps for ever.
+pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SWEEP) => {}
+        }
+        if ctx.swarm.get().is_some()
+            && let Err(error) = sweep_once(&ctx).await
+        {
+            tracing::warn!(%error, "leftovers cannot be removed yet");
+        }
+    }
+}
+
+/// Removes containers, volumes and watchdog notes of attempts that are not held. What is listed first and asked about
+/// afterwards cannot be of an attempt that was just taken in: nothing is made before the hub holds it.
+async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
+    let filter = ours(ctx.swarm(), ctx.identity.worker);
+    for container in ctx.runtime.list_ours(&filter).await? {
+        if attempt_of(&container.labels).is_none_or(|attempt| !ctx.hub.is_held(attempt)) {
+            tracing::warn!(name = container.name, "removing a container that belongs to no attempt of this worker");
+            forgive_absence(ctx.runtime.remove(&container.id, true).await)?;
+        }
+    }
+    for volume in ctx.runtime.list_our_volumes(&filter).await? {
+        if attempt_of(&volume.labels).is_none_or(|attempt| !ctx.hub.is_held(attempt)) {
+            forgive_absence(ctx.runtime.remove_volume(&volume.name).await)?;
+        }
+    }
+    let notes = ctx.watch.all()?;
+    let held: HashSet<String> = ctx.hub.report().into_iter().map(|held| ctx.container_name(held.attempt)).collect();
+    for note in notes.into_iter().filter(|note| !held.contains(&note.name)) {
+        forgive_absence(ctx.runtime.remove(&ContainerId(note.name.clone()), true).await)?;
+        ctx.watch.remove(&note.name);
+    }
+    Ok(())
+}
+
+fn forgive_absence(removed: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+    removed.or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::Outcome;
+
+    use super::*;
+    use crate::runtime::Labels;
+    use crate::testing;
+
+    fn container(phase: ContainerPhase) -> OurContainer {
+        OurContainer {
+            id: ContainerId("c".into()),
+            name: "c".into(),
+            labels: Labels::new(),
+            phase,
+            started_at_us: Some(7),
+            finished_at_us: None,
+            exit_code: None,
+            oom_killed: false,
+        }
+    }
+
+    #[test]
+    fn what_may_have_run_is_never_run_again() {
+        let order = testing::order(1, b"image");
+        let mark = StartMark { machine_boot: "b".into(), boot_ns: 1 };
+        let found = |start: Option<StartMark>, ended: bool| Found {
+            report: ended.then(|| testing::report(order.attempt, Outcome::Succeeded, 0)),
+            order: order.clone(),
+            start,
+        };
+        let running = container(ContainerPhase::Running);
+        let exited = container(ContainerPhase::Exited);
+        let created = container(ContainerPhase::Created);
+        let stage = |found: &Found, container| stage_of(found, container).0;
+        let marked = found(Some(mark.clone()), false);
+        assert!(matches!(stage(&found(None, false), None), Stage::Found));
+        assert!(matches!(stage(&found(None, false), Some(&created)), Stage::Found));
+        assert!(matches!(stage(&marked, None), Stage::Vanished));
+        assert!(matches!(stage(&marked, Some(&created)), Stage::Vanished), "a start may be on its way still");
+        assert!(matches!(stage(&marked, Some(&running)), Stage::Adopted(_, kept) if kept == mark));
+        assert!(matches!(stage(&marked, Some(&exited)), Stage::Adopted(..)));
+        assert!(matches!(stage(&found(None, false), Some(&running)), Stage::Adopted(..)));
+        assert!(matches!(stage(&found(Some(mark), true), Some(&running)), Stage::Reported(_)));
+        assert_eq!(stage_of(&marked, Some(&running)).1, HeldPhase::Running { started_at_us: 7 });
+    }
+}

@@ -1,0 +1,207 @@
+//! Starts a worker's tasks, keeps them together, and stops them in order.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use swarm_protocol::BootId;
+use swarm_protocol::link::WorkerFacts;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::WorkerConfig;
+use crate::context::Ctx;
+use crate::hub::Hub;
+use crate::identity::{self, DataDir};
+use crate::images::Images;
+use crate::lease::{self, BootClock, Clock};
+use crate::runtime::{ContainerRuntime, EngineFacts};
+use crate::spool::Spool;
+use crate::transfer::{Backoff, Transfer};
+use crate::watchdog::{self, WatchFiles};
+use crate::{link, reconcile};
+
+/// How often leases are looked at.
+const LEASE_TICK: Duration = Duration::from_millis(250);
+/// How long tasks may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs a worker until `stop`. Containers then live on and are adopted by the next start on the same data directory,
+/// unless the settings say to drain first. Install a rustls crypto provider before the call.
+///
+/// # Errors
+/// Settings that cannot be used, a join the core refuses, or a failure that trying again cannot mend.
+pub async fn run(
+    config: WorkerConfig,
+    runtime: Arc<dyn ContainerRuntime>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    run_with(config, runtime, stop, Arc::new(BootClock)).await
+}
+
+/// As [`run`], with a clock of the caller's choice.
+pub(crate) async fn run_with(
+    config: WorkerConfig,
+    runtime: Arc<dyn ContainerRuntime>,
+    stop: CancellationToken,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    config.check()?;
+    let Some(ctx) = prepare(config, runtime, &stop, clock).await? else { return Ok(()) };
+    // Whatever ends this function, a panic or a drop included, ends the tasks.
+    let _stop_all = ctx.stop.clone().drop_guard();
+    reconcile::take_up(&ctx).await.context("what an earlier start left cannot be taken up")?;
+    let core = CoreTasks { tasks: TaskTracker::new(), stop: ctx.stop.clone(), failure: Arc::default() };
+    core.spawn("leases", leases(ctx.clone()));
+    core.spawn("watchdog", watchdog::supervise(ctx.clone()));
+    core.spawn("sweep", reconcile::sweep(ctx.clone()));
+    core.spawn("link", link::keep(ctx.clone()));
+    tokio::select! {
+        () = stop.cancelled() => {
+            if ctx.config.drain_on_stop {
+                tracing::info!("draining: waiting until everything held has ended");
+                ctx.hub.set_draining(true);
+                tokio::select! {
+                    () = ctx.hub.until_empty() => {}
+                    () = ctx.stop.cancelled() => {}
+                }
+            }
+        }
+        () = ctx.stop.cancelled() => {}
+    }
+    ctx.stop.cancel();
+    core.tasks.close();
+    ctx.tasks.close();
+    let ended = async { tokio::join!(core.tasks.wait(), ctx.tasks.wait()) };
+    if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+        tracing::warn!(left = core.tasks.len() + ctx.tasks.len(), "some tasks did not end in time");
+    }
+    let failure = core.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failure.map_or(Ok(()), Err)
+}
+
+/// Everything up to the first task; `None` when stopped meanwhile.
+async fn prepare(
+    config: WorkerConfig,
+    runtime: Arc<dyn ContainerRuntime>,
+    stop: &CancellationToken,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Option<Arc<Ctx>>> {
+    let data = DataDir::open(&config.data)?;
+    let identity = identity::obtain(&config, &data.path, stop).await?;
+    let Some(engine) = engine_facts(runtime.as_ref(), stop).await else { return Ok(None) };
+    let facts = facts(&config, &engine);
+    let spool = Spool::open(&data.path).context("the spool cannot be opened")?;
+    let watch = WatchFiles::new(&data.path);
+    watch.prepare().context("the watchdog's notes cannot be kept")?;
+    let swarm = identity.swarm.map_or_else(OnceLock::new, OnceLock::from);
+    Ok(Some(Arc::new(Ctx {
+        transfer: Transfer::new(config.core.clone(), identity.key.clone())?,
+        slots: Arc::new(Semaphore::new(facts.slots as usize)),
+        config,
+        data,
+        identity,
+        swarm,
+        boot: BootId::random(),
+        machine_boot: lease::machine_boot(),
+        facts,
+        runtime,
+        clock,
+        hub: Hub::new(),
+        spool,
+        watch,
+        images: Images::default(),
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    })))
+}
+
+/// Asks the engine about itself until it answers: without an engine a worker is of no use.
+async fn engine_facts(runtime: &dyn ContainerRuntime, stop: &CancellationToken) -> Option<EngineFacts> {
+    let mut backoff = Backoff::default();
+    loop {
+        match runtime.facts().await {
+            Ok(facts) => return Some(facts),
+            Err(error) => tracing::error!(%error, "the container engine does not answer, trying again"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(backoff.next_pause()) => {}
+        }
+    }
+}
+
+/// What is offered: as configured, else all cores and 80 % of the memory.
+fn facts(config: &WorkerConfig, engine: &EngineFacts) -> WorkerFacts {
+    let arch = match engine.arch.as_str() {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    WorkerFacts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu_millis: config.cpu_millis.unwrap_or(engine.cpus.saturating_mul(1000)),
+        memory_bytes: config.memory_bytes.unwrap_or(engine.memory_bytes / 10 * 8),
+        slots: config.slots.unwrap_or(engine.cpus).max(1),
+        os: engine.os.clone(),
+        arch: arch.to_owned(),
+        engine: format!("docker {}", engine.engine_version),
+    }
+}
+
+async fn leases(ctx: Arc<Ctx>) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(LEASE_TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            _ = tick.tick() => ctx.hub.expire(ctx.clock.now_ns()),
+        }
+    }
+}
+
+/// Tasks that only make sense together: when one ends, whether by an error or a panic, all end.
+struct CoreTasks {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    failure: Arc<Mutex<Option<anyhow::Error>>>,
+}
+
+impl CoreTasks {
+    fn spawn(&self, name: &'static str, body: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let stop_all = self.stop.clone().drop_guard();
+        let failure = self.failure.clone();
+        self.tasks.spawn(async move {
+            let _stop_all = stop_all;
+            if let Err(error) = body.await {
+                let error = error.context(format!("the worker's task `{name}` failed"));
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_configured_comes_from_the_engine() {
+        let engine = EngineFacts {
+            cpus: 4,
+            memory_bytes: 1000,
+            engine_version: "20.10".into(),
+            api_version: "1.41".into(),
+            storage_driver: "overlay2".into(),
+            os: "linux".into(),
+            arch: "x86_64".into(),
+            image_id_is_config_digest: true,
+        };
+        let plain = facts(&WorkerConfig::default(), &engine);
+        assert_eq!((plain.cpu_millis, plain.memory_bytes, plain.slots, plain.arch.as_str()), (4000, 800, 4, "amd64"));
+        let config = WorkerConfig { slots: Some(9), cpu_millis: Some(500), ..WorkerConfig::default() };
+        let given = facts(&config, &engine);
+        assert_eq!((given.cpu_millis, given.slots), (500, 9));
+    }
+}

@@ -1,0 +1,193 @@
+//! What must survive a kill of the worker: `<data>/spool/<attempt>/{order,started,log,outputs/,report}`.
+//!
+//! The order is synced (file and directory) before it is accepted, the start mark before the container starts, the report
+//! before it is sent. The log is rebuilt from the engine where the machine lost it, so it needs no sync.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use swarm_protocol::AttemptId;
+use swarm_protocol::link::{FinalReport, TaskOrder};
+
+use crate::durable;
+
+/// The first byte of spooled orders and reports: readers refuse what they do not know.
+const FORMAT: u8 = 1;
+
+/// The directory of all spooled attempts.
+#[derive(Debug, Clone)]
+pub(crate) struct Spool {
+    root: PathBuf,
+}
+
+/// The directory of one attempt.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    dir: PathBuf,
+}
+
+/// Written before a container starts; while it exists the attempt may have run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StartMark {
+    /// The machine's boot; `boot_ns` means nothing in another one.
+    pub(crate) machine_boot: String,
+    /// CLOCK_BOOTTIME just before the start, in nanoseconds.
+    pub(crate) boot_ns: u64,
+}
+
+/// One attempt found at start.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// What was to be run.
+    pub(crate) order: TaskOrder,
+    /// Whether its container may have been started.
+    pub(crate) start: Option<StartMark>,
+    /// How it ended, if it got that far.
+    pub(crate) report: Option<FinalReport>,
+}
+
+impl Spool {
+    /// Opens (and makes) the spool in `data`.
+    pub(crate) fn open(data: &Path) -> io::Result<Self> {
+        let root = data.join("spool");
+        std::fs::create_dir_all(&root)?;
+        durable::sync_dir(data)?;
+        Ok(Self { root })
+    }
+
+    /// The directory of one attempt, which may not exist.
+    pub(crate) fn entry(&self, attempt: AttemptId) -> Entry {
+        Entry { dir: self.root.join(attempt.to_string()) }
+    }
+
+    /// Keeps these orders; durable when it returns. Blocking.
+    pub(crate) fn keep(&self, orders: &[TaskOrder]) -> io::Result<()> {
+        for order in orders {
+            let entry = self.entry(order.attempt);
+            // A recalled attempt's remains would be mistaken for this one's.
+            entry.remove()?;
+            std::fs::create_dir_all(entry.dir.join("outputs"))?;
+            durable::write(&entry.dir.join("order"), &encode(order))?;
+        }
+        durable::sync_dir(&self.root)
+    }
+
+    /// Everything in the spool. What is damaged or of an unknown format was never accepted, or cannot be run: it is
+    /// removed with a warning. Blocking.
+    pub(crate) fn scan(&self) -> io::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for dir in std::fs::read_dir(&self.root)? {
+            let entry = Entry { dir: dir?.path() };
+            match entry.read_order() {
+                Ok(order) => found.push(Found { start: entry.start_mark(), report: entry.read_report(), order }),
+                Err(error) => {
+                    tracing::warn!(dir = %entry.dir.display(), %error, "a spooled order cannot be read, dropping it");
+                    entry.remove()?;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![FORMAT]).expect("plain data encodes")
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "damaged, or of another format");
+    match bytes.split_first() {
+        Some((&FORMAT, body)) => postcard::from_bytes(body).map_err(|_| damaged()),
+        _ => Err(damaged()),
+    }
+}
+
+impl Entry {
+    /// The encoded log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Where the nth output is collected.
+    pub(crate) fn output(&self, n: usize) -> PathBuf {
+        self.dir.join("outputs").join(n.to_string())
+    }
+
+    fn read_order(&self) -> io::Result<TaskOrder> {
+        decode(&std::fs::read(self.dir.join("order"))?)
+    }
+
+    fn read_report(&self) -> Option<FinalReport> {
+        decode(&std::fs::read(self.dir.join("report")).ok()?).ok()
+    }
+
+    fn start_mark(&self) -> Option<StartMark> {
+        let bytes = std::fs::read(self.dir.join("started")).ok()?;
+        // A damaged mark still says that a start may have happened.
+        Some(decode(&bytes).unwrap_or(StartMark { machine_boot: String::new(), boot_ns: 0 }))
+    }
+
+    /// Marks that the container may be started from now on.
+    pub(crate) async fn mark_start(&self, mark: StartMark) -> io::Result<()> {
+        self.write("started", encode(&mark)).await
+    }
+
+    /// Keeps the final report.
+    pub(crate) async fn keep_report(&self, report: &FinalReport) -> io::Result<()> {
+        self.write("report", encode(report)).await
+    }
+
+    async fn write(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
+        let path = self.dir.join(name);
+        durable::blocking(move || durable::write(&path, &bytes)).await
+    }
+
+    /// Forgets the attempt.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::JobId;
+
+    use super::*;
+    use crate::testing;
+
+    #[tokio::test]
+    async fn what_was_kept_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path()).unwrap();
+        let order = testing::order(7, b"image");
+        spool.keep(std::slice::from_ref(&order)).unwrap();
+        let entry = spool.entry(order.attempt);
+        let mark = StartMark { machine_boot: "b".into(), boot_ns: 5 };
+        entry.mark_start(mark.clone()).await.unwrap();
+        let found = spool.scan().unwrap().pop().unwrap();
+        assert_eq!((found.order, found.start, found.report), (order, Some(mark), None));
+        entry.remove().unwrap();
+        entry.remove().unwrap();
+        assert!(spool.scan().unwrap().is_empty());
+    }
+
+    #[test]
+    fn damage_is_dropped_and_a_kept_order_starts_clean() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path()).unwrap();
+        let order = testing::order(7, b"image");
+        spool.keep(std::slice::from_ref(&order)).unwrap();
+        std::fs::write(spool.entry(order.attempt).log(), b"old").unwrap();
+        spool.keep(std::slice::from_ref(&order)).unwrap();
+        assert!(!spool.entry(order.attempt).log().exists());
+        let bad = spool.entry(AttemptId { job: JobId(9), task: 0, attempt: 1 });
+        std::fs::create_dir(&bad.dir).unwrap();
+        std::fs::write(bad.dir.join("order"), [FORMAT, 255, 255]).unwrap();
+        assert_eq!(spool.scan().unwrap().len(), 1);
+        assert!(!bad.dir.exists());
+    }
+}

@@ -1,0 +1,49 @@
+//! What tests of this crate share.
+
+use swarm_protocol::link::{FinalReport, ImageOrder, InputOrder, TaskOrder};
+use swarm_protocol::{AttemptId, Digest, GroupId, JobId, Outcome};
+
+/// A plain order for the image whose config blob is `config`.
+pub(crate) fn order(job: u64, config: &[u8]) -> TaskOrder {
+    TaskOrder {
+        attempt: AttemptId { job: JobId(job), task: 0, attempt: 1 },
+        group: GroupId(1),
+        image: ImageOrder { config: Digest::of(config), config_bytes: config.len() as u64, layers: Vec::new() },
+        command: None,
+        entrypoint: None,
+        user: None,
+        workdir: None,
+        env: Vec::new(),
+        allow_root: false,
+        cpu_millis: 1000,
+        memory_bytes: 64 << 20,
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        timeout_ms: None,
+        lease_ms: 30_000,
+        grace_ms: 1000,
+        log_bytes_max: 1 << 20,
+        output_bytes_max: 1 << 20,
+        at_most_once: false,
+    }
+}
+
+/// An input with these bytes.
+pub(crate) fn input(path: &str, bytes: &[u8]) -> InputOrder {
+    InputOrder { digest: Digest::of(bytes), size_bytes: bytes.len() as u64, path: path.into(), mode: 0o644 }
+}
+
+/// A report without a run.
+pub(crate) fn report(attempt: AttemptId, outcome: Outcome, log_bytes: u64) -> FinalReport {
+    FinalReport {
+        attempt,
+        outcome,
+        started_at_us: None,
+        finished_at_us: None,
+        ran_ms: None,
+        log_bytes,
+        log_digest: Digest::of(b""),
+        log_cut_bytes: 0,
+        outputs: Vec::new(),
+    }
+}
