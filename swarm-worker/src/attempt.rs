@@ -145,7 +145,8 @@ struct Attempt {
 
 impl Attempt {
     async fn live(&self, stage: Stage) {
-        let reporter = report::run(&self.ctx, self.id, self.entry.log(), self.progress.subscribe(), self.control.clone());
+        let reporter =
+            report::run(&self.ctx, self.id, self.entry.log(), self.progress.subscribe(), self.control.clone());
         tokio::join!(self.work(stage), reporter);
         let entry = self.entry.clone();
         if let Err(error) = durable::blocking(move || entry.remove()).await {

@@ -1,17 +1,18 @@
 //! The worker's command line, used by `swarm-worker` and by `swarm worker`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::WorkerConfig;
-use crate::runtime::docker::{DockerRuntime, DockerSettings};
+use crate::runtime::docker::DockerRuntime;
 
 /// Runs container jobs for a swarm. The join token comes from `SWARM_WORKER_JOIN_TOKEN` or a file, never from here.
 #[derive(Debug, Args)]
@@ -81,6 +82,25 @@ enum WorkerCommand {
     },
 }
 
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    args: WorkerArgs,
+}
+
+/// As [`main`] for `swarm worker …`; the first of `words` is the name to show in help.
+pub async fn main_from(words: Vec<OsString>) -> ExitCode {
+    match Cli::try_parse_from(words) {
+        Ok(cli) => main(cli.args, &["worker", "watchdog"]).await,
+        Err(answer) => {
+            // Help goes to stdout and errors to stderr; nobody is left to tell if neither can be written.
+            let _ = answer.print();
+            ExitCode::from(u8::try_from(answer.exit_code()).unwrap_or(2))
+        }
+    }
+}
+
 /// Runs the worker or its watchdog. `watchdog` are the words that lead this executable back here as the watchdog, for
 /// instance `["worker", "watchdog"]`. Exit code 0 after a stop that was asked for, else 1.
 pub async fn main(args: WorkerArgs, watchdog: &[&str]) -> ExitCode {
@@ -111,8 +131,8 @@ fn log_to_stderr() {
 async fn serve(args: WorkerArgs, watchdog: &[&str]) -> anyhow::Result<()> {
     let mut config = WorkerConfig::settle(args.config.as_deref(), &args.flags)?;
     config.watchdog = Some(watchdog.iter().map(ToString::to_string).collect());
-    let settings = DockerSettings { host: config.docker_host.clone(), ..DockerSettings::default() };
-    let runtime = DockerRuntime::connect(settings).await.context("the container engine cannot be used")?;
+    let runtime =
+        DockerRuntime::connect(config.engine_settings()).await.context("the container engine cannot be used")?;
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let asked = stop.clone();
@@ -131,15 +151,9 @@ async fn serve(args: WorkerArgs, watchdog: &[&str]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::CommandFactory;
 
     use super::*;
-
-    #[derive(Debug, Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: WorkerArgs,
-    }
 
     #[test]
     fn flags_become_settings_and_no_flag_takes_a_secret() {

@@ -7,7 +7,10 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, Serialize};
+use swarm_protocol::Digest;
 use url::{Host, Url};
+
+use crate::runtime::docker::DockerSettings;
 
 /// Prefix of the environment variables that set a field each, for instance `SWARM_WORKER_SLOTS=4`.
 pub const ENV_PREFIX: &str = "SWARM_WORKER_";
@@ -17,6 +20,7 @@ pub const ENV_PREFIX: &str = "SWARM_WORKER_";
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerConfig {
     /// The core's address, `http://HOST:PORT`; loopback only.
+    #[serde(with = "url_text")]
     pub core: Url,
     /// Where identity and spool are kept; one worker per directory.
     pub data: PathBuf,
@@ -69,6 +73,21 @@ fn default_data() -> PathBuf {
 
 fn secret<'de, D: Deserializer<'de>>(source: D) -> Result<Option<SecretString>, D::Error> {
     Ok(Option::<String>::deserialize(source)?.map(Into::into))
+}
+
+/// A URL as its text.
+mod url_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use url::Url;
+
+    pub(super) fn serialize<S: Serializer>(url: &Url, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(url.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Url, D::Error> {
+        let text = String::deserialize(from)?;
+        Url::parse(&text).map_err(|error| serde::de::Error::custom(format!("`{text}` is not a URL: {error}")))
+    }
 }
 
 /// Why the settings cannot be used; each names the field and the way out.
@@ -140,6 +159,22 @@ impl WorkerConfig {
             return refuse("memory_bytes", "is less than the smallest task needs".into(), "give at least 6 MiB");
         }
         Ok(())
+    }
+
+    /// Whether this worker has a key already, and needs no join token.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        crate::identity::exists(&self.data)
+    }
+
+    /// How to reach the engine. Images are kept under a name of the data directory's own, so that workers that share an
+    /// engine do not remove each other's.
+    #[must_use]
+    pub fn engine_settings(&self) -> DockerSettings {
+        let data = std::path::absolute(&self.data).unwrap_or_else(|_| self.data.clone());
+        let own = &Digest::of(data.as_os_str().as_encoded_bytes()).hex()[..12];
+        let repository = format!("swarm-sync/w{own}");
+        DockerSettings { host: self.docker_host.clone(), repository, ..DockerSettings::default() }
     }
 
     /// The loopback address the core is at, if it is one.

@@ -1,6 +1,5 @@
 //! What all tasks of one worker share.
 
-
 use std::sync::{Arc, OnceLock};
 
 use swarm_protocol::link::WorkerFacts;

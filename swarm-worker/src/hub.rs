@@ -334,8 +334,10 @@ mod tests {
     #[test]
     fn only_what_has_not_begun_to_start_can_be_given_back() {
         let hub = Hub::new();
-        let (kept, given) =
-            (hub.hold(id(1), HeldPhase::Pending, LEASE_MS, Some(0)).unwrap(), hub.hold(id(2), HeldPhase::Pending, LEASE_MS, Some(0)).unwrap());
+        let (kept, given) = (
+            hub.hold(id(1), HeldPhase::Pending, LEASE_MS, Some(0)).unwrap(),
+            hub.hold(id(2), HeldPhase::Pending, LEASE_MS, Some(0)).unwrap(),
+        );
         assert!(hub.begin_start(id(1), 0));
         hub.recall(id(1));
         hub.recall(id(2));

@@ -53,6 +53,13 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+const IDENTITY: &str = "identity.json";
+
+/// Whether `data` holds an identity.
+pub(crate) fn exists(data: &Path) -> bool {
+    data.join(IDENTITY).exists()
+}
+
 /// What a join gave, kept in the data directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -75,7 +82,7 @@ struct Kept {
 impl Identity {
     /// The identity kept in `data`, if this worker has joined.
     pub(crate) fn load(data: &Path) -> anyhow::Result<Option<Self>> {
-        let path = data.join("identity.json");
+        let path = data.join(IDENTITY);
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -88,7 +95,7 @@ impl Identity {
     /// Keeps this identity in `data`, mode 0600, synced.
     pub(crate) fn save(&self, data: &Path) -> anyhow::Result<()> {
         let kept = Kept { worker: self.worker, key: self.key.expose_secret().to_owned(), swarm: self.swarm };
-        durable::write(&data.join("identity.json"), &serde_json::to_vec(&kept)?).context("cannot keep the identity")
+        durable::write(&data.join(IDENTITY), &serde_json::to_vec(&kept)?).context("cannot keep the identity")
     }
 }
 

@@ -34,17 +34,6 @@ pub(crate) fn machine_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| "unknown".into(), |id| id.trim().into())
 }
 
-/// A clock on tokio's time, so that paused tests move leases too.
-#[cfg(test)]
-pub(crate) struct TokioClock(pub(crate) tokio::time::Instant);
-
-#[cfg(test)]
-impl Clock for TokioClock {
-    fn now_ns(&self) -> u64 {
-        1_000_000_000 + self.0.elapsed().as_nanos() as u64
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

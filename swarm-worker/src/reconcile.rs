@@ -33,7 +33,9 @@ pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
     let containers = loop {
         match containers(ctx).await {
             Ok(containers) => break containers,
-            Err(error) => tracing::error!(%error, "the engine cannot be asked what an earlier start left, trying again"),
+            Err(error) => {
+                tracing::error!(%error, "the engine cannot be asked what an earlier start left, trying again")
+            }
         }
         tokio::select! {
             () = ctx.stop.cancelled() => return Ok(()),

@@ -91,7 +91,11 @@ pub(crate) async fn join(core: &Url, token: &str, worker: &str) -> Result<JoinAn
     }
     let again = is_transient(answer.status());
     let problem = problem_of(answer).await;
-    Err(if again { JoinError::Unreachable(anyhow::anyhow!("{problem}")) } else { JoinError::Refused(Box::new(problem)) })
+    Err(if again {
+        JoinError::Unreachable(anyhow::anyhow!("{problem}"))
+    } else {
+        JoinError::Refused(Box::new(problem))
+    })
 }
 
 fn client() -> Result<reqwest::Client, reqwest::Error> {
@@ -283,8 +287,7 @@ impl Fetch {
     /// Opens the rest of the blob, however often it takes.
     async fn open(&mut self) -> Result<(), TransferError> {
         loop {
-            let mut request =
-                self.transfer.request(Method::GET, self.attempt, &format!("blobs/{}", self.digest));
+            let mut request = self.transfer.request(Method::GET, self.attempt, &format!("blobs/{}", self.digest));
             if self.offset > 0 {
                 request = request.header("Range", format!("bytes={}-", self.offset));
             }

@@ -120,8 +120,7 @@ impl WatchFiles {
             if name.starts_with('.') {
                 continue;
             }
-            let damaged =
-                || Watched { name: name.clone(), lease_ms: 0, granted_ns: 0, machine_boot: String::new() };
+            let damaged = || Watched { name: name.clone(), lease_ms: 0, granted_ns: 0, machine_boot: String::new() };
             // A file that vanished meanwhile is a container that is gone.
             let found = self.watched(&name).or_else(|| self.container(&name).exists().then(damaged));
             all.extend(found);

@@ -24,7 +24,8 @@ impl Attempt {
         loop {
             // A replay that began after the end of the container and came to its own end is complete.
             let final_pass = *exited.borrow();
-            let mut log = LogFile::open(&self.entry.log(), self.order.log_bytes_max).await.map_err(|e| spool_end(&e))?;
+            let mut log =
+                LogFile::open(&self.entry.log(), self.order.log_bytes_max).await.map_err(|e| spool_end(&e))?;
             let copied = self.copy_once(id, &mut log, exited.clone()).await?;
             if copied && (final_pass || *exited.borrow()) {
                 return log.finish(false).await.map_err(|error| spool_end(&error));

@@ -12,7 +12,6 @@ use tar::EntryType;
 use tokio::io::AsyncWriteExt;
 
 use super::{Attempt, End, engine_end, spool_end};
-use crate::durable;
 use crate::images;
 use crate::runtime::{ByteStream, ContainerId, RuntimeError};
 use crate::transfer::TransferError;
@@ -123,7 +122,8 @@ async fn spool_stream(mut stream: ByteStream, path: &Path, bytes_max: u64) -> Re
 fn keep(archive: &Path, spool: &Path, bytes_max: u64) -> Result<Kept, Unkept> {
     let damaged = |error: io::Error| Unkept::Missing(format!("the engine's archive of it is damaged: {error}"));
     let mut tar = tar::Archive::new(File::open(archive).map_err(Unkept::Spool)?);
-    let mut first = tar.entries().and_then(|mut entries| entries.next().unwrap_or_else(|| Err(empty()))).map_err(damaged)?;
+    let mut first =
+        tar.entries().and_then(|mut entries| entries.next().unwrap_or_else(|| Err(empty()))).map_err(damaged)?;
     let mode = first.header().mode().map_err(damaged)? & 0o7777;
     let (source, is_dir): (&mut dyn Read, bool) = match first.header().entry_type() {
         EntryType::Regular | EntryType::Continuous => (&mut first, false),
@@ -212,10 +212,8 @@ mod tests {
 
     #[test]
     fn links_and_damage_are_refused_in_words() {
-        let link = kept(
-            |tar| tar.append_link(&mut entry(EntryType::Symlink, 0), "out", "/etc/shadow").unwrap(),
-            1 << 20,
-        );
+        let link =
+            kept(|tar| tar.append_link(&mut entry(EntryType::Symlink, 0), "out", "/etc/shadow").unwrap(), 1 << 20);
         assert!(link.err().unwrap().contains("links are not followed"));
         assert!(kept(|_| (), 1 << 20).err().unwrap().contains("empty"));
     }

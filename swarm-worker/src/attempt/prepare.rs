@@ -18,7 +18,8 @@ const DIR_MODE: u32 = 0o755;
 /// The directories that become volumes: each holds an input or an output.
 pub(super) fn directories(order: &TaskOrder) -> Vec<&str> {
     let inputs = order.inputs.iter().map(|input| input.path.as_str());
-    let mut dirs: Vec<&str> = inputs.chain(order.outputs.iter().map(String::as_str)).map(|path| split(path).0).collect();
+    let mut dirs: Vec<&str> =
+        inputs.chain(order.outputs.iter().map(String::as_str)).map(|path| split(path).0).collect();
     dirs.sort_unstable();
     dirs.dedup();
     dirs

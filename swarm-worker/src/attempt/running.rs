@@ -191,7 +191,9 @@ impl Attempt {
                         return Gone::Vanished;
                     }
                 }
-                Err(error) => tracing::error!(attempt = %self.id, %error, "the container cannot be killed, trying again"),
+                Err(error) => {
+                    tracing::error!(attempt = %self.id, %error, "the container cannot be killed, trying again")
+                }
                 Ok(()) => {}
             }
             if let Ok(gone) = tokio::time::timeout(PAUSE, self.wait(id)).await {

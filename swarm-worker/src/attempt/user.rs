@@ -34,7 +34,9 @@ pub(super) async fn resolve(runtime: &dyn ContainerRuntime, id: &ContainerId, us
     }
     let passwd = read(runtime, id, "/etc/passwd").await?;
     let (uid, own_gid) = match name.parse::<u32>() {
-        Ok(uid) => (uid, account(&passwd, |fields| fields[2].parse() == Ok(uid)).and_then(|fields| fields[3].parse().ok())),
+        Ok(uid) => {
+            (uid, account(&passwd, |fields| fields[2].parse() == Ok(uid)).and_then(|fields| fields[3].parse().ok()))
+        }
         Err(_) => {
             let fields = account(&passwd, |fields| fields[0] == name);
             let found = fields.and_then(|fields| Some((fields[2].parse().ok()?, fields[3].parse().ok())));
@@ -68,7 +70,7 @@ async fn read(runtime: &dyn ContainerRuntime, id: &ContainerId, path: &str) -> R
 }
 
 /// The first line with at least four fields (three suffice in a group file, which has four as well) that matches.
-fn account<'a>(file: &'a str, matches: impl Fn(&[&str]) -> bool) -> Option<Vec<&'a str>> {
+fn account(file: &str, matches: impl Fn(&[&str]) -> bool) -> Option<Vec<&str>> {
     let lines = file.lines().map(|line| line.split(':').collect::<Vec<_>>());
     lines.filter(|fields| fields.len() >= 3).map(padded).find(|fields| matches(fields))
 }
@@ -97,7 +99,8 @@ mod tests {
 
     #[test]
     fn the_first_matching_account_counts() {
-        let passwd = "# comment\nbroken\nroot:x:0:0:root:/root:/bin/sh\napp:x:1000:50::/:\napp:x:0:0::/:\n1001:x:0:0::/:\n";
+        let passwd =
+            "# comment\nbroken\nroot:x:0:0:root:/root:/bin/sh\napp:x:1000:50::/:\napp:x:0:0::/:\n1001:x:0:0::/:\n";
         assert_eq!(account(passwd, |fields| fields[0] == "app").unwrap()[2..4], ["1000", "50"]);
         assert!(account(passwd, |fields| fields[2].parse() == Ok(1001u32)).is_none(), "digits are no name");
         assert!(account(passwd, |fields| fields[0] == "broken").is_none());

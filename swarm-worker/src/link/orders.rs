@@ -60,7 +60,9 @@ async fn keep_orders(ctx: &Ctx, frames: &[ToWorker]) -> Result<(), String> {
         return Ok(());
     }
     let spool = ctx.spool.clone();
-    durable::blocking(move || spool.keep(&orders)).await.map_err(|error| format!("the spool cannot be written: {error}"))
+    durable::blocking(move || spool.keep(&orders))
+        .await
+        .map_err(|error| format!("the spool cannot be written: {error}"))
 }
 
 fn is_wanted(ctx: &Ctx, attempt: AttemptId) -> bool {

@@ -7,9 +7,7 @@ use std::time::Duration;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use secrecy::ExposeSecret;
 use swarm_protocol::heartbeat::{Handshake, WorkerEnd};
-use swarm_protocol::link::{
-    Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode,
-};
+use swarm_protocol::link::{Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -118,13 +116,8 @@ type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStre
 async fn shake_hands(ctx: &Ctx) -> Result<(Socket, Welcomed), LinkError> {
     let mut socket = connect(ctx).await?;
     let nonce: [u8; 32] = rand::random();
-    let hello = Hello {
-        version_min: VERSION_MIN,
-        version_max: VERSION,
-        boot: ctx.boot,
-        nonce,
-        facts: ctx.facts.clone(),
-    };
+    let hello =
+        Hello { version_min: VERSION_MIN, version_max: VERSION, boot: ctx.boot, nonce, facts: ctx.facts.clone() };
     socket.send(Message::binary(encode(1, &[hello]))).await.map_err(Box::new)?;
     let message = next_message(&mut socket).await?;
     let welcome = decode::<Welcome>(1, &message)?.into_iter().next().ok_or(LinkError::Closed)?;
@@ -146,8 +139,7 @@ async fn shake_hands(ctx: &Ctx) -> Result<(Socket, Welcomed), LinkError> {
         return Err(LinkError::Version(version));
     }
     settle_swarm(ctx, swarm, worker)?;
-    let handshake =
-        Handshake { worker_nonce: nonce, core_nonce, session, worker, epoch, link_version: version };
+    let handshake = Handshake { worker_nonce: nonce, core_nonce, session, worker, epoch, link_version: version };
     let end = WorkerEnd::new(&secret, &handshake);
     // A hostile or broken core must not make this worker spin or sleep for ever.
     let interval = Duration::from_millis(u64::from(interval_ms).clamp(50, 60_000));
@@ -155,11 +147,7 @@ async fn shake_hands(ctx: &Ctx) -> Result<(Socket, Welcomed), LinkError> {
 }
 
 /// The first welcome names the swarm for good; any other swarm or number is refused from then on.
-fn settle_swarm(
-    ctx: &Ctx,
-    swarm: swarm_protocol::SwarmId,
-    worker: swarm_protocol::WorkerId,
-) -> Result<(), LinkError> {
+fn settle_swarm(ctx: &Ctx, swarm: swarm_protocol::SwarmId, worker: swarm_protocol::WorkerId) -> Result<(), LinkError> {
     if worker != ctx.identity.worker || *ctx.swarm.get_or_init(|| swarm) != swarm {
         return Err(LinkError::OtherSwarm);
     }

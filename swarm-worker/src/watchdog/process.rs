@@ -103,7 +103,9 @@ pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
 /// Starts a watchdog if none holds the lock.
 fn ensure(ctx: &Ctx) -> anyhow::Result<()> {
     let Some(words) = &ctx.config.watchdog else { return Ok(()) };
-    let Some(free) = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")? else { return Ok(()) };
+    let Some(free) = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")? else {
+        return Ok(());
+    };
     drop(free);
     let log = OpenOptions::new().create(true).append(true).open(ctx.data.path.join("watchdog.log"))?;
     let mut command = tokio::process::Command::new(std::env::current_exe()?);

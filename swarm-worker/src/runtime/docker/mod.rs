@@ -52,6 +52,13 @@ pub struct DockerSettings {
     pub deadlines: Deadlines,
 }
 
+impl Default for DockerSettings {
+    /// The usual engine, for the only worker that uses it.
+    fn default() -> Self {
+        Self { host: None, repository: "swarm-sync/local".to_owned(), deadlines: Deadlines::default() }
+    }
+}
+
 /// A Docker engine.
 pub struct DockerRuntime {
     /// For calls: its own timeout, until the response's head has arrived, is [`Deadlines::call`].
