@@ -34,7 +34,7 @@ pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
         match containers(ctx).await {
             Ok(containers) => break containers,
             Err(error) => {
-                tracing::error!(%error, "the engine cannot be asked what an earlier start left, trying again")
+                tracing::error!(%error, "the engine cannot be asked what an earlier start left, trying again");
             }
         }
         tokio::select! {

@@ -192,7 +192,7 @@ impl Attempt {
                     }
                 }
                 Err(error) => {
-                    tracing::error!(attempt = %self.id, %error, "the container cannot be killed, trying again")
+                    tracing::error!(attempt = %self.id, %error, "the container cannot be killed, trying again");
                 }
                 Ok(()) => {}
             }
