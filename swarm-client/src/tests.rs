@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use serde_json::json;
@@ -12,7 +13,7 @@ use swarm_protocol::spec::JobSpec;
 use swarm_protocol::{Digest, JobId, TaskId};
 
 use crate::testserver::{Reply, Request, Server};
-use crate::{Client, ClientError, Destination, LogOptions, MemoryTokens, SavedTokens, TokenStore as _};
+use crate::{Client, ClientError, Destination, LogOptions, MemoryTokens, SavedTokens, Timeouts, TokenStore as _};
 
 const TASK: TaskId = TaskId { job: JobId(4), task: 7 };
 
@@ -72,7 +73,7 @@ fn first_fails(good: fn() -> Reply) -> impl Fn(&Request) -> Reply {
     let calls = AtomicUsize::new(0);
     move |_| match calls.fetch_add(1, Ordering::SeqCst) {
         0 => Reply::problem(503, "unavailable").header("retry-after", 0),
-        1 => good().cut(5),
+        1 => good().cut(5, Duration::ZERO),
         _ => good(),
     }
 }
@@ -121,7 +122,7 @@ fn broken(body: Vec<u8>, step: usize, ranges: bool) -> impl Fn(&Request) -> Repl
         } else {
             Reply::bytes(200, rest)
         };
-        reply.header("swarm-attempt", 2).cut(step)
+        reply.header("swarm-attempt", 2).cut(step, Duration::ZERO)
     }
 }
 
@@ -149,6 +150,44 @@ async fn a_log_over_breaking_connections_loses_and_doubles_nothing() {
     assert!(asked.len() > 5, "the connection never broke");
     assert_eq!(asked[0].query("attempt"), None);
     assert!(asked[1..].iter().all(|request| request.query("attempt") == Some("2")));
+}
+
+/// More silences than tries: a job that says nothing is no failure, before its first word and after it.
+#[tokio::test]
+async fn a_quiet_job_s_log_is_awaited() {
+    let record = LogRecord { stream: LogStream::Stdout, at_us: 1, bytes: b"at last".to_vec() };
+    let mut body = Vec::new();
+    record.encode(&mut body);
+    let calls = AtomicUsize::new(0);
+    let server = Server::start(move |request| {
+        let from: usize = request.query("offset").unwrap().parse().unwrap();
+        let rest = Reply::bytes(200, &body[from..]).header("swarm-attempt", 1);
+        let silence = Duration::from_secs(20);
+        match calls.fetch_add(1, Ordering::SeqCst) {
+            0..7 => rest.cut(0, silence),
+            7 => rest.cut(3, silence),
+            _ => rest,
+        }
+    })
+    .await;
+    let timeouts = Timeouts { idle: Duration::from_millis(100), ..Timeouts::default() };
+    let client = Client::with_timeouts(&server.url, tokens(), timeouts).unwrap();
+    let mut tail = client.log(TASK, LogOptions { follow: true, ..LogOptions::default() });
+    assert_eq!(tail.next().await.unwrap(), Some(record));
+    assert_eq!(tail.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_upload_that_stands_still_is_given_up() {
+    let server = Server::start(|request| match request.method.as_str() {
+        "POST" => Reply::bytes(201, "{}"),
+        _ => whoami(),
+    })
+    .await;
+    let timeouts = Timeouts { upload_idle: Duration::from_millis(100), ..Timeouts::default() };
+    let client = Client::with_timeouts(&server.url, tokens(), timeouts).unwrap();
+    let error = client.upload_image(None, futures_util::stream::pending(), Arc::new(|_| ())).await.unwrap_err();
+    assert!(matches!(error, ClientError::Stalled { .. }) && error.is_retryable(), "{error:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -40,8 +41,8 @@ pub(crate) struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// The connection is closed after so many bytes of the body.
-    cut: Option<usize>,
+    /// After so many bytes of the body nothing comes for so long, then the connection is closed.
+    cut: Option<(usize, Duration)>,
 }
 
 impl Reply {
@@ -63,8 +64,8 @@ impl Reply {
         self
     }
 
-    pub(crate) fn cut(mut self, after: usize) -> Self {
-        self.cut = Some(after);
+    pub(crate) fn cut(mut self, after: usize, silence: Duration) -> Self {
+        self.cut = Some((after, silence));
         self
     }
 }
@@ -124,8 +125,10 @@ async fn one(socket: TcpStream, answer: impl FnOnce(&Request) -> Reply) -> io::R
     }
     socket.write_all(format!("{head}\r\n").as_bytes()).await?;
     if request.method != "HEAD" {
-        let end = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
-        socket.write_all(&reply.body[..end]).await?;
+        let (end, silence) = reply.cut.unwrap_or((reply.body.len(), Duration::ZERO));
+        socket.write_all(&reply.body[..end.min(reply.body.len())]).await?;
+        socket.flush().await?;
+        tokio::time::sleep(silence).await;
     }
     socket.shutdown().await
 }

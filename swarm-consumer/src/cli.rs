@@ -33,6 +33,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// The core's address [default: that of the last login, else http://127.0.0.1:7077]
     #[arg(long, global = true, env = "SWARM_URL", hide_env_values = true, value_name = "URL")]
@@ -179,6 +180,7 @@ Examples:
 Flags go before IMAGE; all words after it are the command.
 Ctrl-C detaches and the job goes on; a second Ctrl-C cancels it.
 An array shows its progress; its logs are shown by `logs JOB.TASK`.
+With --output json no log is shown, and how the job ended is one JSON value.
 The exit code is the container's, that of the first failed task for an array; see `exit-codes`.")]
 pub(crate) struct Run {
     #[command(flatten)]

@@ -121,6 +121,10 @@ impl TokenStore for CredentialsFile {
 
     fn save(&self, tokens: Option<&SavedTokens>) -> io::Result<()> {
         let Some(tokens) = tokens else {
+            // Another core's session is none of this one's business.
+            if self.read()?.is_some_and(|saved| saved.url != self.url) {
+                return Ok(());
+            }
             return match std::fs::remove_file(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.named(&error)),
                 _ => Ok(()),
@@ -184,6 +188,8 @@ mod tests {
         assert!(same.load().unwrap().is_some());
         let other = CredentialsFile::at(path.clone(), Some("http://127.0.0.1:2")).unwrap();
         assert!(other.load().unwrap().is_none());
+        other.save(None).unwrap();
+        assert!(path.exists(), "a logout elsewhere ended this session");
 
         same.save(None).unwrap();
         assert!(!path.exists());

@@ -219,7 +219,7 @@ mod tests {
                 let mut log = Vec::new();
                 LogRecord { stream: LogStream::Stderr, at_us: 1, bytes: b"hello\n".to_vec() }.encode(&mut log);
                 let from = request.query("offset").and_then(|from| from.parse::<usize>().ok()).unwrap_or_default();
-                Reply::bytes(200, &log[from..]).header("swarm-attempt", 1).cut(15)
+                Reply::bytes(200, &log[from..]).header("swarm-attempt", 1).cut(15, Duration::ZERO)
             }
             "GET /api/v1/jobs/42/tasks/0/outputs/0" => Reply::bytes(200, "result"),
             _ => Reply::problem(404, "not-found"),
