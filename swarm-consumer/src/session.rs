@@ -60,7 +60,8 @@ impl CredentialsFile {
     pub fn at(path: PathBuf, url: Option<&str>) -> io::Result<Self> {
         let mut file = Self { path, url: String::new(), user: None };
         let last = || file.read().map(|saved| saved.map(|saved| saved.url));
-        let url = match url {
+        // An empty SWARM_URL is one that is not set.
+        let url = match url.filter(|url| !url.is_empty()) {
             Some(url) => url.to_owned(),
             None => last()?.unwrap_or_else(|| DEFAULT_URL.to_owned()),
         };
@@ -186,6 +187,7 @@ mod tests {
         let same = CredentialsFile::at(path.clone(), None).unwrap();
         assert_eq!(same.url(), "http://127.0.0.1:1");
         assert!(same.load().unwrap().is_some());
+        assert_eq!(CredentialsFile::at(path.clone(), Some("")).unwrap().url(), "http://127.0.0.1:1");
         let other = CredentialsFile::at(path.clone(), Some("http://127.0.0.1:2")).unwrap();
         assert!(other.load().unwrap().is_none());
         other.save(None).unwrap();
