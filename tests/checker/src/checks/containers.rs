@@ -1,0 +1,164 @@
+//! I4 and I8, and what the engine's stamps add to I3, I7 and I11.
+
+use std::collections::BTreeMap;
+
+use swarm_protocol::TaskId;
+
+use crate::report::{Invariant, Report};
+use crate::stamps::{Span, Stamps};
+use crate::world::World;
+
+/// How long a container may outlive its attempt.
+const GRACE_US: i64 = 60_000_000;
+/// Stamps of one clock, taken by different parts.
+const RAN_TOLERANCE_MS: i64 = 2_000;
+
+pub(super) fn check(world: &World, stamps: &Stamps, report: &mut Report) {
+    let spans = stamps.spans();
+    let mut tasks = BTreeMap::<TaskId, Vec<&Span>>::new();
+    for span in &spans {
+        tasks.entry(span.attempt.task_id()).or_default().push(span);
+        one(world, span, report);
+    }
+    for (task, spans) in &tasks {
+        overlaps(world, *task, spans, report);
+    }
+    for (stamp, listed) in stamps.listing() {
+        let id = stamp.attempt_id();
+        let finding = report.at(Invariant::I8);
+        if world.is_live(id) {
+            finding.checked += 1;
+            continue;
+        }
+        let since = world.attempts.get(&id).map_or(listed.created_us, |attempt| attempt.ended_us);
+        if stamp.at_us - since <= GRACE_US {
+            finding.unknown += 1;
+        } else {
+            let over_s = (stamp.at_us - since) / 1_000_000;
+            let container = &stamp.container;
+            finding
+                .expect(false, || format!("container {container} of {id} is there {over_s} s after its attempt ended"));
+        }
+    }
+}
+
+/// What one run of a container says about its attempt's record.
+fn one(world: &World, span: &Span, report: &mut Report) {
+    let (id, container) = (span.attempt, &span.container);
+    let Some(attempt) = world.attempts.get(&id) else {
+        let known = world.is_live(id);
+        report.at(Invariant::I8).expect(known, || format!("container {container} ran for {id}, which does not exist"));
+        return;
+    };
+    let same = attempt.worker == span.worker;
+    let text = || format!("{id} is recorded for worker {} and ran on worker {}", attempt.worker, span.worker);
+    report.at(Invariant::I3).expect(same, text);
+    if attempt.outcome == "lost" {
+        let text = || format!("{id} was lost, its container {container} had started, and it is not marked");
+        report.at(Invariant::I7).expect(attempt.may_have_run, text);
+    }
+    if let Some(ended) = span.ended_us {
+        let late = ended - attempt.ended_us;
+        let text =
+            || format!("container {container} of {id} ran on for {} s after its attempt ended", late / 1_000_000);
+        report.at(Invariant::I8).expect(late <= GRACE_US, text);
+        if let Some(ran) = attempt.ran_ms {
+            let by_engine = (ended - span.started_us) / 1000;
+            let off = (by_engine - i64::try_from(ran).unwrap_or(i64::MAX)).abs();
+            let text = || format!("{id} is recorded with {ran} ms and ran {by_engine} ms by the engine's events");
+            report.at(Invariant::I11).expect(off <= RAN_TOLERANCE_MS, text);
+        }
+    }
+}
+
+/// I4: the runs of one task do not overlap; `eager` and declared losses are counted apart.
+fn overlaps(world: &World, task: TaskId, spans: &[&Span], report: &mut Report) {
+    let finding = report.at(Invariant::I4);
+    finding.checked += 1;
+    let eager = world.jobs.get(&task.job).is_some_and(|job| job.eager);
+    for (at, earlier) in spans.iter().enumerate() {
+        for later in &spans[at + 1..] {
+            if earlier.ended_us.is_some_and(|ended| ended <= later.started_us) {
+                continue;
+            }
+            let declared =
+                world.attempts.get(&earlier.attempt).is_some_and(|a| a.loss.as_deref() == Some("declared-lost"));
+            if eager || declared {
+                finding.excepted += 1;
+                continue;
+            }
+            let over = match earlier.ended_us {
+                Some(ended) => format!("overlapped for {} ms", (ended - later.started_us) / 1000),
+                None => "overlap: the first was never seen to end".to_owned(),
+            };
+            finding.violations.push(format!("containers of {} and {} {over}", earlier.attempt, later.attempt));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::JobId;
+
+    use super::super::testing::*;
+    use super::*;
+    use crate::stamps::{Action, Listed};
+
+    #[test]
+    fn overlapping_containers_are_found() {
+        broken(&[Invariant::I4], |_, _, stamps| stamps[1].at_us = 23 * S);
+        broken(&[Invariant::I4], |_, _, stamps| drop(stamps.remove(1)));
+    }
+
+    #[test]
+    fn an_eager_or_declared_overlap_is_counted_and_not_a_violation() {
+        for eager in [true, false] {
+            let (mut world, mut stamps) = good();
+            stamps.0[1].at_us = 23 * S;
+            world.jobs.get_mut(&JobId(1)).unwrap().eager = eager;
+            if !eager {
+                world.attempts.get_mut(&attempt(1, 0, 1)).unwrap().loss = Some("declared-lost".into());
+            }
+            let report = judge(Vec::new(), world, stamps);
+            assert!(report.is_clean(), "{report}");
+            assert_eq!(report.of(Invariant::I4).excepted, 1);
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_worker_is_found() {
+        broken(&[Invariant::I3], |_, _, stamps| stamps[2].worker = 9);
+    }
+
+    #[test]
+    fn a_container_of_no_attempt_is_found() {
+        let zombie = attempt(5, 0, 1);
+        broken(&[Invariant::I8], |_, _, stamps| stamps.push(stamp(zombie, "z", 1, Action::Start)));
+    }
+
+    #[test]
+    fn a_container_that_outlives_its_attempt_is_found() {
+        broken(&[Invariant::I8], |_, _, stamps| {
+            let mut left = stamp(attempt(1, 0, 1), "a", 90, Action::Create);
+            left.action = None;
+            left.listed = Some(Listed { created_us: S, running: false });
+            stamps.push(left);
+        });
+        let (world, mut stamps) = good();
+        let mut left = stamp(attempt(1, 0, 2), "b", 90, Action::Create);
+        left.action = None;
+        left.listed = Some(Listed { created_us: S, running: false });
+        stamps.0.push(left);
+        let report = judge(Vec::new(), world, stamps);
+        assert_eq!((report.violations(), report.of(Invariant::I8).unknown), (0, 1), "{report}");
+    }
+
+    #[test]
+    fn an_unmarked_run_is_found() {
+        broken(&[Invariant::I7], |_, world, _| {
+            let first = world.attempts.get_mut(&attempt(1, 0, 1)).unwrap();
+            first.started_us = None;
+            first.may_have_run = false;
+        });
+    }
+}
