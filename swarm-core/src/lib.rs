@@ -2,12 +2,19 @@
 
 pub mod blobs;
 pub mod clock;
+pub mod dispatcher;
 pub mod harvester;
+pub mod hibernator;
 pub mod identity;
 pub mod images;
 pub mod ledger;
 pub mod logger;
 pub mod messages;
 pub mod plan;
+pub mod receiver;
+pub mod recover;
+pub mod scheduler;
 pub mod store;
 pub mod supervise;
+#[cfg(test)]
+mod testing;

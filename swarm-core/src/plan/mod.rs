@@ -1,4 +1,8 @@
 //! Pure decisions: state and time come in as arguments, nothing here does I/O.
 
 pub mod cron;
+pub mod launches;
+pub mod place;
 pub mod policy;
+pub mod queue;
+pub mod why;

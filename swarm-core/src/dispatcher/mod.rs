@@ -1,0 +1,338 @@
+//! The dispatcher: which worker runs it. It owns the picture of the workers, their link sessions and the UDP task; it is
+//! woken by its inbox (work available, room freed, a worker ready) and sweeps every second, which makes up for every
+//! nudge that got lost.
+//!
+//! While some worker has room it asks the scheduler for the next job, places its tasks ([`crate::plan::place`]), commits
+//! the assignments, tells the harvester what to expect, and only then sends the orders. What fits nowhere goes back and
+//! is parked under its shape until room appears. An order whose link breaks is not looked after here: the harvester
+//! frees what a worker's next state report does not know.
+//!
+//! A session begins with a handshake and ends with its link, with a newer handshake of the same worker, with the
+//! worker's revocation, or when the worker stops reading its link. The keys of its heartbeats live exactly as long.
+
+mod fill;
+mod orders;
+mod picture;
+mod records;
+mod sessions;
+mod udp;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use swarm_protocol::heartbeat::{CoreEnd, Handshake};
+use swarm_protocol::link::{self, Hello, ToWorker, Welcome, WorkerFacts};
+use swarm_protocol::text::sanitise;
+use swarm_protocol::{Epoch, SessionId, SwarmId, WorkerId};
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+pub use orders::{Limits, order};
+pub use picture::SLOTS_MAX;
+pub use sessions::{Heard, Sessions};
+pub use udp::{BindError, bind};
+
+use crate::clock::Clock;
+use crate::messages::{DispatcherMsg, HarvesterMsg, LedgerHandle, LinkTx, SchedulerMsg, Shape, Stopping};
+use crate::plan::why::why;
+use crate::store::Store;
+use crate::supervise::Gauge;
+use picture::{Picture, Silence};
+use records::Records;
+
+/// Heartbeat intervals of silence after which a worker is suspect and gets nothing new.
+const SILENT_INTERVALS: u64 = 3;
+/// Messages handled before workers are filled.
+const BATCH: usize = 64;
+/// Characters kept of each text a worker says about itself.
+const FACT_CHARS_MAX: usize = 128;
+
+/// How the dispatcher is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Pause between a worker's heartbeats in milliseconds; 2000 by default.
+    pub heartbeat_interval_ms: u32,
+    /// Pause between sweeps in milliseconds; 1000 by default.
+    pub sweep_ms: u64,
+    /// What orders allow beyond the spec.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { heartbeat_interval_ms: 2000, sweep_ms: 1000, limits: Limits::default() }
+    }
+}
+
+/// What the dispatcher works with.
+pub struct Deps {
+    /// Where assignments go.
+    pub ledger: LedgerHandle,
+    /// Where job records and workers are read.
+    pub store: Arc<dyn Store>,
+    /// Asked for work.
+    pub scheduler: mpsc::Sender<SchedulerMsg>,
+    /// Told of attempts, links and heartbeats.
+    pub harvester: mpsc::Sender<HarvesterMsg>,
+    /// Judges silence.
+    pub clock: Arc<dyn Clock>,
+    /// From [`bind`].
+    pub socket: UdpSocket,
+    /// Shared with whoever reads the links.
+    pub sessions: Arc<Sessions>,
+    /// The swarm, for handshakes.
+    pub swarm: SwarmId,
+    /// The core's term, for handshakes.
+    pub epoch: Epoch,
+    /// How it is set up.
+    pub config: Config,
+}
+
+/// Runs the dispatcher until `stop` or until all senders are gone.
+///
+/// # Errors
+/// When the workers cannot be read at the start, or when the UDP task dies.
+pub async fn run(
+    mut inbox: mpsc::Receiver<DispatcherMsg>,
+    deps: Deps,
+    gauge: Gauge,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut udp = JoinSet::new();
+    let Deps { ledger, store, scheduler, harvester, clock, socket, sessions, swarm, epoch, config } = deps;
+    let heartbeats = socket.local_addr()?;
+    let udp_deps = (Arc::clone(&sessions), harvester.clone(), Arc::clone(&clock), stop.clone());
+    udp.spawn(udp::serve(socket, udp_deps.0, udp_deps.1, udp_deps.2, udp_deps.3));
+    let records = Records::new(Arc::clone(&store));
+    let mut picture = Picture::default();
+    picture.restore(tokio::task::spawn_blocking(move || store.workers()).await??);
+    let parked = HashSet::new();
+    let mut dispatcher = Dispatcher {
+        ledger,
+        scheduler,
+        harvester,
+        clock,
+        sessions,
+        swarm,
+        epoch,
+        config,
+        heartbeats,
+        records,
+        picture,
+        parked,
+        gauge,
+    };
+    let mut tick = tokio::time::interval(Duration::from_millis(config.sweep_ms.max(1)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut batch, mut more) = (Vec::with_capacity(BATCH), false);
+    loop {
+        let mut fill = std::mem::take(&mut more);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            Some(ended) = udp.join_next() => {
+                ended?;
+                return if stop.is_cancelled() { Ok(()) } else { Err(anyhow::anyhow!("the UDP task ended unasked")) };
+            }
+            _ = tick.tick() => {
+                if dispatcher.sweep().await.is_err() {
+                    return Ok(());
+                }
+                fill = true;
+            }
+            count = inbox.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                for message in batch.drain(..) {
+                    let Ok(wants) = dispatcher.handle(message).await else { return Ok(()) };
+                    fill |= wants;
+                }
+                dispatcher.gauge.handled_many(count as u64);
+            }
+            // Workers were filled only in part to let messages through.
+            () = std::future::ready(()), if fill => {}
+        }
+        if fill {
+            let Ok(left) = dispatcher.fill().await else { return Ok(()) };
+            more = left;
+        }
+    }
+}
+
+struct Dispatcher {
+    ledger: LedgerHandle,
+    scheduler: mpsc::Sender<SchedulerMsg>,
+    harvester: mpsc::Sender<HarvesterMsg>,
+    clock: Arc<dyn Clock>,
+    sessions: Arc<Sessions>,
+    swarm: SwarmId,
+    epoch: Epoch,
+    config: Config,
+    heartbeats: SocketAddr,
+    records: Records,
+    picture: Picture,
+    /// Shapes the scheduler was told to skip.
+    parked: HashSet<Shape>,
+    gauge: Gauge,
+}
+
+impl Dispatcher {
+    fn silence(&self) -> Silence {
+        let ms_max = SILENT_INTERVALS * u64::from(self.config.heartbeat_interval_ms);
+        Silence { now_ms: self.clock.boot_ms(), ms_max }
+    }
+
+    /// Handles one message; true when workers may be given something afterwards.
+    async fn handle(&mut self, message: DispatcherMsg) -> Result<bool, Stopping> {
+        match message {
+            DispatcherMsg::WorkAvailable => return Ok(true),
+            DispatcherMsg::Connect { worker, name, hello, link, reply } => {
+                self.connect(worker, name, *hello, link, reply).await?;
+            }
+            DispatcherMsg::Disconnected { worker, session } => self.cut(worker, Some(session)).await?,
+            DispatcherMsg::Ready { worker, session, held } => {
+                if self.picture.ready(worker, session, held) && self.picture.is_draining(worker) {
+                    self.send(worker, ToWorker::Drain).await?;
+                }
+                return Ok(true);
+            }
+            DispatcherMsg::Freed { worker, attempt } => {
+                self.picture.freed(worker, attempt);
+                return Ok(true);
+            }
+            DispatcherMsg::Drain { worker, draining } => {
+                self.picture.drain(worker, draining);
+                self.send(worker, if draining { ToWorker::Drain } else { ToWorker::Resume }).await?;
+                return Ok(!draining);
+            }
+            DispatcherMsg::Revoked(worker) => {
+                self.picture.revoke(worker);
+                self.cut(worker, None).await?;
+            }
+            DispatcherMsg::Send { worker, frame } => self.send(worker, *frame).await?,
+            DispatcherMsg::Why { shape, reply } => {
+                let subjects = self.picture.subjects(&self.sessions, self.silence());
+                let _ = reply.send(why(&subjects, shape.0));
+            }
+            DispatcherMsg::Workers { reply } => {
+                let _ = reply.send(self.picture.views(&self.sessions, self.silence()));
+            }
+        }
+        Ok(false)
+    }
+
+    async fn connect(
+        &mut self,
+        worker: WorkerId,
+        name: String,
+        hello: Hello,
+        tx: LinkTx,
+        reply: oneshot::Sender<Welcome>,
+    ) -> Result<(), Stopping> {
+        let version = match self.version_for(worker, &hello) {
+            Ok(version) => version,
+            Err(refused) => {
+                let _ = reply.send(refused);
+                return Ok(());
+            }
+        };
+        self.cut(worker, None).await?;
+        let session = self.draw_session();
+        let (core_nonce, secret): ([u8; 32], [u8; 32]) = (rand::random(), rand::random());
+        let handshake = Handshake {
+            worker_nonce: hello.nonce,
+            core_nonce,
+            session,
+            worker,
+            epoch: self.epoch,
+            link_version: version,
+        };
+        let end = CoreEnd::new(&secret, &handshake);
+        self.sessions.insert(session, worker, end, self.clock.boot_ms(), self.clock.now());
+        self.picture.connect(worker, name, tidy(hello.facts), session, tx.clone());
+        // The harvester must know the session before its first frames.
+        self.tell(HarvesterMsg::LinkUp { worker, boot: hello.boot, session, link: tx }).await?;
+        let welcome = Welcome::Accepted {
+            version,
+            swarm: self.swarm,
+            worker,
+            epoch: self.epoch,
+            session,
+            nonce: core_nonce,
+            secret,
+            heartbeat_port: self.heartbeats.port(),
+            heartbeat_interval_ms: self.config.heartbeat_interval_ms,
+        };
+        if reply.send(welcome).is_err() {
+            self.cut(worker, Some(session)).await?;
+        }
+        Ok(())
+    }
+
+    fn version_for(&self, worker: WorkerId, hello: &Hello) -> Result<u8, Welcome> {
+        if self.picture.is_revoked(worker) {
+            let reason = "this worker's key was revoked; join again with a new token".to_owned();
+            return Err(Welcome::Refused { reason, retry: false });
+        }
+        link::agree(hello).ok_or_else(|| {
+            let (theirs, ours) = ((hello.version_min, hello.version_max), (link::VERSION_MIN, link::VERSION));
+            let older = if theirs.1 < ours.0 { "worker" } else { "core" };
+            let reason = format!(
+                "the worker speaks link versions {} to {}, the core {} to {}: update the {older}",
+                theirs.0, theirs.1, ours.0, ours.1
+            );
+            Welcome::Refused { reason, retry: true }
+        })
+    }
+
+    fn draw_session(&self) -> SessionId {
+        loop {
+            let session = SessionId(rand::random());
+            if !self.sessions.contains(session) {
+                return session;
+            }
+        }
+    }
+
+    /// Ends a worker's session, if it is this one; `None` means whichever.
+    async fn cut(&mut self, worker: WorkerId, session: Option<SessionId>) -> Result<(), Stopping> {
+        let Some(session) = self.picture.disconnect(worker, session, &self.sessions) else { return Ok(()) };
+        self.sessions.remove(session);
+        self.tell(HarvesterMsg::LinkDown { worker, session }).await
+    }
+
+    /// Sends a frame to a worker, if it is linked. A worker that does not read is cut off.
+    async fn send(&mut self, worker: WorkerId, frame: ToWorker) -> Result<(), Stopping> {
+        let Some(Err(error)) = self.picture.link(worker).map(|link| link.try_send(frame)) else { return Ok(()) };
+        tracing::warn!(%worker, "the worker's link is cut: {error}");
+        self.cut(worker, None).await
+    }
+
+    async fn tell(&self, message: HarvesterMsg) -> Result<(), Stopping> {
+        self.harvester.send(message).await.map_err(|_| Stopping)
+    }
+
+    async fn ask(&self, message: SchedulerMsg) -> Result<(), Stopping> {
+        self.scheduler.send(message).await.map_err(|_| Stopping)
+    }
+}
+
+/// A worker's facts with their texts cut and made harmless.
+fn tidy(facts: WorkerFacts) -> WorkerFacts {
+    let tidy = |text: String| sanitise(&text.chars().take(FACT_CHARS_MAX).collect::<String>(), false);
+    WorkerFacts {
+        version: tidy(facts.version),
+        os: tidy(facts.os),
+        arch: tidy(facts.arch),
+        engine: tidy(facts.engine),
+        ..facts
+    }
+}

@@ -1,0 +1,87 @@
+//! From a job's record to what its worker is told. Pure.
+
+use serde::{Deserialize, Serialize};
+use swarm_protocol::AttemptId;
+use swarm_protocol::link::{InputOrder, TaskOrder};
+
+use crate::store::JobRecord;
+
+/// What an order allows beyond the spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Encoded log bytes kept of an attempt; 64 MiB by default.
+    pub log_bytes_max: u64,
+    /// Bytes of all outputs of an attempt together; 10 GiB by default.
+    pub output_bytes_max: u64,
+    /// From SIGTERM to SIGKILL in milliseconds; 10 s by default.
+    pub grace_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { log_bytes_max: 64 << 20, output_bytes_max: 10 << 30, grace_ms: 10_000 }
+    }
+}
+
+/// The order for one attempt of `job`.
+#[must_use]
+pub fn order(job: &JobRecord, attempt: AttemptId, limits: Limits) -> TaskOrder {
+    let spec = &job.spec;
+    let inputs = spec.inputs.iter().zip(&job.input_bytes).map(|(input, &size_bytes)| InputOrder {
+        digest: input.digest,
+        size_bytes,
+        path: input.path.clone(),
+        mode: input.mode,
+    });
+    TaskOrder {
+        attempt,
+        group: job.group,
+        image: job.image.clone(),
+        command: spec.command.clone(),
+        entrypoint: spec.entrypoint.clone(),
+        user: spec.user.clone(),
+        workdir: spec.workdir.clone(),
+        env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        allow_root: job.allow_root,
+        cpu_millis: spec.resources.cpu_millis,
+        memory_bytes: spec.resources.memory_bytes,
+        inputs: inputs.collect(),
+        outputs: spec.outputs.iter().map(|output| output.path.clone()).collect(),
+        timeout_ms: spec.timeout_s.map(|seconds| seconds.saturating_mul(1000)),
+        lease_ms: spec.lease_s.saturating_mul(1000),
+        grace_ms: limits.grace_ms,
+        log_bytes_max: limits.log_bytes_max,
+        output_bytes_max: limits.output_bytes_max,
+        at_most_once: spec.at_most_once,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::spec::{Input, Output};
+    use swarm_protocol::{Digest, JobId};
+
+    use super::*;
+    use crate::testing::job_record;
+
+    #[test]
+    fn an_order_says_all_that_the_spec_asks_in_milliseconds() {
+        let mut job = job_record(4);
+        job.spec.timeout_s = Some(90);
+        job.spec.lease_s = 15;
+        job.spec.env.insert("A".into(), "b".into());
+        job.spec.inputs.push(Input { digest: Digest::of(b"x"), path: "/in/x".into(), mode: 0o600 });
+        job.spec.outputs.push(Output { path: "/out".into() });
+        job.input_bytes = vec![77];
+        job.allow_root = true;
+        let attempt = AttemptId { job: JobId(4), task: 2, attempt: 3 };
+        let order = order(&job, attempt, Limits::default());
+        assert_eq!((order.attempt, order.group, order.allow_root), (attempt, job.group, true));
+        assert_eq!((order.timeout_ms, order.lease_ms, order.grace_ms), (Some(90_000), 15_000, 10_000));
+        assert_eq!((order.log_bytes_max, order.output_bytes_max), (67_108_864, 10_737_418_240));
+        let input = InputOrder { digest: Digest::of(b"x"), size_bytes: 77, path: "/in/x".into(), mode: 0o600 };
+        assert_eq!(order.inputs, [input]);
+        assert_eq!((order.outputs, order.env), (vec!["/out".to_owned()], vec![("A".to_owned(), "b".to_owned())]));
+    }
+}

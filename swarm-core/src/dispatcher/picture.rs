@@ -1,0 +1,258 @@
+//! The picture of the workers: who is linked, what each offers, what it has promised. No I/O; time comes as an argument.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use swarm_protocol::api::WorkerView;
+use swarm_protocol::link::WorkerFacts;
+use swarm_protocol::spec::Resources;
+use swarm_protocol::{AttemptId, SessionId, Timestamp, WorkerId};
+
+use super::sessions::Sessions;
+use crate::messages::LinkTx;
+use crate::plan::place::{Amount, Candidate, PREFETCH};
+use crate::plan::why::{Standing, Subject};
+use crate::store::WorkerRecord;
+
+/// No worker gets more tasks at a time, whatever it offers.
+pub const SLOTS_MAX: u32 = 1024;
+/// Places in a link's queue that orders leave to other frames.
+const LINK_RESERVE: usize = 16;
+/// Freed attempts remembered per session.
+const FREED_MAX: usize = 4096;
+
+/// All workers ever heard of, by number.
+#[derive(Default)]
+pub(super) struct Picture {
+    workers: BTreeMap<WorkerId, Worker>,
+    /// Workers that may have more room than when parked shapes were last looked at.
+    roomier: HashSet<WorkerId>,
+}
+
+#[derive(Default)]
+struct Worker {
+    name: String,
+    facts: WorkerFacts,
+    draining: bool,
+    revoked: bool,
+    link: Option<Link>,
+    heard_at: Option<Timestamp>,
+    live: HashMap<AttemptId, Resources>,
+    used: Amount,
+    /// A notice that an attempt left may overtake the report that it is there: then the report is out of date.
+    freed: VecDeque<AttemptId>,
+}
+
+struct Link {
+    session: SessionId,
+    tx: LinkTx,
+    ready: bool,
+}
+
+impl Worker {
+    fn capacity(&self) -> Amount {
+        Amount {
+            cpu_millis: u64::from(self.facts.cpu_millis),
+            memory_bytes: self.facts.memory_bytes,
+            slots: match self.facts.slots.min(SLOTS_MAX) {
+                0 => 0,
+                slots => slots + PREFETCH,
+            },
+        }
+    }
+
+    fn hold(&mut self, attempt: AttemptId, needs: Resources) {
+        if self.live.insert(attempt, needs).is_none() {
+            self.used.add(needs);
+        }
+    }
+
+    fn free(&mut self, attempt: AttemptId) {
+        if let Some(needs) = self.live.remove(&attempt) {
+            self.used = self.used.minus(Amount {
+                cpu_millis: u64::from(needs.cpu_millis),
+                memory_bytes: needs.memory_bytes,
+                slots: 1,
+            });
+        }
+    }
+
+    fn standing(&self, sessions: &Sessions, now_ms: u64, silence_ms_max: u64) -> Standing {
+        let Some(link) = self.link.as_ref().filter(|_| !self.revoked) else {
+            return if self.revoked { Standing::Revoked } else { Standing::Offline };
+        };
+        let Some(heard) = sessions.heard(link.session) else { return Standing::Offline };
+        let silence_ms = now_ms.saturating_sub(heard.boot_ms);
+        match () {
+            () if silence_ms > silence_ms_max => Standing::Suspect { silence_ms },
+            () if self.draining => Standing::Draining,
+            () if !link.ready => Standing::Joining,
+            () if !heard.accepting => Standing::Declining,
+            () => Standing::Ready,
+        }
+    }
+}
+
+/// When a worker counts as silent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Silence {
+    pub(super) now_ms: u64,
+    pub(super) ms_max: u64,
+}
+
+impl Picture {
+    pub(super) fn restore(&mut self, records: Vec<WorkerRecord>) {
+        for record in records {
+            let worker = self.workers.entry(record.id).or_default();
+            worker.name = record.name;
+            worker.draining = record.draining;
+            worker.revoked = record.revoked;
+        }
+    }
+
+    /// Links a worker; its former session, if any, is returned and is over.
+    pub(super) fn connect(
+        &mut self,
+        id: WorkerId,
+        name: String,
+        facts: WorkerFacts,
+        session: SessionId,
+        tx: LinkTx,
+    ) -> Option<SessionId> {
+        let worker = self.workers.entry(id).or_default();
+        (worker.name, worker.facts) = (name, facts);
+        worker.freed.clear();
+        worker.link.replace(Link { session, tx, ready: false }).map(|former| former.session)
+    }
+
+    pub(super) fn is_revoked(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_some_and(|worker| worker.revoked)
+    }
+
+    /// Cuts a worker's link, if it is of this session; `None` means whichever. True when it was linked so.
+    pub(super) fn disconnect(
+        &mut self,
+        id: WorkerId,
+        session: Option<SessionId>,
+        sessions: &Sessions,
+    ) -> Option<SessionId> {
+        let worker = self.workers.get_mut(&id)?;
+        let link = worker.link.take_if(|link| session.is_none_or(|session| session == link.session))?;
+        worker.heard_at = sessions.heard(link.session).map(|heard| heard.at).or(worker.heard_at);
+        Some(link.session)
+    }
+
+    /// The worker's state report was judged; true when that makes it ready. Later judgements of the same session only
+    /// add: what left in the meantime is told by `freed`, and orders may have been sent since.
+    pub(super) fn ready(&mut self, id: WorkerId, session: SessionId, held: Vec<(AttemptId, Resources)>) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else { return false };
+        let Some(link) = worker.link.as_mut().filter(|link| link.session == session) else { return false };
+        let first = !std::mem::replace(&mut link.ready, true);
+        if first {
+            worker.live.clear();
+            worker.used = Amount::default();
+        }
+        for (attempt, needs) in held {
+            if !worker.freed.contains(&attempt) {
+                worker.hold(attempt, needs);
+            }
+        }
+        self.roomier.insert(id);
+        first
+    }
+
+    pub(super) fn freed(&mut self, id: WorkerId, attempt: AttemptId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.free(attempt);
+            if worker.freed.len() == FREED_MAX {
+                worker.freed.pop_front();
+            }
+            worker.freed.push_back(attempt);
+            self.roomier.insert(id);
+        }
+    }
+
+    /// Takes back a promise that was not kept.
+    pub(super) fn release(&mut self, id: WorkerId, attempts: &[AttemptId]) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            attempts.iter().for_each(|attempt| worker.free(*attempt));
+            self.roomier.insert(id);
+        }
+    }
+
+    pub(super) fn promise(&mut self, id: WorkerId, attempts: &[AttemptId], needs: Resources) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            attempts.iter().for_each(|attempt| worker.hold(*attempt, needs));
+        }
+    }
+
+    pub(super) fn drain(&mut self, id: WorkerId, draining: bool) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.draining = draining;
+            self.roomier.insert(id);
+        }
+    }
+
+    pub(super) fn is_draining(&self, id: WorkerId) -> bool {
+        self.workers.get(&id).is_some_and(|worker| worker.draining)
+    }
+
+    pub(super) fn revoke(&mut self, id: WorkerId) {
+        self.workers.entry(id).or_default().revoked = true;
+    }
+
+    pub(super) fn link(&self, id: WorkerId) -> Option<&LinkTx> {
+        self.workers.get(&id)?.link.as_ref().map(|link| &link.tx)
+    }
+
+    /// Workers that take new work now, with no more slots than their links take frames.
+    pub(super) fn candidates(&self, sessions: &Sessions, silence: Silence) -> Vec<Candidate> {
+        let ready = |worker: &Worker| worker.standing(sessions, silence.now_ms, silence.ms_max) == Standing::Ready;
+        let candidate = |(id, worker): (&WorkerId, &Worker)| {
+            let (mut capacity, used) = (worker.capacity(), worker.used);
+            let frames = worker.link.as_ref().map_or(0, |link| link.tx.capacity().saturating_sub(LINK_RESERVE));
+            let frames = u32::try_from(frames).unwrap_or(u32::MAX);
+            capacity.slots = capacity.slots.min(used.slots.saturating_add(frames));
+            Candidate { worker: *id, capacity, used }
+        };
+        self.workers.iter().filter(|(_, worker)| ready(worker)).map(candidate).collect()
+    }
+
+    /// The workers that may have become roomier since the last call.
+    pub(super) fn take_roomier(&mut self) -> HashSet<WorkerId> {
+        std::mem::take(&mut self.roomier)
+    }
+
+    pub(super) fn subjects(&self, sessions: &Sessions, silence: Silence) -> Vec<Subject> {
+        let subject = |worker: &Worker| Subject {
+            name: worker.name.clone(),
+            standing: worker.standing(sessions, silence.now_ms, silence.ms_max),
+            capacity: worker.capacity(),
+            used: worker.used,
+        };
+        self.workers.values().map(subject).collect()
+    }
+
+    pub(super) fn views(&self, sessions: &Sessions, silence: Silence) -> Vec<WorkerView> {
+        let view = |(id, worker): (&WorkerId, &Worker)| {
+            let state = match worker.standing(sessions, silence.now_ms, silence.ms_max) {
+                Standing::Ready | Standing::Joining => "ready",
+                Standing::Declining | Standing::Draining => "draining",
+                Standing::Suspect { .. } => "suspect",
+                Standing::Offline => "offline",
+                Standing::Revoked => "revoked",
+            };
+            let heard = worker.link.as_ref().and_then(|link| sessions.heard(link.session));
+            WorkerView {
+                id: *id,
+                name: worker.name.clone(),
+                state: state.to_owned(),
+                facts: worker.facts.clone(),
+                live: worker.used.slots,
+                used_cpu_millis: u32::try_from(worker.used.cpu_millis).unwrap_or(u32::MAX),
+                used_memory_bytes: worker.used.memory_bytes,
+                heard_at: heard.map(|heard| heard.at).or(worker.heard_at),
+            }
+        };
+        self.workers.iter().map(view).collect()
+    }
+}

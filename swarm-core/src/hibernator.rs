@@ -1,0 +1,307 @@
+//! The hibernator: holds what must not run yet, and makes the jobs of schedules. It owns an index over the store (delayed
+//! work by instant, schedules with their next instant); it is woken by its inbox, and looks at the wall clock at least
+//! every second.
+//!
+//! - **Clock jumps.** Instants are wall-clock time. A jump forward releases within a second what it made due; after a jump
+//!   backward, instants that come again are looked at again, and the launch's primary key (schedule, instant) lets each
+//!   of them make a job only once (I6).
+//! - **Launches** are committed before their job is released. Of instants that passed unlaunched (the core was down, the
+//!   clock jumped), the latest one is launched, however long ago it was, and the others are counted as missed; see
+//!   [`crate::plan::launches`].
+//! - **Restart.** A launch is committed first and settled (`MissLaunches`) afterwards. A core that stops in between finds
+//!   the instant unsettled, tries again, is told of the conflict, and settles it then.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_protocol::api::Launch;
+use swarm_protocol::{JobId, ScheduleId, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::messages::{HibernatorMsg, LedgerHandle, Runnable, SchedulerMsg, Stopping};
+use crate::plan::cron::CronRule;
+use crate::plan::launches::{self, Due};
+use crate::receiver::runnable;
+use crate::store::{Applied, NewJob, Refusal, ScheduleRecord, Store, Transition, Verdict};
+use crate::supervise::Gauge;
+
+/// Longest pause between two looks at the wall clock.
+const LOOK: Duration = Duration::from_secs(1);
+/// Messages handled at one time, and launches that share a batch of the ledger.
+const BATCH: usize = 256;
+
+/// What the hibernator works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// Where launches go.
+    pub ledger: LedgerHandle,
+    /// Where changed schedules are read.
+    pub store: Arc<dyn Store>,
+    /// Gets what is released.
+    pub scheduler: mpsc::Sender<SchedulerMsg>,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Runs the hibernator until `stop` or until all senders are gone. It begins with `delayed` and `schedules`, as
+/// [`crate::recover`] found them.
+///
+/// # Errors
+/// When reading a schedule panics.
+pub async fn run(
+    mut inbox: mpsc::Receiver<HibernatorMsg>,
+    deps: Deps,
+    delayed: Vec<(Timestamp, Runnable)>,
+    schedules: Vec<ScheduleRecord>,
+    gauge: Gauge,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let looked_at = deps.clock.now();
+    let mut hibernator = Hibernator { deps, gauge, held: Held::default(), timers: HashMap::new(), looked_at };
+    for (until, work) in delayed {
+        hibernator.held.hold(until, work);
+    }
+    for schedule in schedules {
+        hibernator.set_timer(schedule);
+    }
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        if hibernator.look().await.is_err() {
+            return Ok(());
+        }
+        let pause = hibernator.pause();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            count = inbox.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                for message in batch.drain(..) {
+                    hibernator.handle(message).await?;
+                }
+                hibernator.gauge.handled_many(count as u64);
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Delayed work by instant, and by job.
+#[derive(Default)]
+struct Held {
+    by_instant: BTreeMap<(Timestamp, u64), Runnable>,
+    by_job: HashMap<JobId, BTreeSet<(Timestamp, u64)>>,
+    next: u64,
+}
+
+impl Held {
+    fn hold(&mut self, until: Timestamp, work: Runnable) {
+        let key = (until, self.next);
+        self.next += 1;
+        self.by_job.entry(work.job).or_default().insert(key);
+        self.by_instant.insert(key, work);
+    }
+
+    fn remove(&mut self, job: JobId) {
+        for key in self.by_job.remove(&job).unwrap_or_default() {
+            self.by_instant.remove(&key);
+        }
+    }
+
+    /// Takes the first work that is due.
+    fn release(&mut self, now: Timestamp) -> Option<Runnable> {
+        let first = self.by_instant.first_entry().filter(|first| first.key().0 <= now)?;
+        let (key, work) = first.remove_entry();
+        if let Some(keys) = self.by_job.get_mut(&work.job) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                self.by_job.remove(&work.job);
+            }
+        }
+        Some(work)
+    }
+
+    fn first(&self) -> Option<Timestamp> {
+        self.by_instant.keys().next().map(|(until, _)| *until)
+    }
+}
+
+/// A schedule that is not paused.
+struct Timer {
+    record: ScheduleRecord,
+    rule: CronRule,
+    next: Option<Timestamp>,
+}
+
+impl Timer {
+    /// What counts as settled: a wall clock that was set back makes the instants ahead of it open again.
+    fn settled(&self, now: Timestamp) -> Timestamp {
+        self.record.considered_until.min(now)
+    }
+
+    fn rewind(&mut self, now: Timestamp) {
+        self.next = self.rule.next_after(self.settled(now));
+    }
+
+    fn job(&self, nominal_at: Timestamp, now: Timestamp) -> NewJob {
+        let record = &self.record;
+        NewJob {
+            owner: record.owner,
+            group: record.group,
+            spec: record.spec.clone(),
+            image: record.image.clone(),
+            input_bytes: record.input_bytes.clone(),
+            submitted_at: now,
+            idempotency: None,
+            launch: Some(Launch { schedule: record.id, nominal_at }),
+        }
+    }
+}
+
+struct Hibernator {
+    deps: Deps,
+    gauge: Gauge,
+    held: Held,
+    timers: HashMap<ScheduleId, Timer>,
+    looked_at: Timestamp,
+}
+
+impl Hibernator {
+    async fn handle(&mut self, message: HibernatorMsg) -> anyhow::Result<()> {
+        match message {
+            HibernatorMsg::Hold { until, work } => self.held.hold(until, work),
+            HibernatorMsg::Remove(job) => self.held.remove(job),
+            HibernatorMsg::ScheduleChanged(schedule) => self.read_again(schedule).await?,
+        }
+        Ok(())
+    }
+
+    async fn read_again(&mut self, schedule: ScheduleId) -> anyhow::Result<()> {
+        let store = Arc::clone(&self.deps.store);
+        match tokio::task::spawn_blocking(move || store.schedule(schedule)).await? {
+            Ok(Some(record)) => self.set_timer(record),
+            Ok(None) => drop(self.timers.remove(&schedule)),
+            // The schedule goes on as it was known; its launches are guarded by the store.
+            Err(error) => {
+                tracing::error!(%schedule, "the schedule could not be read again: {error}");
+                self.gauge.error(&error);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_timer(&mut self, record: ScheduleRecord) {
+        self.timers.remove(&record.id);
+        if record.paused {
+            return;
+        }
+        match CronRule::parse(&record.cron, &record.zone) {
+            Ok(rule) => {
+                let mut timer = Timer { record, rule, next: None };
+                timer.rewind(self.deps.clock.now());
+                self.timers.insert(timer.record.id, timer);
+            }
+            // Accepted once, so only a change of the rules' reader or a damaged store leads here.
+            Err(error) => {
+                tracing::error!(schedule = %record.id, "the schedule cannot be read and does not fire: {error}");
+                self.gauge.error(&error);
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let next = self.timers.values().filter_map(|timer| timer.next).chain(self.held.first()).min();
+        let until = next.and_then(|next| (next - self.deps.clock.now()).to_std().ok());
+        // An instant already due is looked at again at once, but never in a spin.
+        until.map_or(LOOK, |until| until.clamp(Duration::from_millis(1), LOOK))
+    }
+
+    /// Releases and launches what is due by the wall clock.
+    async fn look(&mut self) -> Result<(), Stopping> {
+        let now = self.deps.clock.now();
+        if now < self.looked_at {
+            self.timers.values_mut().for_each(|timer| timer.rewind(now));
+        }
+        self.looked_at = now;
+        while let Some(work) = self.held.release(now) {
+            self.deps.scheduler.send(SchedulerMsg::Enqueue(work)).await.map_err(|_| Stopping)?;
+        }
+        let mut due: Vec<_> = self.timers.iter().filter_map(|(id, timer)| Some((timer.next?, *id))).collect();
+        due.retain(|(next, _)| *next <= now);
+        due.sort_unstable();
+        for some in due.chunks(BATCH) {
+            self.launch(some, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Launches the latest due instant of each of these schedules; their commits share batches.
+    async fn launch(&mut self, schedules: &[(Timestamp, ScheduleId)], now: Timestamp) -> Result<(), Stopping> {
+        let mut under_way = Vec::with_capacity(schedules.len());
+        for (_, id) in schedules {
+            let Some(timer) = self.timers.get_mut(id) else { continue };
+            let Some(due) = launches::due(&timer.rule, timer.settled(now), now) else {
+                timer.rewind(now);
+                continue;
+            };
+            let new = timer.job(due.nominal_at, now);
+            let work = runnable(JobId(0), &new);
+            let verdict = self.deps.ledger.queue(Transition::CreateJob(Box::new(new))).await?;
+            under_way.push((*id, due, work, verdict));
+        }
+        let mut settled = Vec::with_capacity(under_way.len());
+        for (id, due, work, verdict) in under_way {
+            let verdict = verdict.await.map_err(|_| Stopping)?;
+            settled.extend(self.settle(id, due, work, verdict, now).await?);
+        }
+        for settled in settled {
+            if let Err(refusal) = settled.await.map_err(|_| Stopping)? {
+                tracing::debug!("the schedule is gone: {refusal}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases what was launched and queues the note that everything up to this instant is settled.
+    async fn settle(
+        &mut self,
+        schedule: ScheduleId,
+        due: Due,
+        mut work: Runnable,
+        verdict: Verdict,
+        now: Timestamp,
+    ) -> Result<Option<oneshot::Receiver<Verdict>>, Stopping> {
+        let mut missed = due.missed;
+        match verdict {
+            Ok(Applied::Job { job, repeated: false }) => {
+                tracing::info!(%schedule, %job, nominal_at = %due.nominal_at, missed, "schedule launched a job");
+                work.job = job;
+                if work.runnable_since > now {
+                    self.held.hold(work.runnable_since, work);
+                } else {
+                    self.deps.scheduler.send(SchedulerMsg::Enqueue(work)).await.map_err(|_| Stopping)?;
+                }
+            }
+            Ok(_) | Err(Refusal::Conflict(_)) => tracing::debug!(%schedule, "this instant was launched before"),
+            Err(Refusal::NotFound(_)) => {
+                self.timers.remove(&schedule);
+                return Ok(None);
+            }
+            Err(refusal) => {
+                tracing::error!(%schedule, nominal_at = %due.nominal_at, "a launch was refused: {refusal}");
+                self.gauge.error(&refusal);
+                missed += 1;
+            }
+        }
+        if let Some(timer) = self.timers.get_mut(&schedule) {
+            timer.record.considered_until = timer.record.considered_until.max(due.nominal_at);
+            timer.next = timer.rule.next_after(due.nominal_at);
+        }
+        let until = due.nominal_at;
+        self.deps.ledger.queue(Transition::MissLaunches { schedule, missed, until }).await.map(Some)
+    }
+}

@@ -1,0 +1,243 @@
+//! Why a task is not placed now: every worker with its complete reason, the most hopeful worker first.
+
+use swarm_protocol::api::WhyReason;
+use swarm_protocol::spec::Resources;
+
+use super::place::Amount;
+
+/// Whether a worker takes new work, and if not, why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    Ready,
+    /// Linked, but its state report has not been judged yet.
+    Joining,
+    /// It says itself that it takes nothing now.
+    Declining,
+    /// Drained by an operator.
+    Draining,
+    /// Linked, but not heard of for so many milliseconds.
+    Suspect {
+        /// Milliseconds of silence.
+        silence_ms: u64,
+    },
+    /// Not linked.
+    Offline,
+    /// Its key was revoked.
+    Revoked,
+}
+
+/// One worker as the reasons need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// For people.
+    pub name: String,
+    /// Whether it takes new work.
+    pub standing: Standing,
+    /// What it offers.
+    pub capacity: Amount,
+    /// What it has promised.
+    pub used: Amount,
+}
+
+/// How far a worker is from taking the task; the lower, the more hopeful. The order of the variants is the order shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hope {
+    /// Room comes when running tasks end.
+    Busy,
+    /// Takes work soon, or again when it is told to.
+    Standing,
+    /// Not there.
+    Away,
+    /// Would never fit.
+    Never,
+}
+
+/// Every worker's reason, the most hopeful first; empty when the task would fit somewhere now.
+#[must_use]
+pub fn why(workers: &[Subject], needs: Resources) -> Vec<WhyReason> {
+    let fits = |worker: &Subject| worker.standing == Standing::Ready && worker.capacity.minus(worker.used).fits(needs);
+    if workers.iter().any(fits) {
+        return Vec::new();
+    }
+    if workers.is_empty() {
+        let text = "no worker has joined the swarm yet".to_owned();
+        return vec![WhyReason { code: "no-worker".into(), text, worker: None }];
+    }
+    let mut judged: Vec<_> = workers.iter().map(|worker| judge(worker, needs)).collect();
+    judged.sort_by(|a, b| (a.0, &a.1.worker).cmp(&(b.0, &b.1.worker)));
+    let mut reasons = largest(workers, needs);
+    reasons.extend(judged.into_iter().map(|(_, reason)| reason));
+    reasons
+}
+
+/// What would change it, by the reasons [`why`] gave.
+#[must_use]
+pub fn hint(reasons: &[WhyReason]) -> Option<String> {
+    let code = |code: &str| reasons.iter().any(|reason| reason.code == code);
+    let hint = match reasons.first()?.code.as_str() {
+        "no-worker" => "start a worker, or let one join",
+        "too-big" => "ask for less, or add a bigger worker",
+        "cpu" | "memory" | "slots" => "it starts when running tasks end; a further worker makes it start sooner",
+        _ if code("draining") => "resume a drained worker, or add one",
+        _ => "bring a worker back, or add one",
+    };
+    Some(hint.to_owned())
+}
+
+/// The reason that concerns all workers: none was ever big enough.
+fn largest(workers: &[Subject], needs: Resources) -> Vec<WhyReason> {
+    if workers.iter().any(|worker| worker.capacity.fits(needs)) {
+        return Vec::new();
+    }
+    let known: Vec<_> = workers.iter().filter(|worker| worker.capacity != Amount::default()).collect();
+    let memory = known.iter().map(|worker| worker.capacity.memory_bytes).max().unwrap_or(0);
+    let cpu = known.iter().map(|worker| worker.capacity.cpu_millis).max().unwrap_or(0);
+    let text = if known.is_empty() {
+        return Vec::new();
+    } else if needs.memory_bytes > memory {
+        format!("needs {} of memory, the largest worker has {}", bytes(needs.memory_bytes), bytes(memory))
+    } else if u64::from(needs.cpu_millis) > cpu {
+        format!("needs {} cores, the largest worker has {}", cores(u64::from(needs.cpu_millis)), cores(cpu))
+    } else {
+        "no single worker has the cores, the memory and a slot that it needs".to_owned()
+    };
+    vec![WhyReason { code: "too-big".into(), text, worker: None }]
+}
+
+fn judge(worker: &Subject, needs: Resources) -> (Hope, WhyReason) {
+    let (hope, code, text) = match worker.standing {
+        Standing::Revoked => (Hope::Never, "revoked", "its key was revoked".to_owned()),
+        Standing::Offline => (Hope::Away, "offline", "it is offline".to_owned()),
+        Standing::Suspect { silence_ms } => {
+            (Hope::Away, "suspect", format!("it has been silent for {} s", silence_ms / 1000))
+        }
+        Standing::Draining => (Hope::Standing, "draining", "it is being drained".to_owned()),
+        Standing::Declining => (Hope::Standing, "draining", "it takes no new work at the moment".to_owned()),
+        Standing::Joining => (Hope::Standing, "joining", "it is joining".to_owned()),
+        Standing::Ready => (Hope::Busy, "", String::new()),
+    };
+    let (never, short) = (shortages(worker.capacity, needs), shortages(worker.capacity.minus(worker.used), needs));
+    let unknown = worker.capacity == Amount::default();
+    let (hope, own, room) = match (never.first(), short.first()) {
+        (Some((code, _)), _) if !unknown => (Hope::Never, *code, words("never big enough: ", &never)),
+        (_, Some((code, _))) if !unknown => (hope, *code, words("", &short)),
+        _ => (hope, code, String::new()),
+    };
+    let code = if code.is_empty() { own } else { code };
+    let text = [text, room].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+    (hope, WhyReason { code: code.to_owned(), text, worker: Some(worker.name.clone()) })
+}
+
+fn words(prefix: &str, shortages: &[(&'static str, String)]) -> String {
+    let texts: Vec<&str> = shortages.iter().map(|(_, text)| text.as_str()).collect();
+    format!("{prefix}{}", texts.join(", "))
+}
+
+/// What `free` lacks for one task.
+fn shortages(free: Amount, needs: Resources) -> Vec<(&'static str, String)> {
+    let mut short = Vec::new();
+    let cpu = u64::from(needs.cpu_millis);
+    if free.cpu_millis < cpu {
+        let by = cores(cpu - free.cpu_millis);
+        short.push(("cpu", format!("{by} cores short ({} of {} free)", cores(free.cpu_millis), cores(cpu))));
+    }
+    if free.memory_bytes < needs.memory_bytes {
+        let by = bytes(needs.memory_bytes - free.memory_bytes);
+        short.push(("memory", format!("{by} of memory short ({} free)", bytes(free.memory_bytes))));
+    }
+    if free.slots == 0 {
+        short.push(("slots", "no free slot".to_owned()));
+    }
+    short
+}
+
+/// Thousandths of cores as people write them: `2`, `0.5`, `1.25`.
+fn cores(millis: u64) -> String {
+    (millis as f64 / 1000.0).to_string()
+}
+
+/// Bytes in the largest binary unit that keeps them at one or more, with at most one decimal.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let rounded = (value * 10.0).round() / 10.0;
+    format!("{rounded} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn worker(name: &str, standing: Standing, cores: u64, gib: u64) -> Subject {
+        let capacity = Amount { cpu_millis: cores * 1000, memory_bytes: gib * GIB, slots: 4 };
+        Subject { name: name.to_owned(), standing, capacity, used: Amount::default() }
+    }
+
+    fn told(workers: &[Subject], cpu_millis: u32, memory_bytes: u64) -> Vec<(String, String)> {
+        let reasons = why(workers, Resources { cpu_millis, memory_bytes });
+        let text = |r: WhyReason| (r.code, format!("{}: {}", r.worker.unwrap_or_else(|| "swarm".into()), r.text));
+        reasons.into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_task_that_fits_somewhere_has_no_reason() {
+        let workers = [worker("a", Standing::Offline, 4, 4), worker("b", Standing::Ready, 4, 4)];
+        assert!(told(&workers, 1000, GIB).is_empty());
+    }
+
+    #[test]
+    fn every_worker_has_its_complete_reason_the_most_hopeful_first() {
+        let mut busy = worker("busy", Standing::Ready, 4, 8);
+        busy.used = Amount { cpu_millis: 3500, memory_bytes: 7 * GIB, slots: 4 };
+        let mut suspect = worker("silent", Standing::Suspect { silence_ms: 31_400 }, 4, 8);
+        suspect.used.memory_bytes = 7 * GIB;
+        let workers = [
+            worker("small", Standing::Ready, 1, 1),
+            worker("gone", Standing::Offline, 4, 8),
+            suspect,
+            worker("drained", Standing::Draining, 4, 8),
+            busy,
+        ];
+        assert_eq!(
+            told(&workers, 2000, 2 * GIB),
+            [
+                (
+                    "cpu".into(),
+                    "busy: 1.5 cores short (0.5 of 2 free), 1 GiB of memory short (1 GiB free), no free slot"
+                        .to_owned()
+                ),
+                ("draining".into(), "drained: it is being drained".to_owned()),
+                ("offline".into(), "gone: it is offline".to_owned()),
+                (
+                    "suspect".into(),
+                    "silent: it has been silent for 31 s; 1 GiB of memory short (1 GiB free)".to_owned()
+                ),
+                (
+                    "cpu".into(),
+                    "small: never big enough: 1 cores short (1 of 2 free), 1 GiB of memory short (1 GiB free)"
+                        .to_owned()
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_no_worker_can_ever_take_is_said_first() {
+        let workers = [worker("a", Standing::Ready, 8, 24), worker("b", Standing::Ready, 8, 16)];
+        let reasons = why(&workers, Resources { cpu_millis: 1000, memory_bytes: 64 * GIB });
+        assert_eq!(reasons[0].text, "needs 64 GiB of memory, the largest worker has 24 GiB");
+        assert_eq!(reasons.len(), 3);
+        assert!(hint(&reasons).unwrap().contains("less"));
+        let reasons = why(&[], Resources::default());
+        assert_eq!(reasons[0].code, "no-worker");
+        assert!(hint(&reasons).unwrap().contains("worker"));
+        assert_eq!(hint(&[]), None);
+    }
+}
