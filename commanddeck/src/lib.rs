@@ -1,7 +1,7 @@
 //! commanddeck: the swarm on one screen of a terminal.
 //!
-//! It is a fold. [`update::update`] alone writes the model and does no I/O; [`view::view`] only reads it; what is to be
-//! done comes back as effects, which [`app`] carries out beside the keyboard, so that input never waits for the core.
+//! It is a fold. `update` alone writes the model and does no I/O; `view` only reads it; what is to be
+//! done comes back as effects, which `app` carries out beside the keyboard, so that input never waits for the core.
 
 mod app;
 mod model;

@@ -73,8 +73,7 @@ pub(crate) async fn fetch_job(
 ) -> Done<Fetched> {
     let detail = client.job(job).await?;
     let array = detail.spec.array.is_some();
-    let mut items = Vec::new();
-    let mut cursor = None;
+    let (mut files, mut cursor) = (Vec::new(), None);
     loop {
         let (tasks, next) = match only {
             Some(task) => (vec![client.task(TaskId { job, task }).await?], None),
@@ -84,28 +83,35 @@ pub(crate) async fn fetch_job(
                 (page.items, next)
             }
         };
+        let mut items = Vec::new();
         for task in &tasks {
             match items_of(job, task, array) {
                 Ok(more) => items.extend(more),
                 // One task of an array that failed does not keep the others' files back.
-                Err(failure) if array && only.is_none() => note(&format!("skipped: {}", failure.what)),
+                Err(failure) if array && only.is_none() => {
+                    note(&format!("skipped: {}", sanitise(&failure.what, false)))
+                }
                 Err(failure) => return Err(failure),
             }
         }
+        files.extend(fetch_page(client, items, into, force).await?);
         cursor = next;
         if cursor.is_none() {
-            break;
+            return Ok(Fetched { files });
         }
     }
+}
+
+/// Fetches the files of one page of tasks; a page at a time, for an array may have millions.
+async fn fetch_page(client: &Client, items: Vec<Item>, into: &Path, force: bool) -> Done<Vec<(TaskId, PathBuf, u64)>> {
     if !force {
         free(into, items.iter().map(|item| item.path.as_path()))?;
     }
-    let fetched = futures_util::stream::iter(items)
+    futures_util::stream::iter(items)
         .map(|item| fetch_one(client, item, into, force))
         .buffered(PARALLEL)
         .try_collect()
-        .await?;
-    Ok(Fetched { files: fetched })
+        .await
 }
 
 async fn fetch_one(client: &Client, item: Item, into: &Path, force: bool) -> Done<(TaskId, PathBuf, u64)> {
