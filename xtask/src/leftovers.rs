@@ -16,8 +16,8 @@ use crate::run;
 pub(crate) const MARK: &str = "SWARM_TEST_RUN";
 /// How every label of ours begins.
 const LABEL: &str = "io.swarm-sync.";
-/// How the tag begins that a worker gives to images.
-const TAG: &str = "swarm-sync/";
+/// How tags of ours begin: those a worker gives, `swarm-sync/…`, and those of the demo.
+const TAG: &str = "swarm-";
 /// How long things that are just being removed have to go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
