@@ -89,7 +89,7 @@ pub(crate) async fn fetch_job(
                 Ok(more) => items.extend(more),
                 // One task of an array that failed does not keep the others' files back.
                 Err(failure) if array && only.is_none() => {
-                    note(&format!("skipped: {}", sanitise(&failure.what, false)))
+                    note(&format!("skipped: {}", sanitise(&failure.what, false)));
                 }
                 Err(failure) => return Err(failure),
             }
