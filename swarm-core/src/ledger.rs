@@ -160,3 +160,6 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -211,7 +211,7 @@ pub(super) fn migrate(conn: &mut Conn, created_at: i64) -> diesel::migration::Re
             diesel::sql_query(format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})")).execute(c)?;
             done?;
         }
-        Conn::Sqlite(c) => run_migrations::<Sqlite, _>(c, SQLITE_MIGRATIONS)?,
+        Conn::Sqlite(c) => c.immediate_transaction(|c| run_migrations::<Sqlite, _>(c, SQLITE_MIGRATIONS))?,
     }
     let id = uuid::Uuid::new_v4();
     both!(conn, c => diesel::insert_into(swarm::table)

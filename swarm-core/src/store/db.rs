@@ -187,12 +187,15 @@ impl Store for Db {
     }
 
     fn batch_committed(&self, epoch: Epoch, number: u64) -> Result<bool, StoreError> {
-        // As a write transaction, so that it waits for the end of whatever the lost connection may still be doing.
         self.write(|conn| {
             commit::fence(conn, epoch)?;
-            let last: (i64, i64) = both!(conn, c => last_batch::table
-                .select((last_batch::epoch, last_batch::number))
-                .first(c))
+            // The server may still be committing for the lost connection, which ended by writing this row: locking it
+            // waits for that. SQLite's transactions wait for each other anyway.
+            let query = last_batch::table.select((last_batch::epoch, last_batch::number));
+            let last: (i64, i64) = match conn {
+                Conn::Postgres(c) => query.for_update().first(c),
+                Conn::Sqlite(c) => query.first(c),
+            }
             .map_err(Fault::from)?;
             Ok(last == (int(epoch.0), int(number)))
         })

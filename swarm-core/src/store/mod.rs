@@ -11,7 +11,7 @@
 
 mod commit;
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 mod connect;
 mod db;
 mod read;

@@ -70,6 +70,26 @@ pub(super) fn a_deposed_core_writes_nothing(bench: &Bench) {
     assert_eq!(done, [Ok(Applied::Ended { job_ended: true })], "the successor takes the report");
 }
 
+/// A core that is writing all the time, and one that takes over: what the second one finds is all there is.
+pub(super) fn nothing_lands_after_a_take_over(bench: &Bench) {
+    let (store, epoch) = (Db::open(&bench.url).unwrap(), bench.epoch);
+    let successor = Db::open(&bench.url).unwrap();
+    let writing = std::thread::spawn(move || {
+        (1..=100_000)
+            .map(|number| store.commit(epoch, number, &[new_user(&format!("u{number}"), "physics")]))
+            .find_map(Result::err)
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while successor.users().unwrap().len() < 10 {
+        assert!(Instant::now() < deadline && !writing.is_finished(), "nothing is written");
+    }
+    successor.take_over().unwrap();
+    let found = successor.users().unwrap().len();
+    let error = writing.join().unwrap();
+    assert!(matches!(error, Some(StoreError::Deposed { .. })), "{error:?}");
+    assert_eq!(successor.users().unwrap().len(), found);
+}
+
 pub(super) fn a_store_is_the_same_when_reopened(bench: &Bench) {
     let job = bench.job(4);
     bench.apply(bench.fresh(job, 0, 1)).unwrap();
@@ -150,11 +170,8 @@ pub(super) fn an_open_snapshot_holds_what_is_not_final(bench: &Bench) {
 pub(super) fn a_lost_connection_heals(bench: &Bench) {
     let job = bench.job(3);
     bench.store.load().unwrap();
-    if let Conn::Postgres(c) = &mut bench.connection() {
-        // Each test has an application name of its own, so only its own sessions are ended.
-        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                      WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()";
-        c.batch_execute(others).unwrap();
+    bench.cut_connections();
+    if matches!(bench.connection(), Conn::Postgres(_)) {
         let deadline = Instant::now() + Duration::from_secs(10);
         let assign = [bench.fresh(job, 0, 0)];
         let error = loop {

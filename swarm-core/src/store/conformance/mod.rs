@@ -71,8 +71,18 @@ impl Bench {
         Self::new(url, Place::Schema { url: base, name })
     }
 
+    /// Ends every connection to the store but the one that does it; on SQLite there are none to lose.
+    pub(crate) fn cut_connections(&self) {
+        if let Conn::Postgres(c) = &mut self.connection() {
+            // Each test has an application name of its own, so only its own sessions are ended.
+            let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                          WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()";
+            c.batch_execute(others).unwrap();
+        }
+    }
+
     fn new(url: String, place: Place) -> Self {
-        let store = Db::open(&url).unwrap();
+        let store = open_at_once(&url);
         let epoch = store.take_over().unwrap();
         let mut bench = Self {
             store,
@@ -115,7 +125,7 @@ impl Bench {
         }
     }
 
-    fn new_job(&self, tasks: u32) -> NewJob {
+    pub(crate) fn new_job(&self, tasks: u32) -> NewJob {
         let mut spec = JobSpec::new("busybox");
         spec.array = TaskRange::new(0, tasks - 1);
         NewJob {
@@ -191,6 +201,17 @@ impl Bench {
     }
 }
 
+/// Opens a new store from several threads at once, as cores that start together do: they agree on what it is.
+fn open_at_once(url: &str) -> Db {
+    let mut stores: Vec<Db> = std::thread::scope(|scope| {
+        let opening: Vec<_> = (0..3).map(|_| scope.spawn(|| Db::open(url).unwrap())).collect();
+        opening.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let store = stores.remove(0);
+    assert!(stores.iter().all(|other| other.swarm_id().unwrap() == store.swarm_id().unwrap()));
+    store
+}
+
 pub(crate) fn new_user(name: &str, group: &str) -> Transition {
     Transition::CreateUser(Box::new(NewUser {
         name: name.to_owned(),
@@ -261,7 +282,7 @@ suite! {
         what_is_not_current_is_refused, a_recall_costs_no_retry, retries_wait_and_count, a_cancel_ends_what_waits,
         a_task_has_one_final_record, the_last_attempt_number_is_final, late_reports_change_nothing;
     jobs: a_submit_repeats_by_its_key, a_refused_transition_does_not_spoil_its_batch,
-        a_broken_transition_undoes_its_batch, a_deposed_core_writes_nothing, a_store_is_the_same_when_reopened,
+        a_broken_transition_undoes_its_batch, a_deposed_core_writes_nothing, nothing_lands_after_a_take_over, a_store_is_the_same_when_reopened,
         jobs_are_listed_by_state_group_and_name, an_open_snapshot_holds_what_is_not_final,
         a_lost_connection_heals;
     schedules: a_schedule_is_launched_once_for_each_instant, schedules_are_paused_missed_and_deleted;
