@@ -1,10 +1,14 @@
 //! The core of swarm-sync: decides when and where jobs run, and keeps what they leave. See ARCHITECTURE.md for the map.
 
+pub mod archive;
 pub mod blobs;
+mod blocking;
 pub mod clock;
+pub mod config;
 pub mod dispatcher;
 pub mod harvester;
 pub mod hibernator;
+pub mod http;
 pub mod identity;
 pub mod images;
 pub mod ledger;

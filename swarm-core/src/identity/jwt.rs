@@ -44,6 +44,8 @@ pub struct Bearer {
     pub token_version: u32,
     /// This token; listed when revoked.
     pub token_id: Uuid,
+    /// The login it comes from; shared with that login's refresh tokens.
+    pub family: Uuid,
     /// When the token ends, to the second.
     pub expires_at: DateTime<Utc>,
 }
@@ -61,6 +63,8 @@ pub struct Subject<'a> {
     pub group: GroupId,
     /// The account's present token version.
     pub token_version: u32,
+    /// The login.
+    pub family: Uuid,
 }
 
 /// Why a token is not accepted. The text is for logs and for the bearer; it holds nothing of the token.
@@ -173,6 +177,7 @@ struct Claims {
     aud: String,
     iss: String,
     tv: u32,
+    fam: Uuid,
 }
 
 /// Issues and checks access tokens of one swarm.
@@ -226,6 +231,7 @@ impl AccessTokens {
             aud: AUDIENCE.to_owned(),
             iss: self.issuer.clone(),
             tv: subject.token_version,
+            fam: subject.family,
         };
         let token = encode(&self.header, &claims, &self.signing).map_err(|_| JwtError::Signing)?;
         Ok((token, claims.bearer()?))
@@ -287,6 +293,7 @@ impl Claims {
             group: self.grp,
             token_version: self.tv,
             token_id: self.jti,
+            family: self.fam,
             expires_at: DateTime::from_timestamp(self.exp, 0).ok_or(JwtError::Claims)?,
         })
     }

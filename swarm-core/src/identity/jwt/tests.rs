@@ -23,7 +23,14 @@ fn now() -> DateTime<Utc> {
 }
 
 fn ada() -> Subject<'static> {
-    Subject { user: UserId(42), name: "ada", role: Role::Operator, group: GroupId(3), token_version: 5 }
+    Subject {
+        user: UserId(42),
+        name: "ada",
+        role: Role::Operator,
+        group: GroupId(3),
+        token_version: 5,
+        family: Uuid::from_u128(9),
+    }
 }
 
 fn good_header() -> Value {
@@ -33,7 +40,7 @@ fn good_header() -> Value {
 fn good_claims() -> Value {
     json!({
         "sub": "42", "name": "ada", "role": "operator", "grp": 3, "iat": now().timestamp(), "exp": now().timestamp() + 600,
-        "jti": Uuid::from_u128(1), "aud": AUDIENCE, "iss": swarm().to_string(), "tv": 5,
+        "jti": Uuid::from_u128(1), "aud": AUDIENCE, "iss": swarm().to_string(), "tv": 5, "fam": Uuid::from_u128(9),
     })
 }
 
@@ -166,7 +173,7 @@ fn wrong_claims_are_refused_although_signed() {
             "{name} = {value}"
         );
     }
-    for name in ["sub", "name", "role", "grp", "iat", "exp", "jti", "aud", "iss", "tv"] {
+    for name in ["sub", "name", "role", "grp", "iat", "exp", "jti", "aud", "iss", "tv", "fam"] {
         assert_eq!(verdict(&good_header(), &without(good_claims(), name)), Err(JwtError::Claims), "without {name}");
     }
 }

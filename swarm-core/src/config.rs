@@ -1,0 +1,320 @@
+//! The core's configuration, settled once at start: defaults, then a TOML file, then `SWARM_CORE_…` variables (`__`
+//! between levels), then flags. An unknown key is refused, so a typo fails at start and not at night.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::images::ImageLimits;
+use crate::logger::Filter;
+use crate::plan::policy::PolicyConfig;
+
+/// The prefix of the variables read.
+pub const ENV_PREFIX: &str = "SWARM_CORE_";
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CoreConfig {
+    /// Where keys, blobs, logs and, by default, the database lie. Made when missing.
+    pub data_dir: PathBuf,
+    /// Where HTTP and the links listen. Loopback only, as long as there is no TLS.
+    pub listen: SocketAddr,
+    /// Where heartbeats are received (UDP); the address of `listen` when absent.
+    pub heartbeat_listen: Option<SocketAddr>,
+    /// `sqlite://PATH` or `postgres://…`; a file in `data_dir` when absent.
+    #[serde(skip_serializing)]
+    pub database_url: Option<DatabaseUrl>,
+    /// Which job is next: `{ name = "fifo" }` or `{ name = "priority-ageing", points_per_hour = 60 }`. Not among the
+    /// serialised defaults, since layers are merged key by key and one policy's keys do not fit another.
+    #[serde(skip_serializing)]
+    pub policy: PolicyConfig,
+    /// Pause between a worker's heartbeats, in milliseconds.
+    pub heartbeat_interval_ms: u32,
+    /// How long past the end of a lease the core waits before it gives an attempt up, in milliseconds.
+    pub lease_margin_ms: u64,
+    /// How long a worker may take to accept an order, in seconds.
+    pub start_deadline_s: u64,
+    /// SIGTERM to SIGKILL, in milliseconds.
+    pub grace_ms: u32,
+    /// Whether jobs of the first account's group may run as root.
+    pub allow_root: bool,
+    /// Bounds.
+    pub limits: Limits,
+    /// The log of the core itself.
+    pub log: LogSettings,
+}
+
+/// Bounds on what comes from outside.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of one uploaded file.
+    pub upload_bytes: u64,
+    /// Bytes of one image archive.
+    pub image_bytes: u64,
+    /// Bytes of one attempt's encoded log; what comes after is counted and cut.
+    pub log_bytes: u64,
+    /// Bytes of all outputs of one attempt.
+    pub output_bytes: u64,
+    /// Bytes of a JSON body.
+    pub json_bytes: u64,
+    /// Uploads under way at a time; further ones wait.
+    pub uploads: u32,
+    /// Logins and joins from one address at once.
+    pub login_burst: u32,
+    /// One further login from that address every so many milliseconds.
+    pub login_interval_ms: u64,
+}
+
+/// The log of the core itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// Such as `info` or `scheduler=debug,info`.
+    pub filter: String,
+    /// Entries kept in memory for live readers.
+    pub ring_entries: usize,
+    /// The size at which a file is put aside, in bytes.
+    pub file_bytes: u64,
+    /// How many files are kept.
+    pub files: usize,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("swarm-data"),
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7077),
+            heartbeat_listen: None,
+            database_url: None,
+            policy: PolicyConfig::default(),
+            heartbeat_interval_ms: 1000,
+            lease_margin_ms: 5000,
+            start_deadline_s: 60,
+            grace_ms: 10_000,
+            allow_root: false,
+            limits: Limits::default(),
+            log: LogSettings::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            upload_bytes: 16 * GIB,
+            image_bytes: 32 * GIB,
+            log_bytes: 256 * MIB,
+            output_bytes: 16 * GIB,
+            json_bytes: MIB,
+            uploads: 32,
+            login_burst: 20,
+            login_interval_ms: 1000,
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), ring_entries: 10_000, file_bytes: 64 * MIB, files: 5 }
+    }
+}
+
+/// A database's address. It may hold a password, so it is never printed.
+#[derive(Debug, Clone)]
+pub struct DatabaseUrl(SecretString);
+
+impl DatabaseUrl {
+    /// The address in the clear, for the one who connects.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl From<String> for DatabaseUrl {
+    fn from(url: String) -> Self {
+        Self(SecretString::from(url))
+    }
+}
+
+impl<'de> Deserialize<'de> for DatabaseUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::from)
+    }
+}
+
+/// The flags that outrank file and environment.
+#[derive(Debug, Clone, Default, clap::Args, Serialize)]
+pub struct CoreFlags {
+    /// Directory for keys, blobs, logs and the database.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of HTTP and the links, for instance 127.0.0.1:7077.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Address for heartbeats (UDP); that of --listen by default.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_listen: Option<SocketAddr>,
+}
+
+/// Why the configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A key is unknown or a value has the wrong form.
+    #[error("the configuration cannot be read")]
+    Unreadable(#[from] Box<figment::Error>),
+    /// A value is well-formed but cannot be used.
+    #[error("configuration `{key}`: {problem}; {hint}")]
+    Value {
+        /// Which.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What to try.
+        hint: &'static str,
+    },
+}
+
+impl CoreConfig {
+    /// Settles the configuration. A `file` that is named must exist. The variable `SWARM_CORE_CONFIG`, which names the
+    /// file to whoever calls this, is no key.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key and where it came from.
+    pub fn load(file: Option<&Path>, flags: &CoreFlags) -> Result<Self, ConfigError> {
+        let mut layers = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            layers = layers.merge(Toml::file_exact(file));
+        }
+        layers = layers.merge(Env::prefixed(ENV_PREFIX).ignore(&["config"]).split("__"));
+        let config: Self = layers.merge(Serialized::defaults(flags)).extract().map_err(Box::new)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what one value says about another.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let loopback = "set a loopback address such as 127.0.0.1:7077: without TLS nothing else is safe";
+        for (key, address) in [("listen", self.listen), ("heartbeat_listen", self.heartbeat())] {
+            let problem = || format!("{address} can be reached from other machines");
+            ensure(address.ip().is_loopback(), key, problem, loopback)?;
+        }
+        let interval = self.heartbeat_interval_ms;
+        let within = (50..=60_000).contains(&interval);
+        ensure(within, "heartbeat_interval_ms", || format!("{interval} ms is out of range"), "give 50 to 60000")?;
+        let deadline = self.start_deadline_s;
+        let within = (1..=86_400).contains(&deadline);
+        ensure(within, "start_deadline_s", || format!("{deadline} s is out of range"), "give 1 to 86400")?;
+        let limits = &self.limits;
+        let json = limits.json_bytes;
+        let within = (4096..=16 * MIB).contains(&json);
+        ensure(within, "limits.json_bytes", || format!("{json} is out of range"), "give 4096 to 16777216")?;
+        for (key, value) in [
+            ("limits.upload_bytes", limits.upload_bytes),
+            ("limits.image_bytes", limits.image_bytes),
+            ("limits.log_bytes", limits.log_bytes),
+            ("limits.output_bytes", limits.output_bytes),
+            ("limits.uploads", limits.uploads.into()),
+            ("limits.login_burst", limits.login_burst.into()),
+            ("limits.login_interval_ms", limits.login_interval_ms),
+        ] {
+            ensure(value > 0, key, || "it is 0, so nothing would be let through".to_owned(), "give at least 1")?;
+        }
+        match self.log.filter.parse::<Filter>() {
+            Ok(_) => Ok(()),
+            Err(error) => ensure(false, "log.filter", || error.to_string(), "write for instance scheduler=debug,info"),
+        }
+    }
+
+    /// Where heartbeats are received.
+    #[must_use]
+    pub fn heartbeat(&self) -> SocketAddr {
+        self.heartbeat_listen.unwrap_or(self.listen)
+    }
+
+    /// The database's address, settled.
+    #[must_use]
+    pub fn database(&self) -> DatabaseUrl {
+        let default = || format!("sqlite://{}", self.data_dir.join("swarm.db").display());
+        self.database_url.clone().unwrap_or_else(|| DatabaseUrl::from(default()))
+    }
+
+    /// The bounds of images.
+    #[must_use]
+    pub fn image_limits(&self) -> ImageLimits {
+        ImageLimits { archive_bytes_max: self.limits.image_bytes, ..ImageLimits::default() }
+    }
+}
+
+fn ensure(
+    ok: bool,
+    key: &'static str,
+    problem: impl FnOnce() -> String,
+    hint: &'static str,
+) -> Result<(), ConfigError> {
+    if ok { Ok(()) } else { Err(ConfigError::Value { key, problem: problem(), hint }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, flags: &CoreFlags) -> Result<CoreConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("core.toml");
+        std::fs::write(&file, toml).unwrap();
+        CoreConfig::load(Some(&file), flags).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+    }
+
+    #[test]
+    fn flags_outrank_the_file_and_the_file_outranks_defaults() {
+        let listen = Some("[::1]:99".parse().unwrap());
+        let flags = CoreFlags { listen, ..CoreFlags::default() };
+        let toml = "listen = '127.0.0.1:1'\nallow_root = true\npolicy = { name = 'fifo' }\n[limits]\nuploads = 3\n";
+        let config = load(toml, &flags).unwrap();
+        assert_eq!(config.listen, "[::1]:99".parse().unwrap());
+        assert_eq!(config.heartbeat(), config.listen);
+        assert_eq!((config.allow_root, config.limits.uploads), (true, 3));
+        assert_eq!(config.policy, PolicyConfig::Fifo {});
+        assert_eq!(config.limits.json_bytes, MIB);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (toml, part) in [
+            ("lisen = '127.0.0.1:1'", "lisen"),
+            ("[limits]\nuplods = 1", "uplods"),
+            ("listen = '0.0.0.0:7077'", "can be reached from other machines"),
+            ("heartbeat_listen = '10.0.0.1:7077'", "heartbeat_listen"),
+            ("heartbeat_interval_ms = 0", "heartbeat_interval_ms"),
+            ("[limits]\nupload_bytes = 0", "limits.upload_bytes"),
+            ("[log]\nfilter = 'a=b=c'", "log.filter"),
+        ] {
+            let error = load(toml, &CoreFlags::default()).unwrap_err();
+            assert!(error.contains(part), "{toml}: {error}");
+        }
+        assert!(CoreConfig::load(Some(Path::new("/nonexistent.toml")), &CoreFlags::default()).is_err());
+    }
+
+    #[test]
+    fn the_database_address_is_never_printed() {
+        let config = load("database_url = 'postgres://u:hunter2@localhost/db'", &CoreFlags::default()).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(config.database().expose().contains("hunter2"));
+        assert!(CoreConfig::default().database().expose().starts_with("sqlite://"));
+    }
+}

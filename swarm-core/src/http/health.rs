@@ -1,0 +1,31 @@
+//! Whether the core lives, and whether it can do its work. Open to everybody, and telling nobody more than that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rocket::{State, get};
+
+use super::ApiState;
+use super::problem::{Answer, unavailable};
+use crate::store::Store;
+
+/// How long the database may take to answer.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[get("/livez")]
+pub(super) fn livez() -> &'static str {
+    "ok\n"
+}
+
+#[get("/readyz")]
+pub(super) async fn readyz(state: &State<Arc<ApiState>>) -> Answer<&'static str> {
+    if state.stop().is_cancelled() {
+        return Err(unavailable("the core is stopping"));
+    }
+    let answered = tokio::time::timeout(READY_TIMEOUT, state.read(Store::swarm_id)).await;
+    match answered {
+        Ok(Ok(_)) => Ok("ready\n"),
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(unavailable("the database does not answer")),
+    }
+}

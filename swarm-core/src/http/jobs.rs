@@ -1,0 +1,187 @@
+//! Jobs and their tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rocket::http::Status;
+use rocket::response::status::Custom;
+use rocket::serde::json::Json;
+use rocket::{State, get, post};
+use swarm_protocol::api::{JobDetail, JobView, Page, Role, Submitted, TaskView, Why};
+use swarm_protocol::spec::JobSpec;
+use swarm_protocol::state::JobState;
+use swarm_protocol::{JobId, TaskIndex};
+
+use super::guards::{Body, Consumer, Headers, User, With, limit, optional, param};
+use super::problem::{Answer, invalid, not_found, unavailable};
+use super::submit::{prepare, submit as hand_over};
+use super::why::{Facts, answer};
+use super::{ApiState, ask};
+use crate::archive::{job_detail, job_state, job_view, task_view};
+use crate::identity::Account;
+use crate::messages::{DispatcherMsg, ReceiverMsg, SchedulerMsg, Shape};
+use crate::store::{JobFilter, JobRecord, TaskRecord};
+
+/// How often a waiting reader looks.
+const WAIT_POLL: Duration = Duration::from_millis(200);
+const WAIT_S_MAX: u64 = 60;
+/// Tasks that are looked at for an answer to `why`.
+const WHY_TASKS: u32 = 100;
+
+/// A job the account may see: its group's, or any for operators. Others do not exist for it.
+pub(super) async fn visible(state: &ApiState, account: &Account, job: &str) -> Answer<JobRecord> {
+    let id: JobId = param("job", job)?;
+    let (group, all) = (account.group, account.role >= Role::Operator);
+    let record = state.read(move |store| store.job(id)).await?;
+    record.filter(|record| all || record.group == group).ok_or_else(|| not_found("job", id))
+}
+
+/// A task of a visible job.
+pub(super) async fn visible_task(
+    state: &ApiState,
+    account: &Account,
+    job: &str,
+    task: &str,
+) -> Answer<(JobRecord, TaskRecord)> {
+    let job = visible(state, account, job).await?;
+    let index: TaskIndex = param("task", task)?;
+    let missing = || not_found("task", format!("{}.{index}", job.id));
+    if !job.spec.tasks().contains(index) {
+        return Err(missing());
+    }
+    let id = job.id;
+    let tasks = state.read(move |store| store.tasks(id, index, 1)).await?;
+    let task = tasks.into_iter().find(|record| record.task == index).ok_or_else(missing)?;
+    Ok((job, task))
+}
+
+#[post("/jobs", data = "<body>")]
+pub(super) async fn submit(
+    consumer: Consumer,
+    headers: Headers,
+    body: Body<JobSpec>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<With<Json<Submitted>>> {
+    let idempotency = headers.idempotency?.map(|key| (key, body.digest));
+    let account = &*consumer.0;
+    let prepared = prepare(state, account.group, body.value, "").await?;
+    let submitted = hand_over(state, account, account.group, prepared, idempotency).await?;
+    let status = if submitted.repeated { Status::Ok } else { Status::Created };
+    Ok(Custom(status, Json(submitted)))
+}
+
+#[get("/jobs?<state>&<name>&<limit>&<cursor>")]
+pub(super) async fn list(
+    user: User,
+    state: Option<&str>,
+    name: Option<String>,
+    limit: Option<&str>,
+    cursor: Option<&str>,
+    api: &State<Arc<ApiState>>,
+) -> Answer<Json<Page<JobView>>> {
+    let words = || JobState::ALL.map(JobState::as_str).join(", ");
+    let unknown = |word: &str| {
+        let word = swarm_protocol::text::sanitise(word, false);
+        invalid("state", format!("`{word}` is no state"), format!("use one of {}", words()))
+    };
+    let in_state = state.map(|word| JobState::parse(word).ok_or_else(|| unknown(word))).transpose()?;
+    let limit = self::limit(limit)?;
+    let now = api.clock.now();
+    let group = (user.account.role < Role::Operator).then_some(user.account.group);
+    let filter = JobFilter { group, state: in_state, name, before: optional("cursor", cursor)?, limit, now };
+    let records = api.read(move |store| store.jobs(&filter)).await?;
+    let full = records.len() >= limit as usize;
+    let next = records.last().filter(|_| full).map(|last| last.id.to_string());
+    Ok(Json(Page { items: records.iter().map(|record| job_view(record, now)).collect(), next }))
+}
+
+#[get("/jobs/<job>")]
+pub(super) async fn get(user: User, job: &str, state: &State<Arc<ApiState>>) -> Answer<Json<JobDetail>> {
+    let record = visible(state, &user.account, job).await?;
+    Ok(Json(job_detail(&record, state.clock.now())))
+}
+
+#[get("/jobs/<job>/wait?<timeout_s>")]
+pub(super) async fn wait(
+    user: User,
+    job: &str,
+    timeout_s: Option<&str>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<Json<JobDetail>> {
+    let timeout_s = optional("timeout_s", timeout_s)?.unwrap_or(30).min(WAIT_S_MAX);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout_s);
+    loop {
+        let record = visible(state, &user.account, job).await?;
+        let now = state.clock.now();
+        if job_state(&record, now).is_final() || tokio::time::Instant::now() >= deadline {
+            return Ok(Json(job_detail(&record, now)));
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + WAIT_POLL)) => {}
+            () = state.stop().cancelled() => return Err(unavailable("the core is stopping")),
+        }
+    }
+}
+
+#[get("/jobs/<job>/tasks?<limit>&<cursor>")]
+pub(super) async fn tasks(
+    user: User,
+    job: &str,
+    limit: Option<&str>,
+    cursor: Option<&str>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<Json<Page<TaskView>>> {
+    let job = visible(state, &user.account, job).await?;
+    let limit = self::limit(limit)?;
+    let range = job.spec.tasks();
+    let from = optional("cursor", cursor)?.unwrap_or(range.first).max(range.first);
+    let id = job.id;
+    let records = state.read(move |store| store.tasks(id, from, limit)).await?;
+    let full = records.len() >= limit as usize;
+    let next = records.last().filter(|last| full && last.task < range.last).map(|last| (last.task + 1).to_string());
+    let name_of = |worker| state.worker_name(worker);
+    let items = records.iter().map(|record| task_view(id, record, &name_of)).collect();
+    Ok(Json(Page { items, next }))
+}
+
+#[get("/jobs/<job>/tasks/<task>")]
+pub(super) async fn task(user: User, job: &str, task: &str, state: &State<Arc<ApiState>>) -> Answer<Json<TaskView>> {
+    let (job, task) = visible_task(state, &user.account, job, task).await?;
+    Ok(Json(task_view(job.id, &task, &|worker| state.worker_name(worker))))
+}
+
+#[post("/jobs/<job>/cancel")]
+pub(super) async fn cancel(
+    consumer: Consumer,
+    job: &str,
+    state: &State<Arc<ApiState>>,
+) -> Answer<With<Json<JobDetail>>> {
+    let account = &*consumer.0;
+    let record = visible(state, account, job).await?;
+    if !job_state(&record, state.clock.now()).is_final() {
+        let id = record.id;
+        ask(&state.handles.receiver, |reply| ReceiverMsg::Cancel { job: id, reply }).await??;
+        crate::audit!(user = account.name, job.id = %id, "`{}` cancelled job {id}", account.name);
+    }
+    let record = visible(state, account, job).await?;
+    Ok(Custom(Status::Accepted, Json(job_detail(&record, state.clock.now()))))
+}
+
+#[get("/jobs/<job>/why")]
+pub(super) async fn why(user: User, job: &str, state: &State<Arc<ApiState>>) -> Answer<Json<Why>> {
+    let record = visible(state, &user.account, job).await?;
+    let now = state.clock.now();
+    let mut facts = Facts { now, ..Facts::default() };
+    let job = record.id;
+    if !job_state(&record, now).is_final() {
+        let first = record.spec.tasks().first;
+        facts.tasks = state.read(move |store| store.tasks(job, first, WHY_TASKS)).await?;
+    }
+    if job_state(&record, now) == JobState::Waiting {
+        facts.position = ask(&state.handles.scheduler, |reply| SchedulerMsg::Position { job, reply }).await?;
+        let shape = Shape(record.needs());
+        facts.placing = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Why { shape, reply }).await?;
+        facts.workers = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Workers { reply }).await?;
+    }
+    Ok(Json(answer(&record, &facts, &|worker| state.worker_name(worker))))
+}

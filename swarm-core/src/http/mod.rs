@@ -1,0 +1,256 @@
+//! HTTP: the API under `/api/v1`, the workers' link and the health routes. Handlers authorise by their guard, call one
+//! verb and shape the answer; what blocks runs on threads of its own.
+
+mod files;
+mod guards;
+mod health;
+mod images;
+mod jobs;
+mod link;
+mod login;
+mod logs;
+mod modules;
+mod problem;
+mod schedules;
+mod submit;
+mod transfer;
+mod users;
+mod why;
+mod worker_files;
+mod workers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rocket::config::{Ident, LogLevel, Shutdown};
+use rocket::fairing::AdHoc;
+use rocket::{Build, Config, Rocket, Route, routes};
+use swarm_protocol::{Epoch, SwarmId, WorkerId};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::blobs::BlobStore;
+use crate::blocking;
+use crate::clock::Clock;
+use crate::config::CoreConfig;
+use crate::identity::Identity;
+use crate::logger::LoggerHandle;
+use crate::messages::Handles;
+use crate::store::{Applied, Store, StoreError, Transition};
+use crate::supervise::Supervisor;
+use problem::Answer;
+
+/// Where the API is mounted.
+const BASE: &str = "/api/v1";
+/// How long requests may go on after the stop, in seconds; links and log readers end at once by themselves.
+const GRACE_S: u32 = 1;
+
+/// What the API works with.
+pub struct ApiState {
+    /// The modules.
+    pub handles: Handles,
+    /// For reading; all writing goes through the ledger.
+    pub store: Arc<dyn Store>,
+    /// Files, images and logs.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Who may do what.
+    pub identity: Arc<Identity>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The modules' status, and the token that stops them.
+    pub supervisor: Supervisor,
+    /// The configuration in force.
+    pub config: Arc<CoreConfig>,
+    /// This installation.
+    pub swarm: SwarmId,
+    /// The term of this core.
+    pub epoch: Epoch,
+    /// The core's own log, where there is one.
+    pub logger: Option<LoggerHandle>,
+    uploads: Arc<Semaphore>,
+}
+
+/// Where to listen.
+#[derive(Debug)]
+pub struct Listener {
+    /// Port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Told the address once connections are accepted there.
+    pub bound: Option<oneshot::Sender<SocketAddr>>,
+}
+
+/// The parts of an [`ApiState`]; see there.
+#[expect(missing_docs, reason = "the fields are those of ApiState")]
+pub struct ApiParts {
+    pub handles: Handles,
+    pub store: Arc<dyn Store>,
+    pub blobs: Arc<dyn BlobStore>,
+    pub identity: Arc<Identity>,
+    pub clock: Arc<dyn Clock>,
+    pub supervisor: Supervisor,
+    pub config: Arc<CoreConfig>,
+    pub swarm: SwarmId,
+    pub epoch: Epoch,
+    pub logger: Option<LoggerHandle>,
+}
+
+impl From<ApiParts> for ApiState {
+    fn from(parts: ApiParts) -> Self {
+        let ApiParts { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger } = parts;
+        let uploads = Arc::new(Semaphore::new(config.limits.uploads as usize));
+        Self { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger, uploads }
+    }
+}
+
+impl ApiState {
+    /// Reads from the store on a thread that may block.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Answer<T> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking::run(move || read(&*store)).await?)
+    }
+
+    /// Commits one transition.
+    pub(crate) async fn commit(&self, transition: Transition) -> Answer<Applied> {
+        Ok(self.handles.ledger.commit(transition).await??)
+    }
+
+    /// Cancelled when the core stops.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        self.supervisor.stop()
+    }
+
+    pub(crate) fn worker_name(&self, worker: WorkerId) -> String {
+        self.identity.worker_name(worker).unwrap_or_else(|| format!("worker {worker}"))
+    }
+}
+
+/// A message to a module whose answer is awaited.
+pub(crate) async fn ask<M, T>(
+    module: &tokio::sync::mpsc::Sender<M>,
+    message: impl FnOnce(oneshot::Sender<T>) -> M,
+) -> Answer<T> {
+    let (reply, answer) = oneshot::channel();
+    module.send(message(reply)).await.map_err(|_| crate::messages::Stopping)?;
+    Ok(answer.await.map_err(|_| crate::messages::Stopping)?)
+}
+
+/// A message to a module that answers nothing.
+pub(crate) async fn tell<M>(module: &tokio::sync::mpsc::Sender<M>, message: M) -> Answer<()> {
+    Ok(module.send(message).await.map_err(|_| crate::messages::Stopping)?)
+}
+
+/// All routes below [`BASE`].
+fn api_routes() -> Vec<Route> {
+    let mut all = routes![
+        login::login,
+        login::refresh,
+        login::logout,
+        login::whoami,
+        users::list,
+        users::create,
+        workers::list,
+        workers::create_token,
+        workers::join,
+        workers::revoke,
+        workers::drain,
+        workers::resume,
+        workers::declare_lost,
+        modules::list,
+        modules::log,
+    ];
+    all.extend(routes![
+        files::upload,
+        files::head,
+        images::upload,
+        images::list,
+        images::get,
+        images::tag,
+        images::untag,
+        jobs::submit,
+        jobs::list,
+        jobs::get,
+        jobs::wait,
+        jobs::tasks,
+        jobs::task,
+        jobs::cancel,
+        jobs::why,
+        logs::log,
+        logs::output,
+        schedules::list,
+        schedules::create,
+        schedules::get,
+        schedules::delete,
+        schedules::pause,
+        schedules::resume,
+        schedules::trigger,
+        link::link,
+        worker_files::blob,
+        worker_files::output,
+    ]);
+    all
+}
+
+/// The server, not yet started.
+fn build(state: ApiState, address: SocketAddr) -> Rocket<Build> {
+    let shutdown =
+        Shutdown { ctrlc: false, signals: Default::default(), grace: GRACE_S, mercy: 1, ..Default::default() };
+    let config = Config {
+        address: address.ip(),
+        port: address.port(),
+        ident: Ident::none(),
+        // The address of a client is the one of its connection, whatever its headers say.
+        ip_header: None,
+        log_level: LogLevel::Off,
+        cli_colors: false,
+        shutdown,
+        ..Config::release_default()
+    };
+    rocket::custom(config)
+        .manage(Arc::new(state))
+        .mount("/", routes![health::livez, health::readyz])
+        .mount(BASE, api_routes())
+        .register("/", problem::all())
+}
+
+/// Serves until `stop` is cancelled. Handles no signals.
+///
+/// # Errors
+/// When the address cannot be bound or the server fails.
+pub async fn serve(state: ApiState, listener: Listener, stop: CancellationToken) -> anyhow::Result<()> {
+    let Listener { address, bound } = listener;
+    let bound = std::sync::Mutex::new(bound);
+    let liftoff = AdHoc::on_liftoff("bound", move |rocket| {
+        Box::pin(async move {
+            let here = SocketAddr::new(rocket.config().address, rocket.config().port);
+            tracing::info!(address = %here, "serving http://{here}");
+            if let Some(bound) = bound.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+                let _ = bound.send(here);
+            }
+        })
+    });
+    let rocket = build(state, address).attach(liftoff).ignite().await;
+    // An error of Rocket's panics when it is dropped unseen, hence its text is taken at once.
+    let rocket = rocket.map_err(|error| anyhow::anyhow!("the HTTP server cannot be set up: {error}"))?;
+    let shutdown = rocket.shutdown();
+    // Mapped to `()`: holding on to the server would keep the modules' inboxes open.
+    let mut launched = tokio::spawn(async move {
+        rocket.launch().await.map(drop).map_err(|error| anyhow::anyhow!("the HTTP server on {address} failed: {error}"))
+    });
+    tokio::select! {
+        ended = &mut launched => return ended.context("the HTTP server panicked")?,
+        () = stop.cancelled() => shutdown.notify(),
+    }
+    match tokio::time::timeout(Duration::from_secs(u64::from(GRACE_S) + 3), &mut launched).await {
+        Ok(ended) => ended.context("the HTTP server panicked")?,
+        Err(_) => {
+            launched.abort();
+            tracing::warn!("the HTTP server was cut off: requests did not end in time");
+            Ok(())
+        }
+    }
+}

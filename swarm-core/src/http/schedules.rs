@@ -1,0 +1,149 @@
+//! Schedules: jobs that are made again and again.
+
+use std::sync::Arc;
+
+use rocket::response::status::NoContent;
+use rocket::serde::json::Json;
+use rocket::{State, delete, get, post};
+use swarm_protocol::ScheduleId;
+use swarm_protocol::api::{LaunchView, Page, Role, ScheduleRequest, ScheduleView, Submitted};
+use swarm_protocol::problem::{FieldError, Problem};
+use swarm_protocol::validate::is_name;
+
+use super::guards::{Body, Consumer, User, With, created, param};
+use super::problem::{Answer, invalid, not_found};
+use super::submit::{Prepared, prepare, submit};
+use super::{ApiState, tell};
+use crate::identity::Account;
+use crate::messages::HibernatorMsg;
+use crate::plan::cron::{CronError, CronRule};
+use crate::store::{Applied, NewSchedule, Refusal, ScheduleRecord, Transition};
+
+/// Instants shown ahead.
+const NEXT_SHOWN: usize = 5;
+
+fn view(state: &ApiState, record: &ScheduleRecord) -> ScheduleView {
+    let mut next = Vec::new();
+    if let (false, Ok(rule)) = (record.paused, CronRule::parse(&record.cron, &record.zone)) {
+        let after = Some(state.clock.now());
+        next = std::iter::successors(after, |at| rule.next_after(*at)).skip(1).take(NEXT_SHOWN).collect();
+    }
+    ScheduleView {
+        id: record.id,
+        name: record.name.clone(),
+        cron: record.cron.clone(),
+        zone: record.zone.clone(),
+        paused: record.paused,
+        owner: record.owner_name.clone(),
+        next,
+        last: record.last.map(|(nominal_at, job)| LaunchView { nominal_at, job }),
+        missed: record.missed,
+        spec: record.spec.clone(),
+    }
+}
+
+async fn visible(state: &ApiState, account: &Account, schedule: &str) -> Answer<ScheduleRecord> {
+    let id: ScheduleId = param("schedule", schedule)?;
+    let (group, all) = (account.group, account.role >= Role::Operator);
+    let record = state.read(move |store| store.schedule(id)).await?;
+    record.filter(|record| all || record.group == group).ok_or_else(|| not_found("schedule", id))
+}
+
+#[get("/schedules")]
+pub(super) async fn list(user: User, state: &State<Arc<ApiState>>) -> Answer<Json<Page<ScheduleView>>> {
+    let group = (user.account.role < Role::Operator).then_some(user.account.group);
+    let records = state.read(move |store| store.schedules(group)).await?;
+    Ok(Json(Page { items: records.iter().map(|record| view(state, record)).collect(), next: None }))
+}
+
+fn cron_fault(error: CronError) -> FieldError {
+    let field = match error.field {
+        "zone" => "zone".to_owned(),
+        "text" => "cron".to_owned(),
+        part => format!("cron.{part}"),
+    };
+    FieldError::new(field, error.problem, error.hint)
+}
+
+#[post("/schedules", data = "<body>")]
+pub(super) async fn create(
+    consumer: Consumer,
+    body: Body<ScheduleRequest>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<With<Json<ScheduleView>>> {
+    let account = &*consumer.0;
+    let ScheduleRequest { name, cron, zone, spec } = body.value;
+    if !is_name(&name) {
+        let hint = "use at most 128 letters, digits, `.`, `_`, `-`, `/`, beginning with a letter or digit";
+        return Err(invalid("name", "is not a name", hint));
+    }
+    CronRule::parse(&cron, &zone).map_err(|error| Problem::invalid(vec![cron_fault(error)]))?;
+    if spec.start_at.is_some() {
+        return Err(invalid("spec.start_at", "has no meaning in a schedule", "leave it out: `cron` says when"));
+    }
+    let Prepared { spec, image, input_bytes } = prepare(state, account.group, spec, "spec.").await?;
+    let created_at = state.clock.now();
+    let (owner, group) = (account.id, account.group);
+    let new = NewSchedule { owner, group, name, cron, zone, spec, image, input_bytes, created_at };
+    let Applied::Schedule(id) = state.commit(Transition::CreateSchedule(Box::new(new))).await? else {
+        return Err(Refusal::Broken("the store made no schedule".to_owned()).into());
+    };
+    tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
+    crate::audit!(user = account.name, "`{}` made schedule {id}", account.name);
+    Ok(created(view(state, &visible(state, account, &id.to_string()).await?)))
+}
+
+#[get("/schedules/<schedule>")]
+pub(super) async fn get(user: User, schedule: &str, state: &State<Arc<ApiState>>) -> Answer<Json<ScheduleView>> {
+    Ok(Json(view(state, &visible(state, &user.account, schedule).await?)))
+}
+
+#[delete("/schedules/<schedule>")]
+pub(super) async fn delete(consumer: Consumer, schedule: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
+    let id = visible(state, &consumer.0, schedule).await?.id;
+    state.commit(Transition::DeleteSchedule { schedule: id }).await?;
+    tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
+    crate::audit!(user = consumer.0.name, "`{}` deleted schedule {id}", consumer.0.name);
+    Ok(NoContent)
+}
+
+async fn set_paused(state: &ApiState, account: &Account, schedule: &str, paused: bool) -> Answer<Json<ScheduleView>> {
+    let id = visible(state, account, schedule).await?.id;
+    let at = state.clock.now();
+    state.commit(Transition::PauseSchedule { schedule: id, paused, at }).await?;
+    tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
+    Ok(Json(view(state, &visible(state, account, schedule).await?)))
+}
+
+#[post("/schedules/<schedule>/pause")]
+pub(super) async fn pause(
+    consumer: Consumer,
+    schedule: &str,
+    state: &State<Arc<ApiState>>,
+) -> Answer<Json<ScheduleView>> {
+    set_paused(state, &consumer.0, schedule, true).await
+}
+
+#[post("/schedules/<schedule>/resume")]
+pub(super) async fn resume(
+    consumer: Consumer,
+    schedule: &str,
+    state: &State<Arc<ApiState>>,
+) -> Answer<Json<ScheduleView>> {
+    set_paused(state, &consumer.0, schedule, false).await
+}
+
+/// Launches now. It counts as no launch of an instant: the ones that are due are neither used up nor passed over by it.
+#[post("/schedules/<schedule>/trigger")]
+pub(super) async fn trigger(
+    consumer: Consumer,
+    schedule: &str,
+    state: &State<Arc<ApiState>>,
+) -> Answer<With<Json<Submitted>>> {
+    let record = visible(state, &consumer.0, schedule).await?;
+    let prepared = Prepared { spec: record.spec, image: record.image, input_bytes: record.input_bytes };
+    let submitted = submit(state, &consumer.0, record.group, prepared, None).await?;
+    let (by, id, job) = (&consumer.0.name, record.id, submitted.job);
+    crate::audit!(user = by, job.id = %job, "`{by}` triggered schedule {id}: job {job}");
+    Ok(created(submitted))
+}

@@ -1,0 +1,249 @@
+//! Bytes in and out: bridges between async bodies and code that blocks, bounded in both directions.
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, Stream};
+use rocket::data::{Data, ToByteUnit};
+use rocket::http::{ContentType, Status};
+use rocket::request::Request;
+use rocket::response::{Responder, Response, Result as Responded};
+use swarm_protocol::Digest;
+use swarm_protocol::problem::Problem;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, ReadBuf};
+use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
+
+use super::ApiState;
+use super::problem::{Answer, Failure, cut_short, internal, too_large, unavailable};
+use crate::blobs::{BlobInfo, BlobRead, BlobStore};
+use crate::blocking;
+
+/// The longest pause within an upload.
+pub(crate) const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+/// What is still read of a refused upload, so that its sender comes to read the answer.
+pub(crate) const DRAIN_BYTES_MAX: u64 = 16 << 20;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+const CHUNK_BYTES: usize = 64 << 10;
+const DOWNLOAD_CHUNK_BYTES: usize = 256 << 10;
+/// Chunks between the network and the disk.
+const CHUNKS_WAITING: usize = 16;
+
+/// A body as code that blocks reads it.
+pub(crate) struct Pipe {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.current.len());
+        buffer[..count].copy_from_slice(&self.current.split_to(count));
+        Ok(count)
+    }
+}
+
+/// Feeds a body of at most `bytes_max` to `consume`, which may block.
+pub(crate) async fn receive<T: Send + 'static>(
+    state: &ApiState,
+    data: Data<'_>,
+    bytes_max: u64,
+    consume: impl FnOnce(Pipe) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    let permit = Arc::clone(&state.uploads).acquire_owned().await.map_err(|_| crate::messages::Stopping)?;
+    let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
+    let work = tokio::spawn(blocking::run(move || {
+        let _held = permit;
+        consume(Pipe { chunks, current: Bytes::new() })
+    }));
+    let mut body = data.open((bytes_max + DRAIN_BYTES_MAX).bytes());
+    tokio::select! {
+        () = pump(&mut body, bytes_max, sender) => {}
+        // The pump's sender is dropped; the consumer sees an end, and its answer no longer matters.
+        () = state.stop().cancelled() => return Err(unavailable("the core is stopping")),
+    }
+    let answer = work.await.map_err(|error| internal(&error))?;
+    if answer.is_err() {
+        drain(&mut body).await;
+    }
+    answer
+}
+
+async fn pump(body: &mut (impl AsyncRead + Unpin), bytes_max: u64, sender: mpsc::Sender<io::Result<Bytes>>) {
+    let (mut buffer, mut left) = (BytesMut::new(), bytes_max);
+    loop {
+        buffer.reserve(CHUNK_BYTES);
+        let chunk = match tokio::time::timeout(CHUNK_TIMEOUT, body.read_buf(&mut buffer)).await {
+            Ok(Ok(0)) => return,
+            Ok(Ok(_)) => Ok(buffer.split().freeze()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no bytes came for a minute")),
+        };
+        let chunk = chunk.and_then(|bytes| match left.checked_sub(bytes.len() as u64) {
+            Some(rest) => {
+                left = rest;
+                Ok(bytes)
+            }
+            None => Err(io::ErrorKind::FileTooLarge.into()),
+        });
+        let last = chunk.is_err();
+        // Refused when the consumer has given up.
+        if sender.send(chunk).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Reads on for a moment.
+pub(crate) async fn drain(body: &mut (impl AsyncRead + Unpin)) {
+    let mut rest = body.take(DRAIN_BYTES_MAX);
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+}
+
+/// Stores a body as a blob.
+pub(crate) async fn receive_blob(
+    state: &ApiState,
+    data: Data<'_>,
+    bytes_max: u64,
+    expected: Option<Digest>,
+) -> Answer<BlobInfo> {
+    let blobs = Arc::clone(&state.blobs);
+    receive(state, data, bytes_max, move |mut pipe| {
+        let mut upload = blobs.begin(bytes_max)?;
+        let mut buffer = vec![0; CHUNK_BYTES];
+        loop {
+            let count = match pipe.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                    return Err(too_large("the upload", bytes_max));
+                }
+                Err(_) => return Err(cut_short()),
+            };
+            upload.write_all(&buffer[..count]).map_err(|error| match error.kind() {
+                io::ErrorKind::FileTooLarge => too_large("the upload", bytes_max),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => unavailable("the core's disk is full"),
+                _ => internal(&error),
+            })?;
+        }
+        Ok(upload.finish(expected)?)
+    })
+    .await
+}
+
+/// A blob as an answer, from some byte on.
+pub(crate) struct Download {
+    blob: Box<dyn BlobRead>,
+    digest: Digest,
+    size_bytes: u64,
+    from: Option<u64>,
+}
+
+/// Opens a stored blob for an answer; `range` is the Range header, of which `bytes=N-` is understood.
+pub(crate) async fn send_blob(state: &ApiState, digest: Digest, range: Option<&str>) -> Answer<Download> {
+    let wanted = range.and_then(range_start);
+    let blobs: Arc<dyn BlobStore> = Arc::clone(&state.blobs);
+    blocking::run(move || {
+        let mut blob = blobs.open(&digest)?;
+        let size_bytes = blob.size_bytes();
+        if let Some(from) = wanted {
+            if from >= size_bytes {
+                let detail = format!("the blob has {size_bytes} bytes; there is nothing from byte {from} on");
+                return Err(Failure::from(Problem::new(416, "out-of-range", "Nothing in this range", detail)));
+            }
+            blob.seek(SeekFrom::Start(from)).map_err(|error| internal(&error))?;
+        }
+        Ok(Download { blob, digest, size_bytes, from: wanted })
+    })
+    .await
+}
+
+/// The start of `bytes=N-`. Anything else is ignored, as RFC 9110 §14.2 allows: the whole is sent then.
+fn range_start(range: &str) -> Option<u64> {
+    range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+}
+
+impl<'r> Responder<'r, 'static> for Download {
+    fn respond_to(self, _: &'r Request<'_>) -> Responded<'static> {
+        let from = self.from.unwrap_or(0);
+        let length = self.size_bytes - from;
+        let mut answer = bytes_answer();
+        answer
+            .raw_header("ETag", format!("\"{}\"", self.digest))
+            .raw_header("Accept-Ranges", "bytes")
+            .raw_header("Content-Disposition", "attachment");
+        if self.from.is_some() {
+            let range = format!("bytes {from}-{}/{}", self.size_bytes - 1, self.size_bytes);
+            answer.status(Status::PartialContent).raw_header("Content-Range", range);
+        }
+        let length = usize::try_from(length).map_err(|_| Status::InternalServerError)?;
+        let body = Unseekable(StreamReader::new(Box::pin(chunks(self.blob))));
+        answer.sized_body(length, body).max_chunk_size(CHUNK_BYTES).ok()
+    }
+}
+
+/// An answer whose bytes no browser may take for anything else.
+pub(crate) fn bytes_answer() -> rocket::response::Builder<'static> {
+    let mut answer = Response::build();
+    answer
+        .header(ContentType::Binary)
+        .raw_header("X-Content-Type-Options", "nosniff")
+        .raw_header("Cache-Control", "no-store");
+    answer
+}
+
+/// Reads piece by piece; no thread is held while the client takes its time.
+fn chunks(blob: Box<dyn BlobRead>) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    stream::try_unfold(blob, |mut blob| {
+        blocking::run(move || {
+            let mut buffer = vec![0; DOWNLOAD_CHUNK_BYTES];
+            let count = blob.read(&mut buffer)?;
+            buffer.truncate(count);
+            Ok((count > 0).then(|| (Bytes::from(buffer), blob)))
+        })
+    })
+}
+
+/// A body of known length for which Rocket asks seeking, though it never seeks.
+struct Unseekable<R>(R);
+
+impl<R: AsyncRead + Unpin> AsyncRead for Unseekable<R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl<R: Unpin> AsyncSeek for Unseekable<R> {
+    fn start_seek(self: Pin<&mut Self>, _: SeekFrom) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::range_start;
+
+    #[test]
+    fn one_form_of_range_is_understood() {
+        assert_eq!(range_start("bytes=0-"), Some(0));
+        assert_eq!(range_start("bytes=17-"), Some(17));
+        for other in ["bytes=-5", "bytes=1-2", "bytes=1-,3-", "lines=1-", "bytes=99999999999999999999-", "", "bytes=-"]
+        {
+            assert_eq!(range_start(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Accounts.
+
+use std::sync::Arc;
+
+use rocket::serde::json::Json;
+use rocket::{State, get, post};
+use swarm_protocol::api::{Page, UserRequest, UserView};
+
+use super::ApiState;
+use super::guards::{Admin, Body, With, created};
+use super::problem::Answer;
+use crate::identity::Account;
+
+fn view(account: &Account) -> UserView {
+    UserView {
+        id: account.id,
+        user: account.name.clone(),
+        group: account.group_name.clone(),
+        role: account.role,
+        created_at: account.created_at,
+    }
+}
+
+#[get("/users")]
+pub(super) fn list(_admin: Admin, state: &State<Arc<ApiState>>) -> Json<Page<UserView>> {
+    let items = state.identity.accounts().iter().map(|account| view(account)).collect();
+    Json(Page { items, next: None })
+}
+
+#[post("/users", data = "<body>")]
+pub(super) async fn create(
+    admin: Admin,
+    body: Body<UserRequest>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<With<Json<UserView>>> {
+    let account = state.identity.create_user(body.value).await?;
+    let (by, name) = (&admin.0.name, &account.name);
+    crate::audit!(user = by, "`{by}` made the account `{name}` with the role {}", account.role.as_str());
+    Ok(created(view(&account)))
+}

@@ -1,0 +1,79 @@
+//! What a worker may fetch and send: only for attempts that are its own at this moment.
+
+use std::sync::Arc;
+
+use rocket::data::Data;
+use rocket::serde::json::Json;
+use rocket::{State, get, post};
+use swarm_protocol::api::FileView;
+use swarm_protocol::{AttemptId, Digest, WorkerId};
+
+use super::ApiState;
+use super::guards::{Headers, With, Worker, created, param};
+use super::problem::{Answer, not_found};
+use super::transfer::{Download, receive_blob, send_blob};
+use crate::store::{JobRecord, LivePhase, LiveTask};
+
+fn attempt(job: &str, task: &str, attempt: &str) -> Answer<AttemptId> {
+    Ok(AttemptId { job: param("job", job)?, task: param("task", task)?, attempt: param("attempt", attempt)? })
+}
+
+/// Whether the live row says that this attempt is on that worker now.
+fn is_held(live: &LiveTask, attempt: AttemptId, by: WorkerId) -> bool {
+    let on = match live.phase {
+        LivePhase::Waiting { .. } => None,
+        LivePhase::Assigned { worker, .. } | LivePhase::Started { worker, .. } => Some(worker),
+    };
+    live.attempt == attempt.attempt && on == Some(by)
+}
+
+/// Whether the job's tasks need this blob.
+fn names_blob(job: &JobRecord, digest: &Digest) -> bool {
+    let image = &job.image;
+    image.config == *digest
+        || image.layers.iter().any(|layer| layer.digest == *digest)
+        || job.spec.inputs.iter().any(|input| input.digest == *digest)
+}
+
+/// Refuses any attempt that is not this worker's, in one way for all reasons.
+async fn held(state: &ApiState, worker: &Worker, attempt: AttemptId) -> Answer<()> {
+    let live = state.read(move |store| store.live_task(attempt.task_id())).await?;
+    let held = live.is_some_and(|live| is_held(&live, attempt, worker.0.id));
+    if held { Ok(()) } else { Err(not_found("attempt", attempt)) }
+}
+
+#[get("/link/attempts/<job>/<task>/<attempt_no>/blobs/<digest>")]
+pub(super) async fn blob(
+    worker: Worker,
+    job: &str,
+    task: &str,
+    attempt_no: &str,
+    digest: &str,
+    headers: Headers,
+    state: &State<Arc<ApiState>>,
+) -> Answer<Download> {
+    let id = attempt(job, task, attempt_no)?;
+    let digest: Digest = param("digest", digest)?;
+    held(state, &worker, id).await?;
+    let job = state.read(move |store| store.job(id.job)).await?;
+    if !job.is_some_and(|job| names_blob(&job, &digest)) {
+        return Err(not_found("blob", format!("{digest} in attempt {id}")));
+    }
+    send_blob(state, digest, headers.range.as_deref()).await
+}
+
+#[post("/link/attempts/<job>/<task>/<attempt_no>/outputs", data = "<data>")]
+pub(super) async fn output(
+    worker: Worker,
+    job: &str,
+    task: &str,
+    attempt_no: &str,
+    headers: Headers,
+    data: Data<'_>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<With<Json<FileView>>> {
+    let id = attempt(job, task, attempt_no)?;
+    held(state, &worker, id).await?;
+    let info = receive_blob(state, data, state.config.limits.output_bytes, headers.expected?).await?;
+    Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
+}
