@@ -17,6 +17,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long output is still read after the command itself has ended; a process it left behind may hold the pipe.
 const DRAIN: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(50);
+/// How long a short command may take.
+const SHORT: Duration = Duration::from_secs(120);
 
 /// Set by Ctrl-C and its like. Everything that waits looks at it, so guards run and nothing is left behind.
 #[derive(Debug, Clone)]
@@ -82,9 +84,10 @@ pub(crate) fn stream(
     let (sender, lines) = sync_channel(1024);
     pump(child.stdout.take(), false, sender.clone());
     pump(child.stderr.take(), true, sender);
-    let ending = follow(&mut child, &lines, deadline, stop, read);
+    let mut take = |line: &Line| show(line, read);
+    let ending = follow(&mut child, &lines, deadline, stop, &mut take);
     if !matches!(ending, Ok(Ending::Exit(_))) {
-        end_group(&mut child, &lines, read);
+        end_group(&mut child, &lines, &mut take);
     }
     ending.with_context(|| format!("waiting for {program}"))
 }
@@ -110,11 +113,11 @@ fn follow(
     lines: &Receiver<Line>,
     deadline: Instant,
     stop: &Stop,
-    read: &mut dyn FnMut(&str),
+    take: &mut dyn FnMut(&Line),
 ) -> Result<Ending> {
     loop {
         if let Some(status) = child.try_wait()? {
-            drain(lines, Instant::now() + DRAIN, read);
+            drain(lines, Instant::now() + DRAIN, take);
             return Ok(Ending::Exit(status));
         }
         if stop.asked() {
@@ -124,7 +127,7 @@ fn follow(
             return Ok(Ending::TimedOut);
         }
         match lines.recv_timeout(POLL) {
-            Ok(line) => show(&line, read),
+            Ok(line) => take(&line),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
         }
@@ -132,9 +135,13 @@ fn follow(
 }
 
 /// Passes on what is still in the pipes, until they are closed or `until`.
-fn drain(lines: &Receiver<Line>, until: Instant, read: &mut dyn FnMut(&str)) {
+fn drain(lines: &Receiver<Line>, until: Instant, take: &mut dyn FnMut(&Line)) {
     while let Ok(line) = lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-        show(&line, read);
+        take(&line);
+        // Whoever floods the pipe must not keep us here.
+        if Instant::now() >= until {
+            return;
+        }
     }
 }
 
@@ -149,32 +156,59 @@ fn show(line: &Line, read: &mut dyn FnMut(&str)) {
 }
 
 /// SIGTERM, a while, SIGKILL, for the whole group.
-fn end_group(child: &mut Child, lines: &Receiver<Line>, read: &mut dyn FnMut(&str)) {
+fn end_group(child: &mut Child, lines: &Receiver<Line>, take: &mut dyn FnMut(&Line)) {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
     // An error means that the group is gone already, which is what is wanted.
     let _ = kill_process_group(group, Signal::TERM);
     let deadline = Instant::now() + GRACE;
     while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
-        drain(lines, Instant::now() + POLL, read);
+        drain(lines, Instant::now() + POLL, take);
     }
     let _ = kill_process_group(group, Signal::KILL);
     let _ = child.wait();
-    drain(lines, Instant::now() + DRAIN, read);
+    drain(lines, Instant::now() + DRAIN, take);
 }
 
-/// Runs a short command and gives what it printed.
+/// Runs a short command and gives what it printed on standard output.
 ///
 /// # Errors
-/// When it cannot be started or fails; the error has what it said.
+/// When it cannot be started, fails, or takes longer than two minutes; the error has what it said.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
+    output_until(command, Instant::now() + SHORT)
+}
+
+/// As [`output`], with another deadline.
+pub(crate) fn output_until(command: &mut Command, deadline: Instant) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     // In a group of its own too, so that a second Ctrl-C does not end what cleans up.
-    let output =
-        command.stdin(Stdio::null()).process_group(0).output().with_context(|| format!("starting {program}"))?;
-    if !output.status.success() {
-        bail!("{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
+    let (sender, lines) = sync_channel(1024);
+    pump(child.stdout.take(), false, sender.clone());
+    pump(child.stderr.take(), true, sender);
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut take = |line: &Line| if line.is_error { &mut err } else { &mut out }.extend_from_slice(&line.bytes);
+    drain(&lines, deadline, &mut take);
+    let ended = await_exit(&mut child, deadline)?;
+    let Some(status) = ended else {
+        end_group(&mut child, &lines, &mut take);
+        bail!("{program}: out of time, killed: {}", String::from_utf8_lossy(&err).trim());
+    };
+    if !status.success() {
+        bail!("{program}: {status}: {}", String::from_utf8_lossy(&err).trim());
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// How it ended; nothing when the deadline came first.
+fn await_exit(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || Instant::now() >= deadline {
+            return Ok(ended);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 #[cfg(test)]
@@ -245,5 +279,13 @@ mod tests {
     fn a_failed_command_says_why() {
         let error = output(&mut shell("echo because >&2; exit 1")).unwrap_err();
         assert!(error.to_string().contains("because"), "{error}");
+    }
+
+    #[test]
+    fn a_short_command_that_hangs_is_killed() {
+        let mut command = shell("echo begun >&2; exec sleep 1000");
+        let error = output_until(&mut command, Instant::now() + Duration::from_millis(500)).unwrap_err();
+        assert!(error.to_string().ends_with("killed: begun"), "{error}");
+        assert_eq!(output(&mut shell("printf 'a\\nb'; echo c >&2")).unwrap(), "a\nb");
     }
 }

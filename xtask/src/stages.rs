@@ -149,7 +149,7 @@ impl Runner {
         let host = run::output(Command::new("rustc").arg("-vV"))?;
         let host = host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
         let words = ["metadata", "--locked", "--format-version=1", "--filter-platform", host];
-        let mut problems = rules.judge(&run::output(cargo(&self.root).args(words))?)?;
+        let mut problems = rules.judge(&run::output_until(cargo(&self.root).args(words), deadline)?)?;
         let is_there = || run::output(cargo(&self.root).args(["deny", "--version"])).is_ok();
         if self.tier == Tier::Full && !is_there() {
             problems.extend(self.cargo_stage(&["install", "--locked", "cargo-deny"], &[], deadline)?.problems);
