@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::context::Ctx;
 use crate::durable;
 use crate::hub::{Control, Stop};
-use crate::runtime::{ContainerId, OurContainer, RuntimeError};
+use crate::runtime::{OurContainer, RuntimeError};
 use crate::spool::{Entry, StartMark};
 
 /// Where an attempt is taken up.
@@ -285,30 +285,34 @@ impl Attempt {
 
     /// Removes container and volumes. What cannot be removed now is left to the sweep.
     async fn clear_engine(&self) {
-        clear(&self.ctx, &self.name, prepare::directories(&self.order).len()).await;
+        let gone = report_leftover(&self.name, self.remove_container().await);
+        for n in 0..prepare::directories(&self.order).len() {
+            let volume = prepare::volume_name(&self.name, n);
+            report_leftover(&volume, self.ctx.runtime.remove_volume(&volume).await);
+        }
+        if gone {
+            self.ctx.watch.remove(&self.name);
+        }
     }
-}
 
-/// Removes a container and its `volumes` volumes, whichever of them exist.
-pub(crate) async fn clear(ctx: &Ctx, name: &str, volumes: usize) {
-    let removed = ctx.runtime.remove(&ContainerId(name.to_owned()), true).await;
-    let gone = report_leftover(name, removed);
-    for n in 0..volumes {
-        let volume = prepare::volume_name(name, n);
-        report_leftover(&volume, ctx.runtime.remove_volume(&volume).await);
-    }
-    if gone {
-        ctx.watch.remove(name);
+    /// Removes whatever container was made for this attempt, by this or an earlier start of the worker.
+    async fn remove_container(&self) -> Result<(), RuntimeError> {
+        for container in self.ctx.runtime.list_ours(&self.ctx.attempt_filter(self.id)).await? {
+            match self.ctx.runtime.remove(&container.id, true).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
 fn report_leftover(name: &str, removed: Result<(), RuntimeError>) -> bool {
     match removed {
-        Ok(()) => true,
-        Err(error) if error.is_not_found() => true,
-        Err(error) => {
+        Err(error) if !error.is_not_found() => {
             tracing::warn!(name, %error, "something of an attempt cannot be removed yet");
             false
         }
+        _ => true,
     }
 }

@@ -65,11 +65,17 @@ impl Ctx {
 
     /// The labels of everything made for an attempt.
     pub(crate) fn labels(&self, attempt: AttemptId) -> Labels {
+        let mut labels = self.attempt_filter(attempt);
+        labels.insert(BOOT.into(), self.boot.to_string());
+        labels
+    }
+
+    /// The labels that find everything made for an attempt, whichever boot of the worker made it.
+    pub(crate) fn attempt_filter(&self, attempt: AttemptId) -> Labels {
         let mut labels = ours(self.swarm(), self.identity.worker);
         labels.insert(JOB.into(), attempt.job.to_string());
         labels.insert(TASK.into(), attempt.task.to_string());
         labels.insert(ATTEMPT.into(), attempt.attempt.to_string());
-        labels.insert(BOOT.into(), self.boot.to_string());
         labels
     }
 }

@@ -11,7 +11,7 @@ use swarm_protocol::link::HeldPhase;
 use crate::attempt::{self, Stage};
 use crate::context::{Ctx, attempt_of, ours};
 use crate::durable;
-use crate::runtime::{ContainerId, ContainerPhase, OurContainer, RuntimeError};
+use crate::runtime::{ContainerPhase, OurContainer, RuntimeError};
 use crate::spool::{Found, StartMark};
 use crate::transfer::Backoff;
 
@@ -112,6 +112,7 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
 /// afterwards cannot be of an attempt that was just taken in: nothing is made before the hub holds it.
 async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
     let filter = ours(ctx.swarm(), ctx.identity.worker);
+    let notes = ctx.watch.all()?;
     for container in ctx.runtime.list_ours(&filter).await? {
         if attempt_of(&container.labels).is_none_or(|attempt| !ctx.hub.is_held(attempt)) {
             tracing::warn!(name = container.name, "removing a container that belongs to no attempt of this worker");
@@ -123,10 +124,9 @@ async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
             forgive_absence(ctx.runtime.remove_volume(&volume.name).await)?;
         }
     }
-    let notes = ctx.watch.all()?;
     let held: HashSet<String> = ctx.hub.report().into_iter().map(|held| ctx.container_name(held.attempt)).collect();
     for note in notes.into_iter().filter(|note| !held.contains(&note.name)) {
-        forgive_absence(ctx.runtime.remove(&ContainerId(note.name.clone()), true).await)?;
+        // Its container, if there was one, is gone by the first loop.
         ctx.watch.remove(&note.name);
     }
     Ok(())
@@ -141,7 +141,7 @@ mod tests {
     use swarm_protocol::Outcome;
 
     use super::*;
-    use crate::runtime::Labels;
+    use crate::runtime::{ContainerId, Labels};
     use crate::testing;
 
     fn container(phase: ContainerPhase) -> OurContainer {

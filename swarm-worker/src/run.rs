@@ -183,25 +183,4 @@ impl CoreTasks {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_configured_comes_from_the_engine() {
-        let engine = EngineFacts {
-            cpus: 4,
-            memory_bytes: 1000,
-            engine_version: "20.10".into(),
-            api_version: "1.41".into(),
-            storage_driver: "overlay2".into(),
-            os: "linux".into(),
-            arch: "x86_64".into(),
-            image_id_is_config_digest: true,
-        };
-        let plain = facts(&WorkerConfig::default(), &engine);
-        assert_eq!((plain.cpu_millis, plain.memory_bytes, plain.slots, plain.arch.as_str()), (4000, 800, 4, "amd64"));
-        let config = WorkerConfig { slots: Some(9), cpu_millis: Some(500), ..WorkerConfig::default() };
-        let given = facts(&config, &engine);
-        assert_eq!((given.cpu_millis, given.slots), (500, 9));
-    }
-}
+mod tests;

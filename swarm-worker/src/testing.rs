@@ -1,7 +1,15 @@
 //! What tests of this crate share.
 
+mod core;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use swarm_protocol::link::{FinalReport, ImageOrder, InputOrder, TaskOrder};
 use swarm_protocol::{AttemptId, Digest, GroupId, JobId, Outcome};
+
+pub(crate) use self::core::ScriptedCore;
+use crate::lease::{BootClock, Clock};
 
 /// A plain order for the image whose config blob is `config`.
 pub(crate) fn order(job: u64, config: &[u8]) -> TaskOrder {
@@ -45,5 +53,24 @@ pub(crate) fn report(attempt: AttemptId, outcome: Outcome, log_bytes: u64) -> Fi
         log_digest: Digest::of(b""),
         log_cut_bytes: 0,
         outputs: Vec::new(),
+    }
+}
+
+/// The config blob of the image that tests run.
+pub(crate) const CONFIG: &[u8] = br#"{"config":{}}"#;
+
+/// CLOCK_BOOTTIME, moved forward by hand.
+#[derive(Debug, Default)]
+pub(crate) struct MovedClock(AtomicU64);
+
+impl MovedClock {
+    pub(crate) fn forward(&self, duration: Duration) {
+        self.0.fetch_add(duration.as_nanos() as u64, Ordering::SeqCst);
+    }
+}
+
+impl Clock for MovedClock {
+    fn now_ns(&self) -> u64 {
+        BootClock.now_ns() + self.0.load(Ordering::SeqCst)
     }
 }

@@ -74,8 +74,7 @@ impl Attempt {
         match self.ctx.runtime.create(&spec).await {
             // The name is ours, so what has it is a leftover of ours that was never started.
             Err(RuntimeError::Conflict { .. }) => {
-                let leftover = ContainerId(self.name.clone());
-                self.ctx.runtime.remove(&leftover, true).await.map_err(|error| engine_end(&error))?;
+                self.remove_container().await.map_err(|error| engine_end(&error))?;
                 self.ctx.runtime.create(&spec).await
             }
             created => created,

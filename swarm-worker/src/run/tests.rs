@@ -1,0 +1,352 @@
+//! Whole workers against a scripted core and an engine in memory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use swarm_protocol::link::{HeldPhase, TaskOrder, ToCore, ToWorker};
+use swarm_protocol::logs::{LogDecoder, LogStream};
+use swarm_protocol::{AttemptId, Digest, LossReason, Outcome};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan, Script};
+use crate::runtime::{Labels, RuntimeError};
+use crate::testing::{self, CONFIG, MovedClock, ScriptedCore};
+
+struct Bench {
+    core: ScriptedCore,
+    engine: FakeRuntime,
+    clock: Arc<MovedClock>,
+    data: tempfile::TempDir,
+    stop: CancellationToken,
+    worker: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Bench {
+    async fn start(program: impl Fn() -> Script + Send + Sync + 'static) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let core = ScriptedCore::start().await;
+        let engine = FakeRuntime::new();
+        engine.program(move |_| program());
+        engine.add_image(Digest::of(CONFIG), Vec::new());
+        let (clock, data) = (Arc::new(MovedClock::default()), tempfile::tempdir().unwrap());
+        let stop = CancellationToken::new();
+        let worker = spawn(&core, &engine, &clock, data.path(), stop.clone());
+        Self { core, engine, clock, data, stop, worker }
+    }
+
+    /// Drops the worker as a kill would: nothing is said and nothing cleaned up.
+    async fn kill(&mut self) {
+        self.worker.abort();
+        let _ = (&mut self.worker).await;
+    }
+
+    fn restart(&mut self) {
+        self.stop = CancellationToken::new();
+        self.worker = spawn(&self.core, &self.engine, &self.clock, self.data.path(), self.stop.clone());
+    }
+
+    async fn run(&self, order: &TaskOrder) -> swarm_protocol::link::FinalReport {
+        self.core.assign(order).await;
+        self.core.finished(order.attempt).await
+    }
+
+    async fn outcome(&self, order: &TaskOrder) -> Outcome {
+        self.run(order).await.outcome
+    }
+
+    async fn started(&self, attempt: AttemptId) {
+        self.core.frame("a start", |frame| matches!(frame, ToCore::Started { attempt: a, .. } if *a == attempt)).await;
+    }
+
+    /// Waits until nothing of any attempt is left on disk or engine.
+    async fn until_clean(&self) {
+        let spool = self.data.path().join("spool");
+        let notes = self.data.path().join("watchdog/containers");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let files = [&spool, &notes].map(|dir| std::fs::read_dir(dir).unwrap().count());
+            let containers = self.engine.list_ours(&all()).await.unwrap().len();
+            let volumes = self.engine.list_our_volumes(&all()).await.unwrap().len();
+            if (files, containers, volumes) == ([0, 0], 0, 0) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "left: {files:?} {containers} {volumes}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn end(mut self) {
+        self.stop.cancel();
+        (&mut self.worker).await.unwrap().unwrap();
+    }
+}
+
+fn spawn(
+    core: &ScriptedCore,
+    engine: &FakeRuntime,
+    clock: &Arc<MovedClock>,
+    data: &Path,
+    stop: CancellationToken,
+) -> JoinHandle<anyhow::Result<()>> {
+    let config = WorkerConfig {
+        core: format!("http://{}", core.address).parse().unwrap(),
+        data: data.to_owned(),
+        name: "w".into(),
+        join_token: Some("token".to_owned().into()),
+        slots: Some(2),
+        watchdog: None,
+        ..WorkerConfig::default()
+    };
+    tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, clock.clone()))
+}
+
+fn all() -> Labels {
+    Labels::from([("io.swarm-sync.worker".to_owned(), "3".to_owned())])
+}
+
+fn order(job: u64) -> TaskOrder {
+    testing::order(job, CONFIG)
+}
+
+fn text(log: &[u8]) -> String {
+    let (mut decoder, mut text) = (LogDecoder::default(), String::new());
+    decoder.push(log);
+    while let Some(record) = decoder.next_record().unwrap() {
+        if record.stream != LogStream::Cut {
+            text.push_str(&String::from_utf8_lossy(&record.bytes));
+        }
+    }
+    assert!(decoder.is_empty());
+    text
+}
+
+#[tokio::test]
+async fn a_job_runs_and_leaves_nothing_but_its_record() {
+    let bench = Bench::start(|| Script::new().out("hello\n").err("there\n").write("/out/r", "42")).await;
+    let mut order = order(1);
+    order.inputs = vec![testing::input("/in/a", b"data")];
+    order.outputs = vec!["/out/r".into()];
+    bench.core.seen().blobs.insert(Digest::of(b"data"), (&b"data"[..]).into());
+    let report = bench.run(&order).await;
+    assert_eq!(report.outcome, Outcome::Succeeded);
+    assert!(report.started_at_us.is_some() && report.finished_at_us.is_some() && report.ran_ms.is_some());
+    assert_eq!((report.outputs[0].digest, report.outputs[0].size_bytes), (Digest::of(b"42"), 2));
+    assert_eq!(bench.core.seen().uploads[&Digest::of(b"42")], &b"42"[..]);
+    assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "hello\nthere\n");
+    bench.until_clean().await;
+    let seen_before = bench.core.seen().heartbeats;
+    bench.core.until("more heartbeats", |seen| (seen.heartbeats > seen_before + 1).then_some(())).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn each_way_to_end_is_told_apart() {
+    let bench = Bench::start(|| Script::new().exit(3)).await;
+    assert_eq!(bench.outcome(&order(1)).await, Outcome::Failed { exit_code: 3 });
+    bench.engine.program(|_| Script::new().out_of_memory());
+    assert_eq!(bench.outcome(&order(2)).await, Outcome::OutOfMemory { exit_code: 137 });
+    bench.engine.program(|_| Script::refused("no such command"));
+    assert!(
+        matches!(bench.outcome(&order(3)).await, Outcome::Refused { reason } if reason.contains("no such command"))
+    );
+    bench.engine.program(|_| Script::new().forever());
+    let timed = TaskOrder { timeout_ms: Some(100), grace_ms: 50, ..order(4) };
+    assert_eq!(bench.outcome(&timed).await, Outcome::TimedOut);
+    bench.engine.program(|_| Script::new());
+    let absent = TaskOrder { outputs: vec!["/out/none".into()], ..order(5) };
+    assert!(matches!(bench.outcome(&absent).await, Outcome::OutputMissing { reason } if reason.contains("/out/none")));
+    let root = TaskOrder { user: Some("0:0".into()), ..order(6) };
+    assert!(matches!(bench.outcome(&root).await, Outcome::Refused { reason } if reason.contains("as root")));
+    let allowed = TaskOrder { user: Some("0:0".into()), allow_root: true, ..order(7) };
+    assert_eq!(bench.outcome(&allowed).await, Outcome::Succeeded);
+    let fault = RuntimeError::Engine { call: "create", message: "disk full".into() };
+    bench.engine.plan(FaultPlan::new().on(Call::Create, 1, Effect::Fail(fault)));
+    let lost = bench.outcome(&order(8)).await;
+    assert!(
+        matches!(&lost, Outcome::Lost { reason: LossReason::Engine, detail } if detail.contains("disk full")),
+        "{lost:?}"
+    );
+    let missing = TaskOrder { inputs: vec![testing::input("/in/a", b"absent")], ..order(9) };
+    assert!(matches!(bench.outcome(&missing).await, Outcome::Lost { reason: LossReason::Transfer, .. }));
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_cancel_ends_even_what_ignores_signals() {
+    let bench = Bench::start(|| Script::new().forever().ignoring_signals()).await;
+    let (first, second) = (order(1), order(2));
+    bench.core.assign(&first).await;
+    bench.started(first.attempt).await;
+    bench.core.tell(ToWorker::Cancel { attempt: first.attempt, grace_ms: 50 }).await;
+    assert_eq!(bench.core.finished(first.attempt).await.outcome, Outcome::Cancelled);
+    bench.core.assign(&second).await;
+    bench.started(second.attempt).await;
+    bench.core.tell(ToWorker::Abandon { attempt: second.attempt }).await;
+    bench.until_clean().await;
+    assert!(!bench.core.seen().finished.contains_key(&second.attempt), "what was given up is not reported");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_nobody_renews_ends_the_container() {
+    let bench = Bench::start(|| Script::new().forever()).await;
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    // Either channel alone keeps it alive.
+    for (link, heartbeats) in [(false, true), (true, false)] {
+        (bench.core.seen().answers_link, bench.core.seen().answers_heartbeats) = (link, heartbeats);
+        for _ in 0..4 {
+            bench.clock.forward(Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+    }
+    assert!(bench.core.seen().finished.is_empty(), "renewed leases do not end");
+    (bench.core.seen().answers_link, bench.core.seen().answers_heartbeats) = (false, false);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    bench.clock.forward(Duration::from_secs(28));
+    let report = bench.core.finished(order(1).attempt).await;
+    assert!(matches!(report.outcome, Outcome::Lost { reason: LossReason::LeaseExpired, .. }));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_log_is_exact_across_a_break_in_its_middle() {
+    let line = "0123456789abcdef".repeat(1000) + "\n";
+    let written = line.clone();
+    let bench = Bench::start(move || (0..100).fold(Script::new(), |script, _| script.out(written.clone()))).await;
+    bench.core.seen().cut_after = Some(300_000);
+    let order = TaskOrder { log_bytes_max: 64 << 20, ..order(1) };
+    let report = bench.run(&order).await;
+    assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Succeeded, 0));
+    assert_eq!(text(&bench.core.seen().logs[&order.attempt]), line.repeat(100));
+    assert_eq!(bench.core.seen().sessions, 2);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_report_is_repeated_until_it_is_stored() {
+    let bench = Bench::start(Script::new).await;
+    bench.core.seen().stores_finishes = false;
+    bench.run(&order(1)).await;
+    bench.core.seen().finished.clear();
+    bench.core.seen().stores_finishes = true;
+    bench.core.cut();
+    bench.core.finished(order(1).attempt).await;
+    let held = |frame: &ToCore| matches!(frame, ToCore::StateReport { attempts, .. } if attempts.iter().any(|held| held.phase == HeldPhase::Ended));
+    bench.core.frame("a report that names the ended attempt", held).await;
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_killed_worker_adopts_its_container() {
+    let mut bench =
+        Bench::start(|| Script::new().out("one\n").sleep(Duration::from_secs(2)).out("two\n").exit(5)).await;
+    let order = order(1);
+    bench.core.assign(&order).await;
+    bench.started(order.attempt).await;
+    bench.core.until("the first line", |seen| seen.logs.get(&order.attempt).map(drop)).await;
+    bench.kill().await;
+    bench.restart();
+    let report = bench.core.finished(order.attempt).await;
+    assert_eq!(report.outcome, Outcome::Failed { exit_code: 5 });
+    assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "one\ntwo\n");
+    assert_eq!(bench.engine.count(Call::Start), 1, "it ran once");
+    assert_eq!(bench.core.seen().joins, 1, "the key is kept");
+    assert!(report.ran_ms.is_some_and(|ran_ms| ran_ms >= 1900), "{:?}", report.ran_ms);
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_ended_while_no_worker_ran_is_collected() {
+    let mut bench = Bench::start(|| Script::new().sleep(Duration::from_millis(300)).write("/out/r", "7")).await;
+    let order = TaskOrder { outputs: vec!["/out/r".into()], ..order(1) };
+    bench.core.assign(&order).await;
+    bench.started(order.attempt).await;
+    bench.kill().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    bench.restart();
+    let report = bench.core.finished(order.attempt).await;
+    assert_eq!((report.outcome, report.outputs.len()), (Outcome::Succeeded, 1));
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_container_nobody_wants_any_more_is_removed_after_a_restart() {
+    let mut bench = Bench::start(|| Script::new().forever()).await;
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    bench.kill().await;
+    bench.core.seen().abandons = vec![order(1).attempt];
+    bench.restart();
+    bench.until_clean().await;
+    assert!(bench.core.seen().finished.is_empty());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn at_most_once_waits_for_its_commit_and_is_not_started_after_a_restart() {
+    let mut bench = Bench::start(Script::new).await;
+    bench.core.seen().commits_starts = false;
+    let careful = TaskOrder { at_most_once: true, ..order(1) };
+    bench.core.assign(&careful).await;
+    bench.core.frame("the question", |frame| matches!(frame, ToCore::MayStart { .. })).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bench.engine.count(Call::Start), 0, "not before the commit");
+    bench.kill().await;
+    bench.core.seen().commits_starts = true;
+    bench.restart();
+    let lost = bench.core.finished(careful.attempt).await.outcome;
+    assert!(matches!(lost, Outcome::Lost { reason: LossReason::WorkerRestarted, .. }));
+    assert_eq!(bench.engine.count(Call::Start), 0);
+    let again = TaskOrder { at_most_once: true, ..order(2) };
+    assert_eq!(bench.outcome(&again).await, Outcome::Succeeded);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn queued_orders_are_given_back_and_a_draining_worker_takes_none() {
+    let bench = Bench::start(|| Script::new().forever()).await;
+    for job in 1..=3 {
+        bench.core.assign(&order(job)).await;
+    }
+    bench.started(order(1).attempt).await;
+    bench.started(order(2).attempt).await;
+    let attempts = (1..=3).map(|job| order(job).attempt).collect();
+    bench.core.tell(ToWorker::Recall { attempts }).await;
+    let third = order(3).attempt;
+    bench.core.frame("the third back", |frame| *frame == ToCore::Recalled { attempts: vec![third] }).await;
+    bench.core.tell(ToWorker::Drain).await;
+    bench.core.assign(&order(4)).await;
+    let fourth = order(4).attempt;
+    let declined = |frame: &ToCore| matches!(frame, ToCore::Declined { attempt, .. } if *attempt == fourth);
+    bench.core.frame("a refusal", declined).await;
+    bench.core.tell(ToWorker::Resume).await;
+    bench.core.tell(ToWorker::Abandon { attempt: order(1).attempt }).await;
+    bench.core.assign(&order(5)).await;
+    bench.started(order(5).attempt).await;
+    bench.end().await;
+}
+
+#[test]
+fn what_is_not_configured_comes_from_the_engine() {
+    let engine = EngineFacts {
+        cpus: 4,
+        memory_bytes: 1000,
+        engine_version: "20.10".into(),
+        api_version: "1.41".into(),
+        storage_driver: "overlay2".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        image_id_is_config_digest: true,
+    };
+    let plain = facts(&WorkerConfig::default(), &engine);
+    assert_eq!((plain.cpu_millis, plain.memory_bytes, plain.slots, plain.arch.as_str()), (4000, 800, 4, "amd64"));
+    let config = WorkerConfig { slots: Some(9), cpu_millis: Some(500), ..WorkerConfig::default() };
+    let given = facts(&config, &engine);
+    assert_eq!((given.cpu_millis, given.slots), (500, 9));
+}
