@@ -11,6 +11,9 @@
 //! - **Restart.** A launch is committed first and settled (`MissLaunches`) afterwards. A core that stops in between finds
 //!   the instant unsettled, tries again, is told of the conflict, and settles it then.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;

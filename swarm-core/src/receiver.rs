@@ -144,3 +144,104 @@ pub(crate) fn runnable(job: JobId, new: &NewJob) -> Runnable {
         work: Work::Fresh(new.spec.tasks()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::Digest;
+    use swarm_protocol::spec::JobSpec;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::messages::LedgerEntry;
+    use crate::testing::{Memory, at, new_job};
+
+    struct Run {
+        inbox: mpsc::Sender<ReceiverMsg>,
+        scheduler: mpsc::Receiver<SchedulerMsg>,
+        hibernator: mpsc::Receiver<HibernatorMsg>,
+        harvester: mpsc::Receiver<HarvesterMsg>,
+    }
+
+    fn start(ledger: LedgerHandle) -> Run {
+        let (inbox, messages) = mpsc::channel(64);
+        let (to_scheduler, scheduler) = mpsc::channel(512);
+        let (to_hibernator, hibernator) = mpsc::channel(512);
+        let (to_harvester, harvester) = mpsc::channel(512);
+        let clock = Arc::new(ManualClock::new(at(0)));
+        let deps = Deps { ledger, scheduler: to_scheduler, hibernator: to_hibernator, harvester: to_harvester, clock };
+        tokio::spawn(run(messages, deps, Gauge::new("receiver", &inbox), CancellationToken::new()));
+        Run { inbox, scheduler, hibernator, harvester }
+    }
+
+    impl Run {
+        async fn submit(&self, new: NewJob) -> oneshot::Receiver<Verdict> {
+            let (reply, verdict) = oneshot::channel();
+            self.inbox.send(ReceiverMsg::Submit { new: Box::new(new), reply }).await.unwrap();
+            verdict
+        }
+
+        async fn cancel(&self, job: JobId) -> Verdict {
+            let (reply, verdict) = oneshot::channel();
+            self.inbox.send(ReceiverMsg::Cancel { job, reply }).await.unwrap();
+            verdict.await.unwrap()
+        }
+    }
+
+    fn submitted(job: u64, repeated: bool) -> Verdict {
+        Ok(Applied::Job { job: JobId(job), repeated })
+    }
+
+    #[tokio::test]
+    async fn an_acknowledged_job_is_committed_and_handed_on_exactly_once() {
+        let memory = Memory::default();
+        let mut run = start(memory.ledger());
+        let mut now = new_job(JobSpec::new("busybox"));
+        now.idempotency = Some(("key".into(), Digest::of(b"body")));
+        assert_eq!(run.submit(now.clone()).await.await.unwrap(), submitted(1, false));
+        let Ok(SchedulerMsg::Enqueue(work)) = run.scheduler.try_recv() else { panic!("not enqueued") };
+        assert_eq!((work.job, work.runnable_since), (JobId(1), at(0)));
+        assert_eq!(run.submit(now).await.await.unwrap(), submitted(1, true));
+        assert!(run.scheduler.try_recv().is_err(), "a repetition is not enqueued again");
+
+        let mut later = new_job(JobSpec::new("busybox"));
+        later.spec.start_at = Some(at(60));
+        assert_eq!(run.submit(later).await.await.unwrap(), submitted(2, false));
+        let Ok(HibernatorMsg::Hold { until, work }) = run.hibernator.try_recv() else { panic!("not held") };
+        assert_eq!((until, work.job), (at(60), JobId(2)));
+        assert!(run.scheduler.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_cancel_clears_queue_and_hibernator_before_it_is_acknowledged() {
+        let memory = Memory::default();
+        let mut run = start(memory.ledger());
+        run.submit(new_job(JobSpec::new("busybox"))).await.await.unwrap().unwrap();
+        assert!(matches!(run.scheduler.try_recv(), Ok(SchedulerMsg::Enqueue(_))));
+        assert!(matches!(run.cancel(JobId(1)).await, Ok(Applied::Cancelled { .. })));
+        assert!(matches!(run.scheduler.try_recv(), Ok(SchedulerMsg::Remove(JobId(1)))));
+        assert!(matches!(run.hibernator.try_recv(), Ok(HibernatorMsg::Remove(JobId(1)))));
+        assert!(run.harvester.try_recv().is_err(), "nothing of it was live");
+        assert!(matches!(run.cancel(JobId(9)).await, Err(Refusal::NotFound(_))));
+        assert!(run.scheduler.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn submits_share_batches_up_to_the_bound() {
+        let (sender, mut entries) = mpsc::channel::<LedgerEntry>(1024);
+        let run = start(LedgerHandle(sender));
+        let mut verdicts = Vec::new();
+        for _ in 0..IN_FLIGHT_MAX {
+            verdicts.push(run.submit(new_job(JobSpec::new("busybox"))).await);
+        }
+        // None is answered, and yet all arrive.
+        let mut held = Vec::new();
+        for _ in 0..IN_FLIGHT_MAX {
+            held.push(entries.recv().await.unwrap());
+        }
+        verdicts.push(run.submit(new_job(JobSpec::new("busybox"))).await);
+        tokio::task::yield_now().await;
+        assert!(entries.try_recv().is_err(), "beyond the bound the inbox fills instead");
+        let _ = held.pop().unwrap().reply.send(submitted(1, false));
+        assert!(entries.recv().await.is_some());
+    }
+}

@@ -1,11 +1,18 @@
-//! What the tests of several modules need.
+//! A store and a ledger in memory for the tests of the modules: they keep what the guards need, and every transition.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use swarm_protocol::link::ImageOrder;
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::TaskCounts;
-use swarm_protocol::{Digest, GroupId, JobId, Timestamp, UserId};
+use swarm_protocol::{
+    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, Timestamp, UserId,
+};
+use tokio::sync::mpsc;
 
-use crate::store::{JobRecord, NewJob};
+use crate::messages::{LedgerEntry, LedgerHandle};
+use crate::store::*;
 
 /// `seconds` after a fixed beginning.
 pub(crate) fn at(seconds: i64) -> Timestamp {
@@ -33,6 +40,25 @@ pub(crate) fn new_job(spec: JobSpec) -> NewJob {
     }
 }
 
+pub(crate) fn schedule(id: u64, cron: &str, considered_until: Timestamp) -> ScheduleRecord {
+    ScheduleRecord {
+        id: ScheduleId(id),
+        owner: UserId(1),
+        owner_name: "ann".into(),
+        group: GroupId(1),
+        name: format!("s{id}"),
+        cron: cron.into(),
+        zone: "UTC".into(),
+        spec: JobSpec::new("busybox"),
+        image: image(),
+        input_bytes: Vec::new(),
+        paused: false,
+        considered_until,
+        missed: 0,
+        last: None,
+    }
+}
+
 fn record_of(id: JobId, new: NewJob) -> JobRecord {
     JobRecord {
         id,
@@ -50,5 +76,182 @@ fn record_of(id: JobId, new: NewJob) -> JobRecord {
         ended_at: None,
         cancel_requested: false,
         launch: new.launch,
+    }
+}
+
+/// The store and what was committed to it.
+#[derive(Clone, Default)]
+pub(crate) struct Memory(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    jobs: BTreeMap<JobId, JobRecord>,
+    schedules: BTreeMap<ScheduleId, ScheduleRecord>,
+    launches: BTreeSet<(ScheduleId, Timestamp)>,
+    keys: BTreeMap<String, JobId>,
+    log: Vec<Transition>,
+}
+
+impl Memory {
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut BTreeMap<JobId, JobRecord>) -> R) -> R {
+        change(&mut self.0.lock().unwrap().jobs)
+    }
+
+    pub(crate) fn add_schedule(&self, schedule: ScheduleRecord) {
+        self.0.lock().unwrap().schedules.insert(schedule.id, schedule);
+    }
+
+    pub(crate) fn all_schedules(&self) -> Vec<ScheduleRecord> {
+        self.0.lock().unwrap().schedules.values().cloned().collect()
+    }
+
+    /// What was committed, in order.
+    pub(crate) fn log(&self) -> Vec<Transition> {
+        self.0.lock().unwrap().log.clone()
+    }
+
+    /// A ledger that commits at once, in order.
+    pub(crate) fn ledger(&self) -> LedgerHandle {
+        let (sender, mut entries) = mpsc::channel::<LedgerEntry>(64);
+        let memory = self.clone();
+        tokio::spawn(async move {
+            while let Some(entry) = entries.recv().await {
+                let _ = entry.reply.send(memory.apply(entry.transition));
+            }
+        });
+        LedgerHandle(sender)
+    }
+
+    fn apply(&self, transition: Transition) -> Verdict {
+        let mut state = self.0.lock().unwrap();
+        let verdict = state.apply(&transition);
+        if verdict.is_ok() {
+            state.log.push(transition);
+        }
+        verdict
+    }
+}
+
+impl State {
+    fn apply(&mut self, transition: &Transition) -> Verdict {
+        match transition {
+            Transition::CreateJob(new) => self.create(new),
+            Transition::Assign { job, work, .. } => {
+                let job = self.jobs.get_mut(job).ok_or_else(|| Refusal::NotFound(format!("job {job}")))?;
+                let stale = || Refusal::Stale("not waiting".into());
+                if job.cancel_requested {
+                    return Err(stale());
+                }
+                if let Work::Fresh(range) = work {
+                    if u64::from(range.first) != job.next_fresh {
+                        return Err(stale());
+                    }
+                    job.next_fresh = u64::from(range.last) + 1;
+                }
+                Ok(Applied::Done)
+            }
+            Transition::Cancel { job, .. } => {
+                let job = self.jobs.get_mut(job).ok_or_else(|| Refusal::NotFound(format!("job {job}")))?;
+                job.cancel_requested = true;
+                Ok(Applied::Cancelled { live: Vec::new(), job_ended: true })
+            }
+            Transition::MissLaunches { schedule, missed, until } => {
+                let record = self.schedules.get_mut(schedule);
+                let record = record.ok_or_else(|| Refusal::NotFound(format!("schedule {schedule}")))?;
+                record.missed += missed;
+                record.considered_until = record.considered_until.max(*until);
+                Ok(Applied::Done)
+            }
+            other => Err(Refusal::Broken(format!("not asked for in these tests: {other:?}"))),
+        }
+    }
+
+    fn create(&mut self, new: &NewJob) -> Verdict {
+        if let Some((key, _)) = &new.idempotency
+            && let Some(&job) = self.keys.get(key)
+        {
+            return Ok(Applied::Job { job, repeated: true });
+        }
+        if let Some(launch) = &new.launch
+            && !self.launches.insert((launch.schedule, launch.nominal_at))
+        {
+            return Err(Refusal::Conflict("launched before".into()));
+        }
+        let job = JobId(self.jobs.len() as u64 + 1);
+        if let Some((key, _)) = &new.idempotency {
+            self.keys.insert(key.clone(), job);
+        }
+        self.jobs.insert(job, record_of(job, new.clone()));
+        Ok(Applied::Job { job, repeated: false })
+    }
+}
+
+const NOT_ASKED: &str = "not asked for in these tests";
+
+fn not_asked<T>() -> Result<T, StoreError> {
+    Err(StoreError::Corrupt { what: NOT_ASKED.into() })
+}
+
+impl Store for Memory {
+    fn take_over(&self) -> Result<Epoch, StoreError> {
+        not_asked()
+    }
+    fn swarm_id(&self) -> Result<SwarmId, StoreError> {
+        not_asked()
+    }
+    fn commit(&self, _: Epoch, _: u64, _: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
+        not_asked()
+    }
+    fn batch_committed(&self, _: Epoch, _: u64) -> Result<bool, StoreError> {
+        not_asked()
+    }
+    fn load(&self) -> Result<Snapshot, StoreError> {
+        not_asked()
+    }
+    fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError> {
+        Ok(self.0.lock().unwrap().jobs.get(&job).cloned())
+    }
+    fn jobs(&self, _: &JobFilter) -> Result<Vec<JobRecord>, StoreError> {
+        not_asked()
+    }
+    fn tasks(&self, _: JobId, _: TaskIndex, _: u32) -> Result<Vec<TaskRecord>, StoreError> {
+        not_asked()
+    }
+    fn attempt(&self, _: AttemptId) -> Result<Option<AttemptRecord>, StoreError> {
+        not_asked()
+    }
+    fn live_task(&self, task: TaskId) -> Result<Option<LiveTask>, StoreError> {
+        let phase = LivePhase::Waiting { not_before: at(0) };
+        Ok(Some(LiveTask { job: task.job, task: task.task, attempt: 2, phase, losses: 1, failures: 3 }))
+    }
+    fn linked_blob(&self, _: GroupId, _: &Digest) -> Result<Option<u64>, StoreError> {
+        not_asked()
+    }
+    fn image(&self, _: GroupId, _: &str) -> Result<Option<ImageRecord>, StoreError> {
+        not_asked()
+    }
+    fn images(&self, _: GroupId) -> Result<Vec<ImageRecord>, StoreError> {
+        not_asked()
+    }
+    fn schedules(&self, _: Option<GroupId>) -> Result<Vec<ScheduleRecord>, StoreError> {
+        Ok(self.all_schedules())
+    }
+    fn schedule(&self, schedule: ScheduleId) -> Result<Option<ScheduleRecord>, StoreError> {
+        Ok(self.0.lock().unwrap().schedules.get(&schedule).cloned())
+    }
+    fn user(&self, _: &str) -> Result<Option<UserRecord>, StoreError> {
+        not_asked()
+    }
+    fn users(&self) -> Result<Vec<UserRecord>, StoreError> {
+        not_asked()
+    }
+    fn refresh_token(&self, _: &Digest) -> Result<Option<RefreshRecord>, StoreError> {
+        not_asked()
+    }
+    fn revoked_jwts(&self) -> Result<Vec<uuid::Uuid>, StoreError> {
+        not_asked()
+    }
+    fn workers(&self) -> Result<Vec<WorkerRecord>, StoreError> {
+        Ok(Vec::new())
     }
 }

@@ -15,6 +15,8 @@ mod orders;
 mod picture;
 mod records;
 mod sessions;
+#[cfg(test)]
+mod tests;
 mod udp;
 
 use std::collections::HashSet;

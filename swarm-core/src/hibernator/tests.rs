@@ -1,0 +1,156 @@
+use std::time::Instant;
+
+use chrono::TimeDelta;
+use swarm_protocol::GroupId;
+use swarm_protocol::TaskRange;
+use swarm_protocol::spec::Resources;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::messages::Shape;
+use crate::store::Work;
+use crate::testing::{Memory, at, schedule};
+
+/// One run of a hibernator over `memory`.
+struct Run {
+    inbox: mpsc::Sender<HibernatorMsg>,
+    released: mpsc::Receiver<SchedulerMsg>,
+    stop: CancellationToken,
+}
+
+fn start(memory: &Memory, clock: &Arc<ManualClock>, delayed: Vec<(Timestamp, Runnable)>) -> Run {
+    let (scheduler, released) = mpsc::channel(64);
+    let (inbox, messages) = mpsc::channel(64);
+    let stop = CancellationToken::new();
+    let deps = Deps {
+        ledger: memory.ledger(),
+        store: Arc::new(memory.clone()),
+        scheduler,
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+    };
+    let gauge = Gauge::new("hibernator", &inbox);
+    tokio::spawn(run(messages, deps, delayed, memory.all_schedules(), gauge, stop.clone()));
+    Run { inbox, released, stop }
+}
+
+impl Run {
+    async fn released(&mut self) -> JobId {
+        let message = tokio::time::timeout(Duration::from_secs(10), self.released.recv()).await;
+        match message.expect("a release in time").expect("a running hibernator") {
+            SchedulerMsg::Enqueue(work) => work.job,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Everything told so far is handled, and the clock was looked at since: two messages, one after the other.
+    async fn settle(&self) {
+        for _ in 0..3 {
+            self.inbox.send(HibernatorMsg::Remove(JobId(0))).await.unwrap();
+            while self.inbox.capacity() < self.inbox.max_capacity() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+fn delayed(job: u64) -> Runnable {
+    Runnable {
+        job: JobId(job),
+        group: GroupId(1),
+        priority: 0,
+        runnable_since: at(0),
+        shape: Shape(Resources::default()),
+        work: Work::Fresh(TaskRange::one(0)),
+    }
+}
+
+fn launches(memory: &Memory) -> Vec<Timestamp> {
+    let launch = |transition: Transition| match transition {
+        Transition::CreateJob(new) => new.launch.map(|launch| launch.nominal_at),
+        _ => None,
+    };
+    memory.log().into_iter().filter_map(launch).collect()
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "the condition did not come true");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn delayed_work_is_released_in_order_by_the_wall_clock_however_it_jumps() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
+    let mut run = start(&memory, &clock, vec![(at(3600), delayed(2)), (at(7200), delayed(3))]);
+    run.inbox.send(HibernatorMsg::Hold { until: at(1800), work: delayed(1) }).await.unwrap();
+    run.inbox.send(HibernatorMsg::Hold { until: at(1700), work: delayed(4) }).await.unwrap();
+    run.inbox.send(HibernatorMsg::Remove(JobId(4))).await.unwrap();
+    run.settle().await;
+    assert!(run.released.try_recv().is_err());
+    // No message wakes it after the jump: it looks by itself.
+    clock.set_wall(at(3600));
+    assert_eq!([run.released().await, run.released().await], [JobId(1), JobId(2)]);
+    clock.set_wall(at(10));
+    run.settle().await;
+    assert!(run.released.try_recv().is_err());
+    clock.set_wall(at(7200));
+    assert_eq!(run.released().await, JobId(3));
+    run.stop.cancel();
+}
+
+#[tokio::test]
+async fn each_instant_is_launched_once_across_restarts_and_clock_jumps() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
+    // 1_800_000_000 is a whole multiple of ten minutes.
+    memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
+    let mut run = start(&memory, &clock, Vec::new());
+    run.settle().await;
+    assert!(launches(&memory).is_empty());
+    clock.set_wall(at(600));
+    assert_eq!(run.released().await, JobId(1));
+    run.stop.cancel();
+
+    // Stopped between the launch and its settling: the note is lost.
+    memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
+    let mut run = start(&memory, &clock, Vec::new());
+    until(|| memory.all_schedules()[0].considered_until == at(600)).await;
+    assert!(run.released.try_recv().is_err());
+    // Set back, and forward again.
+    clock.set_wall(at(300));
+    run.settle().await;
+    clock.set_wall(at(600));
+    run.settle().await;
+    clock.set_wall(at(1200));
+    assert_eq!(run.released().await, JobId(2));
+    run.stop.cancel();
+    assert_eq!(launches(&memory), [at(600), at(1200)]);
+}
+
+#[tokio::test]
+async fn after_an_absence_the_latest_instant_runs_and_the_others_are_counted() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(3 * 3600 + 5))));
+    memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
+    let mut run = start(&memory, &clock, Vec::new());
+    assert_eq!(run.released().await, JobId(1));
+    until(|| memory.all_schedules()[0].missed == 17).await;
+    assert_eq!(launches(&memory), [at(3 * 3600)]);
+    assert_eq!(memory.all_schedules()[0].considered_until, at(0) + TimeDelta::hours(3));
+
+    // Paused, it is silent; made anew, it fires.
+    let mut paused = memory.all_schedules().remove(0);
+    paused.paused = true;
+    memory.add_schedule(paused.clone());
+    run.inbox.send(HibernatorMsg::ScheduleChanged(paused.id)).await.unwrap();
+    run.settle().await;
+    clock.set_wall(at(4 * 3600));
+    run.settle().await;
+    assert_eq!(launches(&memory).len(), 1);
+    memory.add_schedule(ScheduleRecord { paused: false, considered_until: at(4 * 3600), ..paused.clone() });
+    run.inbox.send(HibernatorMsg::ScheduleChanged(paused.id)).await.unwrap();
+    run.settle().await;
+    clock.set_wall(at(4 * 3600 + 600));
+    assert_eq!(run.released().await, JobId(2));
+    run.stop.cancel();
+}
