@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod blobs;
 mod blocking;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatcher;
@@ -17,6 +18,7 @@ pub mod messages;
 pub mod plan;
 pub mod receiver;
 pub mod recover;
+pub mod run;
 pub mod scheduler;
 pub mod store;
 pub mod supervise;

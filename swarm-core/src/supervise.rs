@@ -137,6 +137,19 @@ impl Supervisor {
         Self { stop, ..Self::default() }
     }
 
+    /// Modules that outlive these: they stop by a token of their own, but their failure stops these as well, and their
+    /// status is shown with the others.
+    #[must_use]
+    pub fn beneath(&self) -> Self {
+        let below = Self { gauges: Arc::clone(&self.gauges), ..Self::default() };
+        let (ended, stop) = (below.stop.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            ended.cancelled().await;
+            stop.cancel();
+        });
+        below
+    }
+
     /// The token that every module watches.
     #[must_use]
     pub fn stop(&self) -> &CancellationToken {

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blobs::BlobStore;
 use crate::clock::Clock;
+use crate::dispatcher::Sessions;
 use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, Runnable, Shape};
 use crate::messages::{SchedulerMsg, Stopping};
 use crate::store::{Applied, AttemptEnd, Next, Refusal, Store, Transition, Work};
@@ -58,6 +59,8 @@ pub struct Deps {
     pub patience: Patience,
     /// Bound of one attempt's encoded log.
     pub log_bytes_max: u64,
+    /// Frames are signs of life, too.
+    pub sessions: Arc<Sessions>,
 }
 
 /// What a short task reports back into the loop.
@@ -148,6 +151,7 @@ impl Harvester {
                 if !self.book.is_current(worker, session) {
                     return;
                 }
+                self.deps.sessions.touch(session, now_ms, now);
                 for frame in frames {
                     let acts = self.frame(worker, session, frame).await;
                     self.carry_out(acts).await;

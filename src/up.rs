@@ -1,0 +1,55 @@
+//! `swarm up`: a swarm on this machine.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use swarm_core::config::{CoreConfig, CoreFlags};
+
+use crate::embedded::{self, Embedded};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    core: CoreFlags,
+    /// Configuration file of the core (TOML)
+    #[arg(long, env = "SWARM_CORE_CONFIG")]
+    config: Option<PathBuf>,
+    /// The engine's socket, for instance unix:///var/run/docker.sock
+    #[arg(long, env = "DOCKER_HOST")]
+    docker_host: Option<String>,
+}
+
+pub(crate) async fn main(options: Options) -> ExitCode {
+    match up(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => embedded::failed(&error),
+    }
+}
+
+async fn up(options: Options) -> anyhow::Result<()> {
+    let mut config = CoreConfig::load(options.config.as_deref(), &options.core)?;
+    // The one user of a swarm on one machine is its owner already; jobs still run as non-root unless asked.
+    config.allow_root = true;
+    let worker = embedded::worker_config(&config.data_dir, options.docker_host);
+    let runtime = embedded::engine(&worker).await?;
+    let password = embedded::admin_password(&config.data_dir);
+    let log = swarm_core::cli::start_log(&config)?;
+    let mut signals = swarm_core::cli::Signals::listen()?;
+    let mut swarm = Embedded::start(config, log.clone(), worker, runtime).await?;
+    let _ = writeln!(
+        std::io::stdout(),
+        "swarm is up at {url}\n\nIn another terminal:\n  swarm consumer login --url {url} --user admin --password-file {password}\n  \
+         swarm consumer image push FILE|IMAGE\n  swarm consumer run IMAGE [COMMAND…]\n\nCtrl-C stops it; what runs is adopted by the next start.",
+        url = swarm.url,
+        password = password.display(),
+    );
+    let ended = tokio::select! {
+        () = signals.any() => Ok(()),
+        ended = swarm.ended() => ended,
+    };
+    let stopped = swarm.stop().await;
+    tokio::task::spawn_blocking(move || log.flush(std::time::Duration::from_secs(2))).await?;
+    ended.and(stopped)
+}

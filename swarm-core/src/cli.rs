@@ -1,0 +1,121 @@
+//! The command line of the core, used by `swarm-core` and by `swarm core`.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{CoreConfig, CoreFlags};
+use crate::logger::{FileConfig, LoggerConfig, LoggerHandle, Stderr};
+use crate::run;
+
+/// How long the last log lines may take to reach the disk.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// The core: receives, schedules and dispatches jobs, and keeps what they leave.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Every setting can also come from the configuration file or the environment, for instance
+SWARM_CORE_LISTEN=127.0.0.1:7077 or SWARM_CORE_LIMITS__LOG_BYTES=67108864. Flags win over the environment,
+the environment over the file. SIGTERM and Ctrl-C stop the core in order; jobs that run go on.")]
+pub struct Cli {
+    /// Configuration file (TOML).
+    #[arg(long, env = "SWARM_CORE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The most used settings.
+    #[command(flatten)]
+    pub flags: CoreFlags,
+}
+
+/// Runs the core until a signal or a failure.
+pub async fn main(cli: Cli) -> ExitCode {
+    match serve(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = swarm_protocol::text::sanitise(&format!("{error:#}"), true);
+            let _ = writeln!(std::io::stderr(), "error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(cli: Cli) -> anyhow::Result<()> {
+    let config = CoreConfig::load(cli.config.as_deref(), &cli.flags)?;
+    let log = start_log(&config)?;
+    let mut signals = Signals::listen()?;
+    let stop = CancellationToken::new();
+    let (ready, listening) = oneshot::channel();
+    let core = tokio::spawn(run::run(config, log.clone(), stop.clone(), ready));
+    let announced = tokio::spawn(async move {
+        if let Ok(address) = listening.await {
+            crate::notice!("the core listens on {address}");
+            let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+        }
+    });
+    let stopping = stop.clone();
+    let watch = tokio::spawn(async move {
+        signals.any().await;
+        crate::notice!("stopping");
+        stopping.cancel();
+    });
+    let ended = core.await?;
+    watch.abort();
+    announced.abort();
+    tokio::task::spawn_blocking(move || log.flush(FLUSH)).await?;
+    ended
+}
+
+/// Starts the shared log as configured: a file in the data directory, and stderr.
+///
+/// # Errors
+/// When the file cannot be opened or a log was started before.
+pub fn start_log(config: &CoreConfig) -> anyhow::Result<LoggerHandle> {
+    let file = FileConfig {
+        dir: config.data_dir.join("log"),
+        name: "core".to_owned(),
+        file_bytes_max: config.log.file_bytes,
+        files_max: config.log.files,
+    };
+    let logger = LoggerConfig {
+        filter: config.log.filter.clone(),
+        ring_entries: config.log.ring_entries,
+        file: Some(file),
+        stderr: Stderr::All,
+    };
+    Ok(crate::logger::init(&logger)?)
+}
+
+/// The signals that ask a process to stop.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns when any of them comes. A hang-up counts only on a terminal: a daemon's is meaningless.
+    pub async fn any(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => if std::io::stdin().is_terminal() { return },
+            }
+        }
+    }
+}
