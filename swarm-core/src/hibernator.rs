@@ -8,8 +8,9 @@
 //! - **Launches** are committed before their job is released. Of instants that passed unlaunched (the core was down, the
 //!   clock jumped), the latest one is launched, however long ago it was, and the others are counted as missed; see
 //!   [`crate::plan::launches`].
-//! - **Restart.** A launch is committed first and settled (`MissLaunches`) afterwards. A core that stops in between finds
-//!   the instant unsettled, tries again, is told of the conflict, and settles it then.
+//! - **Restart.** Missed instants are counted before the launch, and both move the schedule's `considered_until`: wherever
+//!   a core stops, the next one neither counts nor launches an instant twice. An instant found launched already is noted
+//!   as considered.
 
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use swarm_protocol::api::Launch;
 use swarm_protocol::{JobId, ScheduleId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
@@ -244,32 +246,37 @@ impl Hibernator {
 
     /// Launches the latest due instant of each of these schedules; their commits share batches.
     async fn launch(&mut self, schedules: &[(Timestamp, ScheduleId)], now: Timestamp) -> Result<(), Stopping> {
-        let mut under_way = Vec::with_capacity(schedules.len());
+        let (mut under_way, mut counted) = (Vec::with_capacity(schedules.len()), Vec::new());
         for (_, id) in schedules {
             let Some(timer) = self.timers.get_mut(id) else { continue };
             let Some(due) = launches::due(&timer.rule, timer.settled(now), now) else {
                 timer.rewind(now);
                 continue;
             };
+            // Instants ahead of a clock that was set back were counted before.
+            if due.missed > 0 && timer.record.considered_until <= now {
+                let until = due.nominal_at - TimeDelta::microseconds(1);
+                let missed = Transition::MissLaunches { schedule: *id, missed: due.missed, until };
+                counted.push(self.deps.ledger.queue(missed).await?);
+            }
             let new = timer.job(due.nominal_at, now);
             let work = runnable(JobId(0), &new);
             let verdict = self.deps.ledger.queue(Transition::CreateJob(Box::new(new))).await?;
             under_way.push((*id, due, work, verdict));
         }
-        let mut settled = Vec::with_capacity(under_way.len());
         for (id, due, work, verdict) in under_way {
             let verdict = verdict.await.map_err(|_| Stopping)?;
-            settled.extend(self.settle(id, due, work, verdict, now).await?);
+            counted.extend(self.settle(id, due, work, verdict, now).await?);
         }
-        for settled in settled {
-            if let Err(refusal) = settled.await.map_err(|_| Stopping)? {
+        for counted in counted {
+            if let Err(refusal) = counted.await.map_err(|_| Stopping)? {
                 tracing::debug!("the schedule is gone: {refusal}");
             }
         }
         Ok(())
     }
 
-    /// Releases what was launched and queues the note that everything up to this instant is settled.
+    /// Releases what was launched; an instant that makes no job is noted as considered, or it would come up again.
     async fn settle(
         &mut self,
         schedule: ScheduleId,
@@ -278,33 +285,36 @@ impl Hibernator {
         verdict: Verdict,
         now: Timestamp,
     ) -> Result<Option<oneshot::Receiver<Verdict>>, Stopping> {
-        let mut missed = due.missed;
-        match verdict {
+        let until = due.nominal_at;
+        if let Some(timer) = self.timers.get_mut(&schedule) {
+            timer.record.considered_until = timer.record.considered_until.max(until);
+            timer.next = timer.rule.next_after(until);
+        }
+        let missed = match verdict {
             Ok(Applied::Job { job, repeated: false }) => {
-                tracing::info!(%schedule, %job, nominal_at = %due.nominal_at, missed, "schedule launched a job");
+                tracing::info!(%schedule, %job, nominal_at = %until, missed = due.missed, "schedule launched a job");
                 work.job = job;
                 if work.runnable_since > now {
                     self.held.hold(work.runnable_since, work);
                 } else {
                     self.deps.scheduler.send(SchedulerMsg::Enqueue(work)).await.map_err(|_| Stopping)?;
                 }
+                return Ok(None);
             }
-            Ok(_) | Err(Refusal::Conflict(_)) => tracing::debug!(%schedule, "this instant was launched before"),
             Err(Refusal::NotFound(_)) => {
                 self.timers.remove(&schedule);
                 return Ok(None);
             }
-            Err(refusal) => {
-                tracing::error!(%schedule, nominal_at = %due.nominal_at, "a launch was refused: {refusal}");
-                self.gauge.error(&refusal);
-                missed += 1;
+            Ok(_) | Err(Refusal::Conflict(_)) => {
+                tracing::debug!(%schedule, nominal_at = %until, "this instant was launched before");
+                0
             }
-        }
-        if let Some(timer) = self.timers.get_mut(&schedule) {
-            timer.record.considered_until = timer.record.considered_until.max(due.nominal_at);
-            timer.next = timer.rule.next_after(due.nominal_at);
-        }
-        let until = due.nominal_at;
+            Err(refusal) => {
+                tracing::error!(%schedule, nominal_at = %until, "a launch was refused: {refusal}");
+                self.gauge.error(&refusal);
+                1
+            }
+        };
         self.deps.ledger.queue(Transition::MissLaunches { schedule, missed, until }).await.map(Some)
     }
 }

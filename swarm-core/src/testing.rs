@@ -177,6 +177,9 @@ impl State {
         {
             return Err(Refusal::Conflict("launched before".into()));
         }
+        if let Some(record) = new.launch.as_ref().and_then(|launch| self.schedules.get_mut(&launch.schedule)) {
+            record.considered_until = record.considered_until.max(new.launch.as_ref().map_or(at(0), |l| l.nominal_at));
+        }
         let job = JobId(self.jobs.len() as u64 + 1);
         if let Some((key, _)) = &new.idempotency {
             self.keys.insert(key.clone(), job);

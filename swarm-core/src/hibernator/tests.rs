@@ -1,6 +1,5 @@
 use std::time::Instant;
 
-use chrono::TimeDelta;
 use swarm_protocol::GroupId;
 use swarm_protocol::TaskRange;
 use swarm_protocol::spec::Resources;
@@ -112,7 +111,7 @@ async fn each_instant_is_launched_once_across_restarts_and_clock_jumps() {
     assert_eq!(run.released().await, JobId(1));
     run.stop.cancel();
 
-    // Stopped between the launch and its settling: the note is lost.
+    // A store that does not remember the instant as considered still has its launch.
     memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
     let mut run = start(&memory, &clock, Vec::new());
     until(|| memory.all_schedules()[0].considered_until == at(600)).await;
