@@ -33,8 +33,10 @@ pub(super) async fn follow(ctx: &Arc<Ctx>, shared: &Shared, frames: Vec<ToWorker
                 ctx.hub.control(attempt, |control| control.finish_stored = true);
             }
             ToWorker::Renewed { seq, matched } => shared.answered(ctx, seq, matched),
-            ToWorker::StateJudged { seq: _, abandon } => {
+            ToWorker::StateJudged { seq, abandon } => {
+                // First, so that nothing given up is confirmed by what follows.
                 abandon.into_iter().for_each(|attempt| stop(ctx, attempt, Stop::Abandon));
+                shared.judged(ctx, seq);
             }
             ToWorker::StartCommitted { attempt } => {
                 ctx.hub.control(attempt, |control| control.start_committed = true);

@@ -33,7 +33,7 @@ pub(super) struct Shared {
     renewals: Mutex<Renewals>,
     /// Send time of the last thing the core has answered on this link: an order read now was sent after that.
     fresh_ns: Mutex<u64>,
-    reports: Mutex<u64>,
+    reports: Mutex<Renewals>,
 }
 
 impl Shared {
@@ -54,10 +54,19 @@ impl Shared {
         }
     }
 
+    /// A state report was judged: the core then counts the leases of what stays from that report on, and so does this
+    /// worker. Without that, a worker whose attempts change all the time would hardly ever match.
+    pub(super) fn judged(&self, ctx: &Ctx, seq: u64) {
+        let Some((covered, sent_ns)) = lock(&self.reports).answer(seq) else { return };
+        *lock(&self.fresh_ns) = sent_ns;
+        ctx.hub.renew(covered, sent_ns);
+    }
+
     fn report(&self, ctx: &Ctx) -> ToCore {
-        let mut seq = lock(&self.reports);
-        *seq += 1;
-        ToCore::StateReport { seq: *seq, attempts: ctx.hub.report() }
+        // What is taken in between the two looks is in the report but not covered, which only errs towards caution.
+        let covered = ctx.hub.renewal();
+        let seq = lock(&self.reports).send(covered, ctx.clock.now_ns());
+        ToCore::StateReport { seq, attempts: ctx.hub.report() }
     }
 
     fn renewal(&self, ctx: &Ctx) -> ToCore {

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use swarm_protocol::link::{HeldPhase, TaskOrder, ToCore, ToWorker};
+use swarm_protocol::link::{HeldPhase, LayerOrder, TaskOrder, ToCore, ToWorker};
 use swarm_protocol::logs::{LogDecoder, LogStream};
 use swarm_protocol::{AttemptId, Digest, LossReason, Outcome};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan, Script};
+use crate::runtime::testimage::{TestEngine, host_image};
 use crate::runtime::{Labels, RuntimeError};
 use crate::testing::{self, CONFIG, MovedClock, ScriptedCore};
 
@@ -330,6 +331,74 @@ async fn queued_orders_are_given_back_and_a_draining_worker_takes_none() {
     bench.core.assign(&order(5)).await;
     bench.started(order(5).attempt).await;
     bench.end().await;
+}
+
+/// The whole way with the machine's own engine: an image brought as blobs, inputs, a user that is not root, outputs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_on_a_real_engine() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let engine = TestEngine::connect().await;
+    let image = host_image(&["sh", "cat", "id", "sleep"]).unwrap();
+    let core = ScriptedCore::start().await;
+    let (data, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let layer = std::fs::read(image.layer_path()).unwrap();
+    let layer_digest = Digest::of(&layer);
+    core.seen().blobs.extend([
+        (image.config_digest, image.config.clone()),
+        (layer_digest, layer.into()),
+        (Digest::of(b"data"), (&b"data"[..]).into()),
+    ]);
+    let config = WorkerConfig {
+        core: format!("http://{}", core.address).parse().unwrap(),
+        data: data.path().to_owned(),
+        name: "w".into(),
+        join_token: Some("token".to_owned().into()),
+        watchdog: None,
+        ..WorkerConfig::default()
+    };
+    let runtime = engine.runtime.clone();
+    let worker = tokio::spawn(run(config, runtime.clone(), stop.clone()));
+    let mut order = testing::order(1, &image.config);
+    order.image.layers =
+        vec![LayerOrder { digest: layer_digest, diff_id: image.diff_id, size_bytes: image.layer_bytes }];
+    let script =
+        "echo \"$SWARM_JOB_ID $SWARM_TASK_INDEX $SWARM_ATTEMPT\"; cat /data/in; id -u; cat /data/in > /data/out";
+    order.command = Some(vec!["/bin/sh".into(), "-c".into(), script.into()]);
+    order.inputs = vec![testing::input("/data/in", b"data")];
+    order.outputs = vec!["/data/out".into()];
+    core.assign(&order).await;
+    let report = core.finished(order.attempt).await;
+    assert_eq!(report.outcome, Outcome::Succeeded, "{}", text(&core.seen().logs[&order.attempt]));
+    assert_eq!(text(&core.seen().logs[&order.attempt]), "1 0 1\ndata65534\n");
+    assert_eq!(core.seen().uploads[&Digest::of(b"data")], &b"data"[..]);
+    assert!(report.ran_ms.is_some() && report.started_at_us < report.finished_at_us);
+
+    let endless = |job| {
+        let mut order = TaskOrder { outputs: Vec::new(), inputs: Vec::new(), ..order.clone() };
+        order.attempt.job.0 = job;
+        order.command = Some(vec!["/bin/sh".into(), "-c".into(), "echo up; sleep 600".into()]);
+        order
+    };
+    let cancelled = endless(2);
+    core.assign(&cancelled).await;
+    core.until("the line", |seen| seen.logs.get(&cancelled.attempt).map(drop)).await;
+    core.tell(ToWorker::Cancel { attempt: cancelled.attempt, grace_ms: 100 }).await;
+    assert_eq!(core.finished(cancelled.attempt).await.outcome, Outcome::Cancelled);
+    let absent = TaskOrder { command: Some(vec!["/no/such".into()]), ..endless(3) };
+    core.assign(&absent).await;
+    let outcome = core.finished(absent.attempt).await.outcome;
+    assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+    let ours = Labels::from([("io.swarm-sync.swarm".to_owned(), core.swarm.to_string())]);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !runtime.list_ours(&ours).await.unwrap().is_empty()
+        || !runtime.list_our_volumes(&ours).await.unwrap().is_empty()
+    {
+        assert!(tokio::time::Instant::now() < deadline, "something is left on the engine");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stop.cancel();
+    worker.await.unwrap().unwrap();
+    runtime.remove_image(&image.config_digest).await.unwrap();
 }
 
 #[test]

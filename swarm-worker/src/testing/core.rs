@@ -47,7 +47,7 @@ pub(crate) struct Seen {
 pub(crate) struct ScriptedCore {
     seen: Arc<Mutex<Seen>>,
     changes: Arc<watch::Sender<u64>>,
-    swarm: SwarmId,
+    pub(crate) swarm: SwarmId,
     pub(crate) address: SocketAddr,
     heartbeat_port: u16,
 }
