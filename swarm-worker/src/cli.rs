@@ -108,7 +108,11 @@ pub async fn main(args: WorkerArgs, watchdog: &[&str]) -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     log_to_stderr();
     let ended = match args.command {
-        Some(WorkerCommand::Watchdog { data, docker_host }) => crate::watchdog::watch(&data, docker_host).await,
+        Some(WorkerCommand::Watchdog { data, docker_host }) => {
+            // Its own session: a signal to the worker's group or terminal must not end it. Fails only if it leads one.
+            let _ = rustix::process::setsid();
+            crate::watchdog::watch(&data, docker_host).await
+        }
         None => serve(args, watchdog).await,
     };
     match ended {

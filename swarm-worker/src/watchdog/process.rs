@@ -23,8 +23,6 @@ const WATCHDOG_LOCK: &str = "watchdog.lock";
 /// The watchdog's whole life: `watchdog --data DIR`. Ends by itself when another watches already, or when no container
 /// is left to watch and no worker runs.
 pub(crate) async fn watch(data: &Path, docker_host: Option<String>) -> anyhow::Result<()> {
-    // Its own session: a signal to the worker's group or terminal must not end it. Fails only if it leads one already.
-    let _ = rustix::process::setsid();
     let Some(_held) = take_lock(data).await? else { return Ok(()) };
     let files = WatchFiles::new(data);
     files.prepare()?;
@@ -119,4 +117,36 @@ fn ensure(ctx: &Ctx) -> anyhow::Result<()> {
     // Waited for, so that it leaves no zombie; it outlives this worker.
     tokio::spawn(async move { child.wait().await });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::ContainerSpec;
+    use crate::runtime::testimage::TestEngine;
+    use crate::watchdog::Watched;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_container_whose_lease_nobody_renews_is_killed_and_the_watchdog_leaves() {
+        let engine = TestEngine::connect().await;
+        let image = engine.load(&["sleep"]).await;
+        let name = format!("{}-watched", engine.prefix);
+        let mut spec = ContainerSpec::new(name.clone(), image.config_digest, engine.labels.clone());
+        spec.cmd = Some(vec!["/bin/sleep".into(), "600".into()]);
+        let data = tempfile::tempdir().unwrap();
+        let files = WatchFiles::new(data.path());
+        files.prepare().unwrap();
+        let granted_ns = BootClock.now_ns();
+        files.add(&Watched { name: name.clone(), lease_ms: 4_000, granted_ns, machine_boot: machine_boot() }).unwrap();
+        let id = engine.runtime.create(&spec).await.unwrap();
+        engine.runtime.start(&id).await.unwrap();
+        let watchdog = watch(data.path(), None);
+        let ended = async { (engine.runtime.wait(&id).await.unwrap(), BootClock.now_ns()) };
+        let both = async { tokio::join!(watchdog, ended) };
+        let (left, (exit, ended_ns)) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+        left.unwrap();
+        assert_eq!(exit.exit_code, 137);
+        assert!(ended_ns >= granted_ns + 2_000_000_000, "not before its time");
+        assert!(files.was_killed(&name));
+    }
 }
