@@ -140,7 +140,7 @@ pub(super) fn end_waiting(conn: &mut Conn, job: i64, tasks: &TaskSet, at: Timest
 }
 
 /// Counts `ended` tasks of `job` as ended with `kind`, changes its live count by `live`, and ends the job at `at` when
-/// that was its last task. Says whether it was.
+/// none is left open. Says whether that is so; only for jobs that have not ended yet.
 pub(super) fn count(
     conn: &mut Conn,
     job: i64,
@@ -154,20 +154,18 @@ pub(super) fn count(
         OutcomeKind::Cancelled => (0, 0, ended),
         _ => (0, ended, 0),
     };
-    both!(conn, c => diesel::update(jobs::table.find(job))
+    let open: i64 = both!(conn, c => diesel::update(jobs::table.find(job))
         .set((
             jobs::live.eq(jobs::live + live),
             jobs::succeeded.eq(jobs::succeeded + succeeded),
             jobs::failed.eq(jobs::failed + failed),
             jobs::cancelled.eq(jobs::cancelled + cancelled),
         ))
-        .execute(c))?;
-    if ended == 0 {
+        .returning(jobs::last_task - jobs::first_task + 1 - jobs::succeeded - jobs::failed - jobs::cancelled)
+        .get_result(c))?;
+    if open > 0 {
         return Ok(false);
     }
-    let all_ended = (jobs::succeeded + jobs::failed + jobs::cancelled).eq(jobs::last_task - jobs::first_task + 1);
-    let rows = both!(conn, c => diesel::update(jobs::table.find(job).filter(jobs::ended_at.is_null()).filter(all_ended))
-        .set(jobs::ended_at.eq(micros(at)))
-        .execute(c))?;
-    Ok(rows == 1)
+    both!(conn, c => diesel::update(jobs::table.find(job)).set(jobs::ended_at.eq(micros(at))).execute(c))?;
+    Ok(true)
 }
