@@ -129,14 +129,12 @@ impl Location {
         match self {
             Self::Sqlite(path) => {
                 let mut conn = SqliteConnection::establish(&path.to_string_lossy()).map_err(refused)?;
-                // FULL, for NORMAL does not sync the log at commit.
-                conn.batch_execute(&format!(
-                    "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                     PRAGMA foreign_keys = ON;"
-                ))?;
-                if purpose == Purpose::Read {
-                    conn.batch_execute("PRAGMA query_only = ON;")?;
-                }
+                conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA foreign_keys = ON;"))?;
+                conn.batch_execute(match purpose {
+                    // FULL, for NORMAL does not sync the log at commit.
+                    Purpose::Write => "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;",
+                    Purpose::Read => "PRAGMA query_only = ON;",
+                })?;
                 Ok(Conn::Sqlite(conn))
             }
             Self::Postgres(url) => {
@@ -154,18 +152,23 @@ impl Location {
         }
     }
 
-    /// Makes the file of a SQLite store, readable by its owner alone, since it holds password hashes.
-    pub(super) fn prepare(&self) -> std::io::Result<()> {
-        let Self::Sqlite(path) = self else { return Ok(()) };
+    /// Makes the file of a SQLite store, readable by its owner alone, since it holds password hashes. Until the answer is
+    /// dropped, no one else opens a store in the same directory: SQLite does not wait for its turn to switch to a
+    /// write-ahead log, and closing a file that it has open elsewhere in this process would drop its locks.
+    pub(super) fn prepare(&self) -> std::io::Result<Option<fs::File>> {
+        let Self::Sqlite(path) = self else { return Ok(None) };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = fs::File::open(parent)?;
+        folder.lock()?;
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Ok(file) => {
                 file.sync_all()?;
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                fs::File::open(parent)?.sync_all()
+                folder.sync_all()?;
             }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
         }
+        Ok(Some(folder))
     }
 }
 

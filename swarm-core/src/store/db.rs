@@ -39,7 +39,8 @@ impl Db {
     pub fn open(url: &str) -> Result<Self, OpenError> {
         let location = Location::parse(url)?;
         let at = location.to_string();
-        location.prepare().map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
+        let _alone =
+            location.prepare().map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
         let mut conn = location
             .connect(Purpose::Write)
             .map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
