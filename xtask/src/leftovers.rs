@@ -202,7 +202,13 @@ mod tests {
         let run = format!("unit-test-{}", std::process::id());
         let mut child = Command::new("sleep").arg("1000").env(MARK, &run).spawn().unwrap();
         assert!(sweep_processes("another run", false).is_empty());
+        // Its environment can be read a moment after spawn() returns.
+        let deadline = Instant::now() + PATIENCE;
+        while marked(&run).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let left = sweep_processes(&run, false);
+        let _ = child.kill();
         assert_eq!(left.len(), 1, "{left:?}");
         assert!(left[0].contains("sleep 1000"), "{left:?}");
         assert!(!child.wait().unwrap().success());

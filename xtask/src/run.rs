@@ -242,15 +242,23 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_ends_the_whole_group_and_keeps_what_was_said() {
-        let begin = Instant::now();
-        let script = "sh -c 'echo $$; exec sleep 1000' & wait";
-        let (ending, lines) = lines_of(script, Duration::from_secs(1), &quiet_stop());
-        assert_eq!(ending, Ending::TimedOut);
-        assert!(begin.elapsed() < Duration::from_secs(30));
-        let grandchild = lines.first().unwrap();
-        let state = std::fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z "), "still there: {state}");
+    fn a_stop_ends_the_whole_group() {
+        let stop = quiet_stop();
+        let mut grandchild = String::new();
+        let mut read = |line: &str| {
+            grandchild = line.trim().to_owned();
+            stop.0.store(true, Ordering::Relaxed);
+        };
+        let mut command = shell("sh -c 'echo $$; exec sleep 1000' & wait");
+        let ending = stream(&mut command, Instant::now() + Duration::from_secs(60), &stop, &mut read).unwrap();
+        assert_eq!(ending, Ending::Stopped);
+        let stat = || std::fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+        let is_gone = || !stat().contains("(sleep)") || stat().contains("(sleep) Z");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_gone() {
+            assert!(Instant::now() < deadline, "still there: {}", stat());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
@@ -261,18 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_stop_ends_it() {
-        let stop = Stop(Arc::new(AtomicBool::new(true)));
-        let (ending, _) = lines_of("sleep 1000", Duration::from_secs(60), &stop);
-        assert_eq!(ending, Ending::Stopped);
-    }
-
-    #[test]
     fn a_process_that_keeps_the_pipe_does_not_hold_us_up() {
         let begin = Instant::now();
-        let (ending, _) = lines_of("sleep 20 & exit 0", Duration::from_secs(60), &quiet_stop());
+        let (ending, lines) = lines_of("sleep 1000 & echo $!", Duration::from_secs(60), &quiet_stop());
+        let took = begin.elapsed();
+        let left = lines.first().and_then(|pid| Pid::from_raw(pid.parse().ok()?)).unwrap();
+        rustix::process::kill_process(left, Signal::KILL).unwrap();
         assert!(ending.problem().is_none());
-        assert!(begin.elapsed() < Duration::from_secs(15));
+        assert!(took < Duration::from_secs(15), "{took:?}");
     }
 
     #[test]
@@ -283,9 +287,9 @@ mod tests {
 
     #[test]
     fn a_short_command_that_hangs_is_killed() {
-        let mut command = shell("echo begun >&2; exec sleep 1000");
+        let mut command = shell("exec sleep 1000");
         let error = output_until(&mut command, Instant::now() + Duration::from_millis(500)).unwrap_err();
-        assert!(error.to_string().ends_with("killed: begun"), "{error}");
+        assert!(error.to_string().contains("out of time"), "{error}");
         assert_eq!(output(&mut shell("printf 'a\\nb'; echo c >&2")).unwrap(), "a\nb");
     }
 }
