@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use swarm_client::{Client, Destination, LogOptions, Progress};
 use swarm_core::config::{CoreConfig, CoreFlags};
+use swarm_core::logger::Stderr;
 use swarm_protocol::api::{JobDetail, TaskView};
 use swarm_protocol::logs::LogStream;
 use swarm_protocol::spec::{Input, JobSpec, Output};
@@ -55,11 +56,12 @@ async fn demo(options: Options) -> anyhow::Result<()> {
     let flags =
         CoreFlags { data_dir: Some(data.path().join("core")), listen: Some(free_address()?), ..CoreFlags::default() };
     let mut config = CoreConfig::load(None, &flags)?;
-    config.log.filter = "warn".to_owned();
+    // The demo speaks for itself; of the log it shows errors only.
+    config.log.filter = "error".to_owned();
     let core_data = config.data_dir.clone();
     let worker = embedded::worker_config(&core_data, options.docker_host);
     let runtime = embedded::engine(&worker).await?;
-    let log = swarm_core::cli::start_log(&config)?;
+    let log = swarm_core::cli::start_log(&config, Stderr::Quiet)?;
     let mut signals = swarm_core::cli::Signals::listen()?;
     let mut swarm = Embedded::start(config, log.clone(), worker, runtime.clone()).await?;
     let (mut image, url) = (None, swarm.url.clone());

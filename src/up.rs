@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use swarm_core::config::{CoreConfig, CoreFlags};
+use swarm_core::logger::Stderr;
 
 use crate::embedded::{self, Embedded};
 
@@ -35,7 +36,7 @@ async fn up(options: Options) -> anyhow::Result<()> {
     let worker = embedded::worker_config(&config.data_dir, options.docker_host);
     let runtime = embedded::engine(&worker).await?;
     let password = embedded::admin_password(&config.data_dir);
-    let log = swarm_core::cli::start_log(&config)?;
+    let log = swarm_core::cli::start_log(&config, Stderr::All)?;
     let mut signals = swarm_core::cli::Signals::listen()?;
     let mut swarm = Embedded::start(config, log.clone(), worker, runtime).await?;
     let _ = writeln!(

@@ -44,7 +44,7 @@ pub async fn main(cli: Cli) -> ExitCode {
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let config = CoreConfig::load(cli.config.as_deref(), &cli.flags)?;
-    let log = start_log(&config)?;
+    let log = start_log(&config, Stderr::All)?;
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let (ready, listening) = oneshot::channel();
@@ -68,11 +68,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     ended
 }
 
-/// Starts the shared log as configured: a file in the data directory, and stderr.
+/// Starts the shared log as configured: a file in the data directory, and as much on stderr as `stderr` says.
 ///
 /// # Errors
 /// When the file cannot be opened or a log was started before.
-pub fn start_log(config: &CoreConfig) -> anyhow::Result<LoggerHandle> {
+pub fn start_log(config: &CoreConfig, stderr: Stderr) -> anyhow::Result<LoggerHandle> {
     let file = FileConfig {
         dir: config.data_dir.join("log"),
         name: "core".to_owned(),
@@ -83,7 +83,7 @@ pub fn start_log(config: &CoreConfig) -> anyhow::Result<LoggerHandle> {
         filter: config.log.filter.clone(),
         ring_entries: config.log.ring_entries,
         file: Some(file),
-        stderr: Stderr::All,
+        stderr,
     };
     Ok(crate::logger::init(&logger)?)
 }

@@ -197,7 +197,6 @@ pub(crate) fn bytes_answer() -> rocket::response::Builder<'static> {
     let mut answer = Response::build();
     answer
         .header(ContentType::Binary)
-        .raw_header("X-Content-Type-Options", "nosniff")
         .raw_header("Cache-Control", "no-store");
     answer
 }
