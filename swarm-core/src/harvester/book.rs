@@ -1,7 +1,7 @@
 //! What the harvester knows of every live attempt, and what follows from an event. Pure: no clock, no channel, no store;
 //! each event returns the acts to carry out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::TimeDelta;
 use swarm_protocol::link::{FinalReport, HeldAttempt, HeldPhase, LiveSet, ToWorker, live_hash};
@@ -82,6 +82,8 @@ struct Followed {
     since_ms: u64,
     cancelled: bool,
     recall_sent: bool,
+    /// The session its order goes out on: a state report of that session may have crossed it on the way.
+    sent_on: Option<SessionId>,
     /// The worker's life that was allowed to start this at-most-once attempt.
     allowed: Option<BootId>,
 }
@@ -101,12 +103,14 @@ pub struct Book {
     patience: Patience,
     attempts: BTreeMap<AttemptId, Followed>,
     workers: HashMap<WorkerId, Worker>,
+    /// Cancels that overtook the word that their attempts were assigned; gone when that word comes.
+    early_cancels: HashSet<AttemptId>,
 }
 
 impl Book {
     /// An empty book.
     pub fn new(patience: Patience) -> Self {
-        Self { patience, attempts: BTreeMap::new(), workers: HashMap::new() }
+        Self { patience, attempts: BTreeMap::new(), workers: HashMap::new(), early_cancels: HashSet::new() }
     }
 
     /// Follows these attempts from now on: no lease is judged before it has run its full length from here.
@@ -116,8 +120,9 @@ impl Book {
                 phase: Phase::Sent,
                 live: false,
                 since_ms: now_ms,
-                cancelled: false,
+                cancelled: self.early_cancels.remove(&expected.attempt),
                 recall_sent: false,
+                sent_on: self.workers.get(&expected.worker).and_then(|entry| entry.session),
                 allowed: None,
                 expected,
             };
@@ -294,7 +299,7 @@ impl Book {
         for attempt in followed {
             match reported.get(&attempt) {
                 Some(phase) => acts.extend(self.still_held(worker, attempt, *phase)),
-                None => acts.extend(self.not_held(worker, attempt, now)),
+                None => acts.extend(self.not_held(worker, session, attempt, now)),
             }
         }
         // Ended ones are not abandoned: their final report follows and is kept as superseded.
@@ -344,10 +349,12 @@ impl Book {
 
     /// The worker's own word that it does not have it. What was never accepted never began; what was accepted is gone
     /// with the worker's former life.
-    fn not_held(&mut self, worker: WorkerId, attempt: AttemptId, now: Timestamp) -> Vec<Act> {
+    fn not_held(&mut self, worker: WorkerId, session: SessionId, attempt: AttemptId, now: Timestamp) -> Vec<Act> {
         let Some(followed) = self.own(worker, attempt) else { return Vec::new() };
         match followed.phase {
             Phase::Ending => Vec::new(),
+            // The report was written before the order arrived; the start deadline looks after an order that got lost.
+            Phase::Sent if followed.sent_on == Some(session) => Vec::new(),
             Phase::Sent => self.given_back(worker, attempt),
             Phase::Accepted | Phase::Started(_) => {
                 let detail = "the worker came back without it".to_owned();
@@ -402,6 +409,8 @@ impl Book {
             if let Some(followed) = self.own(worker, attempt) {
                 followed.cancelled = true;
                 acts.push(cancel(worker, attempt));
+            } else {
+                self.early_cancels.insert(attempt);
             }
         }
         acts

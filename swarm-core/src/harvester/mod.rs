@@ -282,6 +282,8 @@ async fn commit_start(deps: Deps, transition: Transition, allow: Option<(Attempt
 async fn commit_recall(deps: Deps, expected: Expected) -> Back {
     let Expected { attempt, worker, .. } = expected;
     match deps.ledger.commit(Transition::Recall { attempt, worker, at: deps.clock.now() }).await {
+        // Its job was cancelled meanwhile: the recall ended the task.
+        Ok(Ok(Applied::Ended { .. })) => {}
         Ok(Ok(_)) => {
             if let Some(work) = next_attempt(&expected, deps.clock.now()) {
                 drop(deps.scheduler.send(SchedulerMsg::Enqueue(work)).await);
@@ -320,10 +322,10 @@ async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, link: Optio
         // Not committed as far as we know, so not acknowledged: the worker repeats it.
         Err(Stopping) => return Back::Nothing,
     }
+    drop(deps.dispatcher.send(DispatcherMsg::Freed { worker, attempt }).await);
     if let Some(link) = link {
         drop(link.send(ToWorker::FinishStored { attempt }).await);
     }
-    drop(deps.dispatcher.send(DispatcherMsg::Freed { worker, attempt }).await);
     Back::Settled(attempt)
 }
 

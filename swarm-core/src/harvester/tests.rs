@@ -235,3 +235,22 @@ fn an_eager_job_runs_again_on_suspicion() {
     let acts = book.sweep(4_001, now());
     assert_eq!(ends(&acts).iter().map(|end| end.attempt).collect::<Vec<_>>(), [id(1)]);
 }
+
+#[test]
+fn a_state_report_that_crossed_an_order_does_not_give_it_back() {
+    let mut book = book_with(&[1]);
+    let acts = book.state_report(WORKER, SESSION, 2, &[], 5, now());
+    assert!(!acts.iter().any(|act| matches!(act, Act::Recall(_) | Act::End { .. })), "{acts:?}");
+    book.link_up(WORKER, BootId::random(), SessionId(2), 6);
+    let acts = book.state_report(WORKER, SessionId(2), 1, &[], 6, now());
+    assert!(acts.iter().any(|act| matches!(act, Act::Recall(_))), "sent on a session that is over");
+}
+
+#[test]
+fn a_cancel_that_overtakes_its_assignment_is_remembered() {
+    let mut book = book_with(&[]);
+    assert!(book.cancel(&[(id(1), WORKER)]).is_empty());
+    book.expect(vec![expected(1, 1)], 0);
+    let acts = book.accepted(WORKER, id(1));
+    assert!(matches!(&acts[..], [Act::Send(_, ToWorker::Cancel { .. })]), "{acts:?}");
+}

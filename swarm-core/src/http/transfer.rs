@@ -195,9 +195,7 @@ impl<'r> Responder<'r, 'static> for Download {
 /// An answer whose bytes no browser may take for anything else.
 pub(crate) fn bytes_answer() -> rocket::response::Builder<'static> {
     let mut answer = Response::build();
-    answer
-        .header(ContentType::Binary)
-        .raw_header("Cache-Control", "no-store");
+    answer.header(ContentType::Binary).raw_header("Cache-Control", "no-store");
     answer
 }
 
