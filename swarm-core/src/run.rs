@@ -14,7 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::CoreConfig;
 use crate::dispatcher::{self, Sessions};
 use crate::harvester::{self, book::Patience};
-use crate::http::{self, ApiParts, Listener};
+use crate::http::{self, ApiState, Listener};
 use crate::identity::limits::Rate;
 use crate::identity::{Identity, IdentityConfig};
 use crate::logger::LoggerHandle;
@@ -157,8 +157,8 @@ pub async fn run(
     let listener = Listener { address: config.listen, bound: Some(ready) };
     let config = Arc::new(config);
     let (supervisor, logger) = (modules.clone(), Some(log));
-    let parts = ApiParts { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger };
-    modules.spawn(Gauge::without_inbox("http"), http::serve(parts.into(), listener, stop()));
+    let api = ApiState { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger };
+    modules.spawn(Gauge::without_inbox("http"), http::serve(api, listener, stop()));
 
     let ended = modules.wait().await;
     base.stop().cancel();

@@ -9,10 +9,10 @@ use rocket::{State, head, post};
 use swarm_protocol::Digest;
 use swarm_protocol::api::FileView;
 
-use super::ApiState;
 use super::guards::{Consumer, Headers, User, With, created, param};
 use super::problem::{Answer, not_found};
 use super::transfer::receive_blob;
+use super::{ApiState, Uploads};
 use crate::store::Transition;
 
 #[post("/files", data = "<data>")]
@@ -21,8 +21,9 @@ pub(super) async fn upload(
     headers: Headers,
     data: Data<'_>,
     state: &State<Arc<ApiState>>,
+    uploads: &State<Uploads>,
 ) -> Answer<With<Json<FileView>>> {
-    let info = receive_blob(state, data, state.config.limits.upload_bytes, headers.expected?).await?;
+    let info = receive_blob(state, uploads, data, state.config.limits.upload_bytes, headers.expected?).await?;
     let (group, at) = (consumer.0.group, state.clock.now());
     let link = Transition::LinkBlob { group, digest: info.digest, size_bytes: info.size_bytes, at };
     state.commit(link).await?;

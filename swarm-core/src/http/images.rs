@@ -11,10 +11,10 @@ use swarm_protocol::Digest;
 use swarm_protocol::api::{ImageView, Page};
 use swarm_protocol::link::{ImageOrder, LayerOrder};
 
-use super::ApiState;
 use super::guards::{Body, Consumer, User, With, created, param};
 use super::problem::{Answer, Failure, invalid, not_found};
 use super::transfer::receive;
+use super::{ApiState, Uploads};
 use crate::identity::Account;
 use crate::images::{ImageRef, ImportedImage, import};
 use crate::store::{ImageRecord, NewImage, Refusal, Transition};
@@ -83,10 +83,11 @@ pub(super) async fn upload(
     name: Option<&str>,
     data: Data<'_>,
     state: &State<Arc<ApiState>>,
+    uploads: &State<Uploads>,
 ) -> Answer<With<Json<ImageView>>> {
     let asked = name.map(tag_name).transpose()?;
     let (blobs, limits) = (Arc::clone(&state.blobs), state.config.image_limits());
-    let image = receive(state, data, limits.archive_bytes_max, move |pipe| {
+    let image = receive(state, uploads, data, limits.archive_bytes_max, move |pipe| {
         import(pipe, &*blobs, &limits).map_err(Failure::from)
     })
     .await?;

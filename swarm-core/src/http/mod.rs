@@ -13,6 +13,8 @@ mod modules;
 mod problem;
 mod schedules;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod users;
 mod why;
@@ -69,7 +71,6 @@ pub struct ApiState {
     pub epoch: Epoch,
     /// The core's own log, where there is one.
     pub logger: Option<LoggerHandle>,
-    uploads: Arc<Semaphore>,
 }
 
 /// Where to listen.
@@ -81,28 +82,8 @@ pub struct Listener {
     pub bound: Option<oneshot::Sender<SocketAddr>>,
 }
 
-/// The parts of an [`ApiState`]; see there.
-#[expect(missing_docs, reason = "the fields are those of ApiState")]
-pub struct ApiParts {
-    pub handles: Handles,
-    pub store: Arc<dyn Store>,
-    pub blobs: Arc<dyn BlobStore>,
-    pub identity: Arc<Identity>,
-    pub clock: Arc<dyn Clock>,
-    pub supervisor: Supervisor,
-    pub config: Arc<CoreConfig>,
-    pub swarm: SwarmId,
-    pub epoch: Epoch,
-    pub logger: Option<LoggerHandle>,
-}
-
-impl From<ApiParts> for ApiState {
-    fn from(parts: ApiParts) -> Self {
-        let ApiParts { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger } = parts;
-        let uploads = Arc::new(Semaphore::new(config.limits.uploads as usize));
-        Self { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger, uploads }
-    }
-}
+/// Permits for the uploads under way, `limits.uploads` of them.
+struct Uploads(Arc<Semaphore>);
 
 impl ApiState {
     /// Reads from the store on a thread that may block.
@@ -210,7 +191,9 @@ fn build(state: ApiState, address: SocketAddr) -> Rocket<Build> {
         shutdown,
         ..Config::release_default()
     };
+    let uploads = Uploads(Arc::new(Semaphore::new(state.config.limits.uploads as usize)));
     rocket::custom(config)
+        .manage(uploads)
         .manage(Arc::new(state))
         .mount("/", routes![health::livez, health::readyz])
         .mount(BASE, api_routes())

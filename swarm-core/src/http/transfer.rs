@@ -18,8 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
-use super::ApiState;
 use super::problem::{Answer, Failure, cut_short, internal, too_large, unavailable};
+use super::{ApiState, Uploads};
 use crate::blobs::{BlobInfo, BlobRead, BlobStore};
 use crate::blocking;
 
@@ -56,11 +56,12 @@ impl Read for Pipe {
 /// Feeds a body of at most `bytes_max` to `consume`, which may block.
 pub(crate) async fn receive<T: Send + 'static>(
     state: &ApiState,
+    uploads: &Uploads,
     data: Data<'_>,
     bytes_max: u64,
     consume: impl FnOnce(Pipe) -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
-    let permit = Arc::clone(&state.uploads).acquire_owned().await.map_err(|_| crate::messages::Stopping)?;
+    let permit = Arc::clone(&uploads.0).acquire_owned().await.map_err(|_| crate::messages::Stopping)?;
     let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
     let work = tokio::spawn(blocking::run(move || {
         let _held = permit;
@@ -113,12 +114,13 @@ pub(crate) async fn drain(body: &mut (impl AsyncRead + Unpin)) {
 /// Stores a body as a blob.
 pub(crate) async fn receive_blob(
     state: &ApiState,
+    uploads: &Uploads,
     data: Data<'_>,
     bytes_max: u64,
     expected: Option<Digest>,
 ) -> Answer<BlobInfo> {
     let blobs = Arc::clone(&state.blobs);
-    receive(state, data, bytes_max, move |mut pipe| {
+    receive(state, uploads, data, bytes_max, move |mut pipe| {
         let mut upload = blobs.begin(bytes_max)?;
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {

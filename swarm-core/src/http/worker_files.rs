@@ -8,10 +8,10 @@ use rocket::{State, get, post};
 use swarm_protocol::api::FileView;
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 
-use super::ApiState;
 use super::guards::{Headers, With, Worker, created, param};
 use super::problem::{Answer, not_found};
 use super::transfer::{Download, receive_blob, send_blob};
+use super::{ApiState, Uploads};
 use crate::store::{JobRecord, LivePhase, LiveTask};
 
 fn attempt(job: &str, task: &str, attempt: &str) -> Answer<AttemptId> {
@@ -63,6 +63,7 @@ pub(super) async fn blob(
 }
 
 #[post("/link/attempts/<job>/<task>/<attempt_no>/outputs", data = "<data>")]
+#[expect(clippy::too_many_arguments, reason = "three of them are the parts of one id in the path")]
 pub(super) async fn output(
     worker: Worker,
     job: &str,
@@ -71,9 +72,10 @@ pub(super) async fn output(
     headers: Headers,
     data: Data<'_>,
     state: &State<Arc<ApiState>>,
+    uploads: &State<Uploads>,
 ) -> Answer<With<Json<FileView>>> {
     let id = attempt(job, task, attempt_no)?;
     held(state, &worker, id).await?;
-    let info = receive_blob(state, data, state.config.limits.output_bytes, headers.expected?).await?;
+    let info = receive_blob(state, uploads, data, state.config.limits.output_bytes, headers.expected?).await?;
     Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
 }

@@ -1,0 +1,172 @@
+use swarm_protocol::Outcome;
+use swarm_protocol::link::OutputReport;
+
+use super::*;
+use crate::blobs::LogKey;
+use crate::store::{AttemptEnd, Next};
+
+#[tokio::test]
+async fn a_file_is_stored_checked_and_bounded() {
+    let mut config = CoreConfig::default();
+    config.limits.upload_bytes = 100_000;
+    let swarm = Swarm::with(config).await;
+    let (_, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let bytes = vec![7u8; 100_000];
+    let (digest, wrong) = (Digest::of(&bytes).to_string(), Digest::of(b"other").to_string());
+    let upload = async |headers: &[(&'static str, &str)], body: &[u8]| {
+        let answer = swarm.send(Method::Post, "/api/v1/files", &token, headers, body).await;
+        let status = answer.status().code;
+        (status, serde_json::from_str::<Value>(&answer.into_string().await.unwrap()).unwrap())
+    };
+    let (status, problem) = upload(&[("Digest-Expected", &wrong)], &bytes).await;
+    assert_eq!((status, fields(&problem)), (422, vec!["Digest-Expected"]), "{problem}");
+    assert_eq!(upload(&[("Digest-Expected", "md5:1")], &bytes).await.0, 422);
+    assert_eq!(upload(&[], &vec![0; 100_001]).await.0, 413);
+    let path = format!("/api/v1/files/{digest}");
+    assert_eq!(swarm.send(Method::Head, &path, &token, &[], "").await.status(), Status::NotFound);
+    let (status, file) = upload(&[("Digest-Expected", &digest)], &bytes).await;
+    assert_eq!((status, &file["size_bytes"]), (201, &100_000.into()), "{file}");
+    assert_eq!(swarm.send(Method::Head, &path, &token, &[], "").await.status(), Status::Ok);
+}
+
+#[tokio::test]
+async fn a_corrupt_archive_is_refused_and_leaves_nothing() {
+    let swarm = Swarm::start().await;
+    let (_, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    for (body, part) in
+        [(&b"hello"[..], "archive"), (&[0x1f, 0x8b, 8, 0, 0][..], "archive"), (&[0; 1024][..], "neither manifest.json")]
+    {
+        let (status, problem) = swarm.json(Method::Post, "/api/v1/images?name=tool", &token, body).await;
+        assert_eq!((status, fields(&problem)), (422, vec!["archive"]), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(part), "{problem}");
+    }
+    let (status, problem) = swarm.json(Method::Post, "/api/v1/images?name=Bad!", &token, "").await;
+    assert_eq!((status, fields(&problem)), (422, vec!["name"]));
+    assert_eq!(swarm.get("/api/v1/images", &token).await.1["items"], Value::Array(Vec::new()));
+    assert!(swarm.blobs.list(None, 10).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_image_is_stored_named_again_and_unnamed() {
+    let swarm = Swarm::start().await;
+    let (_, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let archive = docker_archive();
+    let (status, image) = swarm.json(Method::Post, "/api/v1/images", &token, &archive).await;
+    assert_eq!(
+        (status, &image["name"], &image["platform"]),
+        (201, &"tools/one:2".into(), &"linux/amd64".into()),
+        "{image}"
+    );
+    let path = format!("/api/v1/images/{}", image["config_digest"].as_str().unwrap());
+    assert_eq!(swarm.get(&path, &token).await.0, 200);
+    let (status, tagged) = swarm.json(Method::Post, &format!("{path}/tags"), &token, r#"{"name":"other"}"#).await;
+    assert_eq!((status, &tagged["name"]), (200, &"other:latest".into()), "{tagged}");
+    let untag = "/api/v1/images?name=tools/one:2";
+    assert_eq!(swarm.json(Method::Delete, untag, &token, "").await.0, 204);
+    assert_eq!(swarm.json(Method::Delete, untag, &token, "").await.0, 404);
+    assert_eq!(swarm.get("/api/v1/images", &token).await.1["items"].as_array().unwrap().len(), 1);
+    swarm.job(&token, r#"{"image":"other"}"#).await;
+}
+
+/// What `docker save` writes for an image with one empty layer.
+fn docker_archive() -> Vec<u8> {
+    let layer = tar::Builder::new(Vec::new()).into_inner().unwrap();
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": [Digest::of(&layer)] },
+    });
+    let manifest = serde_json::json!([{ "Config": "c.json", "RepoTags": ["tools/one:2"], "Layers": ["l.tar"] }]);
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in [
+        ("c.json", config.to_string().into_bytes()),
+        ("l.tar", layer),
+        ("manifest.json", manifest.to_string().into_bytes()),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes.as_slice()).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+/// A job whose one attempt ended well with the output `the output`.
+async fn ended_job(swarm: &Swarm, account: &Account, token: &str) -> JobId {
+    swarm.image(account.group).await;
+    let job = swarm.job(token, r#"{"image":"tool","outputs":[{"path":"/out/r"}]}"#).await;
+    let (worker, _) = swarm.worker("w1").await;
+    let attempt = swarm.assign(job, worker).await;
+    let (now, digest) = (swarm.clock.now(), swarm.store_blob(b"the output"));
+    swarm.blobs.log_append(&LogKey::from(attempt), 0, b"log bytes").unwrap();
+    let output = OutputReport { path: "/out/r".into(), digest, size_bytes: 10, is_dir: false, mode: 0o644 };
+    let end = AttemptEnd {
+        attempt,
+        worker,
+        outcome: Outcome::Succeeded,
+        next: Next::Final,
+        started_at: Some(now),
+        ended_at: now,
+        ran_ms: Some(1),
+        may_have_run: true,
+        log_bytes: 9,
+        log_cut_bytes: 0,
+        outputs: vec![output],
+    };
+    swarm.commit(Transition::End(Box::new(end))).await;
+    job
+}
+
+#[tokio::test]
+async fn outputs_and_logs_are_read_whole_and_from_the_middle() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let job = ended_job(&swarm, &ada, &token).await;
+    let path = format!("/api/v1/jobs/{job}/tasks/0/outputs/0");
+    let whole = swarm.send(Method::Get, &path, &token, &[], "").await;
+    assert_eq!(whole.status(), Status::Ok);
+    let etag = format!("\"{}\"", Digest::of(b"the output"));
+    assert_eq!(whole.headers().get_one("ETag"), Some(etag.as_str()));
+    assert_eq!(whole.headers().get_one("Content-Disposition"), Some("attachment"));
+    assert_eq!(whole.headers().get_one("X-Content-Type-Options"), Some("nosniff"));
+    assert_eq!(whole.into_string().await.unwrap(), "the output");
+    let part = swarm.send(Method::Get, &path, &token, &[("Range", "bytes=4-")], "").await;
+    assert_eq!(part.status(), Status::PartialContent);
+    assert_eq!(part.headers().get_one("Content-Range"), Some("bytes 4-9/10"));
+    assert_eq!(part.into_string().await.unwrap(), "output");
+    let beyond = swarm.send(Method::Get, &path, &token, &[("Range", "bytes=10-")], "").await;
+    assert_eq!(beyond.status(), Status::RangeNotSatisfiable);
+    assert_eq!(swarm.get(&format!("/api/v1/jobs/{job}/tasks/0/outputs/1"), &token).await.0, 422);
+    assert_eq!(swarm.get(&format!("{path}?attempt=2"), &token).await.0, 404);
+
+    let path = format!("/api/v1/jobs/{job}/tasks/0/log?follow=true&offset=4");
+    let log = swarm.send(Method::Get, &path, &token, &[], "").await;
+    assert_eq!(log.headers().get_one("Swarm-Attempt"), Some("1"));
+    assert_eq!(log.into_string().await.unwrap(), "bytes");
+    assert_eq!(swarm.get(&format!("/api/v1/jobs/{job}/tasks/0/log?attempt=3"), &token).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_worker_reaches_only_what_its_live_attempt_names() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let image = swarm.image(ada.group).await;
+    let job = swarm.job(&token, r#"{"image":"tool"}"#).await;
+    let (worker, key) = swarm.worker("w1").await;
+    let (_, other) = swarm.worker("w2").await;
+    let blob = |attempt: u16, digest: Digest| format!("/api/v1/link/attempts/{job}/0/{attempt}/blobs/{digest}");
+    assert_eq!(swarm.get(&blob(1, image.config), &key).await.0, 404, "not assigned yet");
+    let attempt = swarm.assign(job, worker).await;
+    let config = swarm.send(Method::Get, &blob(1, image.config), &key, &[("Range", "bytes=4-")], "").await;
+    assert_eq!(config.into_string().await.unwrap(), "config");
+    assert_eq!(swarm.get(&blob(1, image.layers[0].digest), &key).await.0, 200);
+    let unnamed = swarm.store_blob(b"somebody's");
+    for (path, key) in [(blob(1, unnamed), &key), (blob(2, image.config), &key), (blob(1, image.config), &other)] {
+        assert_eq!(swarm.get(&path, key).await.0, 404, "{path}");
+    }
+    let outputs = format!("/api/v1/link/attempts/{job}/0/1/outputs");
+    assert_eq!(swarm.json(Method::Post, &outputs, &other, "x").await.0, 404);
+    let (status, file) = swarm.json(Method::Post, &outputs, &key, "x").await;
+    assert_eq!((status, &file["digest"]), (201, &Digest::of(b"x").to_string().into()));
+    swarm.commit(Transition::Recall { attempt, worker, at: swarm.clock.now() }).await;
+    assert_eq!(swarm.json(Method::Post, &outputs, &key, "x").await.0, 404, "given back");
+}
