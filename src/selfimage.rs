@@ -22,7 +22,8 @@ pub(crate) fn write(file: &Path, name: &str) -> anyhow::Result<()> {
     let config = serde_json::to_vec(&json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": { "Entrypoint": entrypoint(&libraries), "WorkingDir": "/tmp", "User": "65534:65534" },
+        "config": { "Entrypoint": entrypoint(&libraries), "WorkingDir": "/tmp", "User": "65534:65534",
+                    "Labels": { "io.swarm-sync.demo": "1" } },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
         "history": [{ "created_by": "swarm demo" }],
     }))?;
