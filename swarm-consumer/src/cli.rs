@@ -162,7 +162,7 @@ pub(crate) struct ImagePush {
     /// An archive file, `-` for standard input, or an image of the local Docker
     #[arg(value_name = "FILE|IMAGE|-")]
     pub(crate) source: String,
-    /// Its name in the swarm, NAME[:TAG] [default: as the archive or Docker names it]
+    /// Its name in the swarm, `NAME[:TAG]`; by default as the archive or Docker names it
     #[arg(long)]
     pub(crate) name: Option<String>,
     #[command(flatten)]

@@ -22,7 +22,7 @@ const SPEC_BYTES_MAX: u64 = 1 << 20;
 /// What a job is, as flags.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SpecFlags {
-    /// An image uploaded with `image push`, NAME[:TAG] or sha256:DIGEST
+    /// An image uploaded with `image push`, `NAME[:TAG]` or sha256:DIGEST
     #[arg(value_name = "IMAGE", required_unless_present = "spec")]
     image: Option<String>,
     /// The command and its arguments; replaces the image's own
