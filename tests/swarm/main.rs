@@ -1,1 +1,10 @@
+//! Whole-swarm tests: the real binaries, real Docker, real kills. After each scenario the checker judges what was seen,
+//! what the store holds and what the engine did. `SWARM_TEST_TIER=full` multiplies the counts; lines beginning with
+//! `REPORT ` are figures.
 
+mod faults;
+mod harness;
+mod inputs;
+mod jobs;
+mod schedules;
+mod up;

@@ -2,7 +2,7 @@
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 use diesel::sqlite::SqliteConnection;
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::{AttemptId, JobId, Outcome, TaskId};
@@ -117,7 +117,14 @@ struct Launch {
     job_id: i64,
 }
 
+#[derive(QueryableByName)]
+struct Swarm {
+    #[diesel(sql_type = Binary)]
+    swarm_id: Vec<u8>,
+}
+
 struct Rows {
+    swarm: Vec<Swarm>,
     jobs: Vec<Job>,
     live: Vec<Live>,
     attempts: Vec<Attempt>,
@@ -130,6 +137,7 @@ macro_rules! read_rows {
     ($conn:expr) => {
         $conn.transaction(|conn| {
             Ok::<_, diesel::result::Error>(Rows {
+                swarm: diesel::sql_query("SELECT * FROM swarm").load(conn)?,
                 jobs: diesel::sql_query("SELECT * FROM jobs").load(conn)?,
                 live: diesel::sql_query("SELECT * FROM live_tasks").load(conn)?,
                 attempts: diesel::sql_query("SELECT * FROM attempts").load(conn)?,
@@ -138,6 +146,32 @@ macro_rules! read_rows {
             })
         })
     };
+}
+
+/// Makes an empty database beside the one of `server` (a Postgres URL) and gives its URL.
+///
+/// # Errors
+/// [`LoadError`]; the name must be plain lower-case letters, digits and `_`.
+pub fn create_database(server: &str, name: &str) -> Result<String, LoadError> {
+    let mut conn = PgConnection::establish(server)?;
+    diesel::sql_query(format!("CREATE DATABASE {}", plain(name)?)).execute(&mut conn)?;
+    let (base, _) = server.rsplit_once('/').ok_or_else(|| LoadError::Corrupt("the server's URL".into()))?;
+    Ok(format!("{base}/{name}"))
+}
+
+/// Removes a database again, whoever is still connected to it.
+///
+/// # Errors
+/// As [`create_database`].
+pub fn drop_database(server: &str, name: &str) -> Result<(), LoadError> {
+    let mut conn = PgConnection::establish(server)?;
+    diesel::sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", plain(name)?)).execute(&mut conn)?;
+    Ok(())
+}
+
+fn plain(name: &str) -> Result<&str, LoadError> {
+    let fits = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if fits && !name.is_empty() { Ok(name) } else { Err(LoadError::Corrupt(format!("the name {name:?}"))) }
 }
 
 /// Reads the store at `location`: a path, `sqlite:PATH`, `sqlite://PATH` or `postgres://…`.
@@ -164,6 +198,10 @@ pub fn load(location: &str) -> Result<World, LoadError> {
 
 fn world(rows: Rows) -> Result<World, LoadError> {
     let mut world = World::default();
+    for row in rows.swarm {
+        let id = uuid::Uuid::from_slice(&row.swarm_id).map_err(|_| LoadError::Corrupt("swarm.swarm_id".into()))?;
+        world.swarm = Some(id.to_string());
+    }
     for row in rows.jobs {
         let spec: JobSpec = json(&row.spec, "jobs.spec")?;
         let job = JobRow {
@@ -269,6 +307,7 @@ mod tests {
         let outcome = Outcome::Lost { reason: swarm_protocol::LossReason::Engine, detail: String::new() };
         conn.batch_execute(&format!(
             "PRAGMA foreign_keys = OFF;
+             INSERT INTO swarm VALUES (1, x'00112233445566778899aabbccddeeff', 1);
              INSERT INTO jobs VALUES (1, 1, 1, NULL, '{}', '', '[]', 0, 9, 10, 0, 0, 1, 9, 5, NULL, 7, 1, 3, 4, 'k', x'00');
              INSERT INTO attempts VALUES (1, 0, 1, 8, 5, 6, 7, NULL, '{}', 1, 1, 0, 4, '[]');
              INSERT INTO ended_ranges VALUES (1, 1, 9, '\"Cancelled\"', 7);
@@ -279,6 +318,7 @@ mod tests {
         ))
         .unwrap();
         let world = load(path.to_str().unwrap()).unwrap();
+        assert_eq!(world.swarm.as_deref(), Some("00112233-4455-6677-8899-aabbccddeeff"));
         let job = &world.jobs[&JobId(1)];
         assert_eq!((job.last_task, job.launch, job.key.as_deref()), (9, Some((3, 4)), Some("k")));
         assert!(job.at_most_once && !job.eager);

@@ -12,7 +12,7 @@ mod stamps;
 mod world;
 
 pub use checks::{Evidence, check};
-pub use db::{LoadError, load};
+pub use db::{LoadError, create_database, drop_database, load};
 pub use history::{
     Entry, Expectation, JobSeen, LogRead, Op, Probe, ReadError, Seen, Submit, TaskSeen, Verdict, read_history,
 };

@@ -7,6 +7,8 @@ use swarm_protocol::{AttemptId, JobId, TaskId};
 /// Everything read from the store. Instants are Unix time in microseconds.
 #[derive(Debug, Clone, Default)]
 pub struct World {
+    /// The installation's id, as containers are labelled with it.
+    pub swarm: Option<String>,
     /// By number.
     pub jobs: BTreeMap<JobId, JobRow>,
     /// Tasks that are live or wait for another attempt.

@@ -1,0 +1,50 @@
+//! Starts swarms out of the real binary, each in a directory of its own on ports of its own, watches them, and leaves
+//! nothing behind.
+
+mod engine;
+mod judge;
+mod process;
+mod recorder;
+mod swarm;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use engine::Engine;
+pub(crate) use process::{Ended, Proc, signal};
+pub(crate) use swarm::{Setup, Swarm, shared};
+
+/// How long anything may take that should take a few seconds; the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Asks until the answer is there.
+///
+/// # Panics
+/// When `deadline` passes first: names `what` was waited for.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(began.elapsed() < deadline, "{what}: not within {} s", deadline.as_secs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// How often a scenario is repeated: once, or `full` times in the full tier.
+pub(crate) fn rounds(full: u32) -> u32 {
+    if std::env::var("SWARM_TEST_TIER").is_ok_and(|tier| tier == "full") { full } else { 1 }
+}
+
+/// Prints a figure for the test program's table.
+pub(crate) fn report(text: &str) {
+    use std::io::Write;
+    // Not `println!`, which the test runner would swallow for a test that passes.
+    let _ = writeln!(std::io::stderr(), "REPORT {text}");
+}
+
+/// Unix time in microseconds.
+pub(crate) fn now_us() -> i64 {
+    chrono::Utc::now().timestamp_micros()
+}
