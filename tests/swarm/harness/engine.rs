@@ -49,7 +49,8 @@ impl Engine {
     /// The containers of one swarm as they are now, whatever their state.
     pub(crate) fn listing(swarm: &str) -> Vec<Stamp> {
         let filter = format!("label={LABEL}swarm={swarm}");
-        let ids = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]).expect("docker lists containers");
+        let ids =
+            docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]).expect("docker lists containers");
         let ids: Vec<&str> = ids.split_whitespace().collect();
         // One that goes between the two calls is simply not there any more.
         ids.iter().filter_map(|id| listed(id)).collect()

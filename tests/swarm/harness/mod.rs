@@ -9,7 +9,7 @@ mod swarm;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use engine::Engine;
+pub(crate) use engine::{Engine, docker};
 pub(crate) use process::{Ended, Proc, signal};
 pub(crate) use swarm::{Setup, Swarm, shared};
 
@@ -42,6 +42,11 @@ pub(crate) fn report(text: &str) {
     use std::io::Write;
     // Not `println!`, which the test runner would swallow for a test that passes.
     let _ = writeln!(std::io::stderr(), "REPORT {text}");
+}
+
+/// The Postgres server tests may make databases on.
+pub(crate) fn shared_postgres() -> Option<String> {
+    std::env::var("SWARM_TEST_POSTGRES_URL").ok().filter(|url| !url.is_empty())
 }
 
 /// Unix time in microseconds.

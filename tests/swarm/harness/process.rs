@@ -67,7 +67,9 @@ impl Proc {
     pub(crate) fn terminate(mut self, deadline: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
         let name = self.name.clone();
-        eventually(&format!("{name} ends after SIGTERM"), deadline, || self.child.try_wait().expect("a child can be asked"))
+        eventually(&format!("{name} ends after SIGTERM"), deadline, || {
+            self.child.try_wait().expect("a child can be asked")
+        })
     }
 
     /// Whether it has ended by itself.

@@ -297,7 +297,13 @@ impl Swarm {
 
     /// As [`eventually`], and says why the job stands where it stands when it does not come.
     #[track_caller]
-    pub(crate) fn expect<T>(&self, job: JobId, what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn expect<T>(
+        &self,
+        job: JobId,
+        what: &str,
+        deadline: Duration,
+        mut ask: impl FnMut() -> Option<T>,
+    ) -> T {
         let began = std::time::Instant::now();
         loop {
             if let Some(answer) = ask() {

@@ -1,0 +1,293 @@
+//! kill -9 and worse in the middle of runs. Each scenario has a swarm of its own and ends with a clean checker.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use swarm_checker::{Expectation, Invariant, Op, Verdict};
+use swarm_protocol::api::{ScheduleRequest, TaskPhase};
+use swarm_protocol::state::JobState;
+use swarm_protocol::{JobId, OutcomeKind, TaskId};
+
+use crate::harness::{Engine, PATIENCE, Setup, Swarm, docker, now_us, report, rounds, shared_postgres};
+
+/// A job that takes long enough for a fault and a recovery, and whose log shows a second run.
+const LONG: &str = "echo begun; sleep 8; echo done";
+const LONG_LOG: &[u8] = b"begun\ndone\n";
+
+impl Swarm {
+    fn fault(&self, what: &str) {
+        self.recorder.add(now_us(), Verdict::Ok, Op::Fault { what: what.to_owned() });
+    }
+
+    fn kill_core(&self) {
+        self.fault("kill -9 of the core");
+        self.core().take().expect("a core runs").kill();
+    }
+
+    fn kill_worker(&self) {
+        self.fault("kill -9 of the worker");
+        self.worker().take().expect("a worker runs").kill();
+    }
+
+    /// The job ended well, in its first attempt, and said everything exactly once.
+    fn ran_once(&self, job: JobId, log: &[u8]) {
+        assert_eq!(self.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
+        let view = self.task(job);
+        assert_eq!(view.attempts.len(), 1, "it ran again: {view:?}");
+        self.check_log(TaskId { job, task: 0 }, log, b"");
+    }
+
+    /// The running containers of a job.
+    fn containers(&self, job: JobId) -> Vec<String> {
+        let id = self.id().expect("the store holds the swarm's id");
+        let ours = Engine::listing(&id).into_iter().filter(|stamp| stamp.job == job.0);
+        ours.filter(|stamp| stamp.listed.is_some_and(|listed| listed.running)).map(|stamp| stamp.container).collect()
+    }
+}
+
+fn core_killed_mid_run(setup: Setup, scenario: &str) {
+    let swarm = Swarm::start(setup);
+    for _ in 0..rounds(20) {
+        let job = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(job, 1);
+        let before = swarm.containers(job);
+        assert_eq!(before.len(), 1);
+        swarm.kill_core();
+        // The worker carries on by itself meanwhile.
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(swarm.containers(job), before, "the container did not survive the core");
+        let began = Instant::now();
+        swarm.start_core();
+        report(&format!("{scenario}: core answers again after {:.1} s", began.elapsed().as_secs_f64()));
+        swarm.ran_once(job, LONG_LOG);
+    }
+    swarm.judge(scenario, true);
+}
+
+#[test]
+fn a_core_killed_mid_run_loses_and_doubles_nothing() {
+    core_killed_mid_run(Setup::default(), "core killed mid-run");
+}
+
+#[test]
+fn a_core_killed_mid_run_loses_and_doubles_nothing_on_postgres() {
+    let Some(postgres) = shared_postgres() else {
+        report("core killed mid-run on Postgres: SKIPPED, SWARM_TEST_POSTGRES_URL is not set");
+        return;
+    };
+    core_killed_mid_run(Setup { postgres: Some(postgres), ..Setup::default() }, "core killed mid-run on Postgres");
+}
+
+#[test]
+fn a_job_ended_while_the_core_was_away_is_reported_later() {
+    let swarm = Swarm::start(Setup::default());
+    let job = swarm.submit(&swarm.shell("echo begun; sleep 3; echo done"));
+    swarm.wait_started(job, 1);
+    swarm.kill_core();
+    let id = swarm.id().expect("the store holds the swarm's id");
+    crate::harness::eventually("the container ends", PATIENCE, || {
+        Engine::listing(&id).iter().all(|stamp| stamp.listed.is_some_and(|listed| !listed.running)).then_some(())
+    });
+    swarm.start_core();
+    swarm.ran_once(job, LONG_LOG);
+    swarm.judge("end while the core was away", true);
+}
+
+#[test]
+fn a_worker_killed_mid_run_adopts_its_container_at_its_next_start() {
+    let swarm = Swarm::start(Setup::default());
+    for _ in 0..rounds(20) {
+        let job = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(job, 1);
+        let before = swarm.containers(job);
+        swarm.kill_worker();
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(swarm.containers(job), before, "the container did not survive the worker");
+        swarm.start_worker();
+        swarm.ran_once(job, LONG_LOG);
+    }
+    swarm.judge("worker killed mid-run", true);
+}
+
+#[test]
+fn a_container_that_died_with_its_worker_is_run_again() {
+    let swarm = Swarm::start(Setup::default());
+    let mut spec = swarm.shell("echo attempt $SWARM_ATTEMPT; [ $SWARM_ATTEMPT -gt 1 ] || sleep 600");
+    let job = swarm.submit(&spec);
+    spec.at_most_once = true;
+    let once = swarm.submit(&spec);
+    swarm.wait_started(job, 1);
+    swarm.wait_started(once, 1);
+    swarm.kill_worker();
+    let containers = [swarm.containers(job), swarm.containers(once)].concat();
+    assert_eq!(containers.len(), 2);
+    swarm.fault("removal of the containers while no worker runs");
+    for container in containers {
+        docker(&["rm", "--force", "--volumes", &container]).expect("the container can be removed");
+    }
+    swarm.start_worker();
+    assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
+    let view = swarm.task(job);
+    assert_eq!(view.attempts.len(), 2, "{view:?}");
+    assert_eq!((view.attempts[0].outcome, view.attempts[0].may_have_run), (Some(OutcomeKind::Lost), true));
+    swarm.check_log(TaskId { job, task: 0 }, b"attempt 2\n", b"");
+    // What may have run is not run again when that was asked for.
+    assert_eq!(swarm.wait_ended(once, Duration::from_secs(120)).job.state, JobState::Failed);
+    let view = swarm.task(once);
+    assert!(view.attempts.len() == 1 && view.attempts[0].may_have_run, "{view:?}");
+    swarm.judge("worker and container killed", true);
+}
+
+#[test]
+fn a_frozen_workers_container_is_killed_before_the_lease_ends_and_run_again_after() {
+    let swarm = Swarm::start(Setup::default());
+    let mut spec = swarm.shell("echo attempt $SWARM_ATTEMPT; [ $SWARM_ATTEMPT -gt 1 ] || sleep 600");
+    spec.lease_s = 15;
+    let job = swarm.submit(&spec);
+    swarm.wait_started(job, 1);
+    let worker = swarm.worker().as_ref().expect("a worker runs").pid();
+    swarm.fault("SIGSTOP of the worker");
+    let stopped_us = now_us();
+    crate::harness::signal(worker, Signal::STOP);
+    swarm.expect(job, "the watchdog kills its container", Duration::from_secs(30), || {
+        swarm.containers(job).is_empty().then_some(())
+    });
+    let killed_after = (now_us() - stopped_us) as f64 / 1e6;
+    let ended = swarm.expect(job, "attempt 1 is given up", Duration::from_secs(90), || {
+        let view = swarm.try_task(TaskId { job, task: 0 })?;
+        let first = view.attempts.first()?;
+        (first.phase == TaskPhase::Ended).then(|| first.clone())
+    });
+    assert_eq!((ended.outcome, ended.may_have_run), (Some(OutcomeKind::Lost), true), "{ended:?}");
+    let given_up_after = (ended.ended_at.expect("it ended").timestamp_micros() - stopped_us) as f64 / 1e6;
+    // Counted from the last renewal, which is at most a renewal's pause before the stop.
+    assert!(killed_after < 15.5, "the container was killed {killed_after:.1} s after the freeze");
+    assert!(given_up_after > killed_after, "given up after {given_up_after:.1} s, killed after {killed_after:.1} s");
+    report(&format!(
+        "frozen worker, lease 15 s: container killed after {killed_after:.1} s, attempt given up after {given_up_after:.1} s"
+    ));
+    swarm.fault("SIGCONT of the worker");
+    crate::harness::signal(worker, Signal::CONT);
+    assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
+    assert_eq!(swarm.task(job).attempts.len(), 2);
+    swarm.check_log(TaskId { job, task: 0 }, b"attempt 2\n", b"");
+    let judged = swarm.judge("frozen worker", true);
+    assert_eq!(judged.of(Invariant::I4).excepted, 0);
+}
+
+#[test]
+fn core_and_worker_killed_together_lose_and_double_nothing() {
+    let swarm = Swarm::start(Setup::default());
+    for _ in 0..rounds(20) {
+        let job = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(job, 1);
+        swarm.kill_worker();
+        swarm.kill_core();
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(swarm.containers(job).len(), 1, "the container did not survive");
+        swarm.start_core();
+        swarm.start_worker();
+        swarm.ran_once(job, LONG_LOG);
+    }
+    swarm.judge("core and worker killed", true);
+}
+
+#[test]
+fn a_killed_core_still_knows_what_waits_sleeps_and_is_scheduled() {
+    let swarm = Swarm::start(Setup { slots: Some(1), ..Setup::default() });
+    let running = swarm.submit(&swarm.shell("echo begun; sleep 6; echo done"));
+    swarm.wait_started(running, 1);
+    let waiting: Vec<_> = (0..3).map(|_| swarm.submit(&swarm.shell("echo waited"))).collect();
+    let mut array = swarm.shell("echo $SWARM_TASK_INDEX");
+    array.array = swarm_protocol::TaskRange::new(5, 8);
+    let array = swarm.submit(&array);
+    let mut delayed = swarm.shell("echo delayed");
+    let start_at = chrono::DateTime::from_timestamp_micros(now_us() + 6_000_000).expect("an instant");
+    delayed.start_at = Some(start_at);
+    let delayed = swarm.submit(&delayed);
+    assert_eq!(swarm.detail(delayed).job.state, JobState::Delayed);
+    let mut impossible = swarm.shell("true");
+    impossible.resources.memory_bytes = 1 << 44;
+    let impossible = swarm.submit(&impossible);
+    let spec = swarm.shell("true");
+    // Never due while the test runs.
+    let request = ScheduleRequest { name: "yearly".into(), cron: "0 0 29 2 *".into(), zone: "UTC".into(), spec };
+    let schedule = swarm.block(swarm.client.create_schedule(&request)).expect("a schedule can be made");
+    swarm.kill_core();
+    swarm.start_core();
+    let again = swarm.block(swarm.client.schedule(schedule.id)).expect("the schedule survived");
+    assert_eq!((&again.name, &again.next), (&schedule.name, &schedule.next));
+    let done = swarm.block(swarm.client.cancel(impossible)).expect("a waiting job can be cancelled");
+    assert_eq!(done.job.state, JobState::Cancelled);
+    swarm.ran_once(running, LONG_LOG);
+    for job in waiting {
+        swarm.ran_once(job, b"waited\n");
+    }
+    swarm.ran_once(delayed, b"delayed\n");
+    assert!(swarm.task(delayed).attempts[0].started_at.expect("it started") >= start_at, "it started too early");
+    let detail = swarm.wait_ended(array, PATIENCE);
+    assert_eq!((detail.job.state, detail.job.tasks.succeeded), (JobState::Succeeded, 4));
+    for task in 5..=8 {
+        swarm.check_log(TaskId { job: array, task }, format!("{task}\n").as_bytes(), b"");
+    }
+    let expected = Expectation { schedule: schedule.id.0, due_us: Vec::new() };
+    swarm.recorder.add(now_us(), Verdict::Ok, Op::Schedule(expected));
+    swarm.judge("core killed with a queue", true);
+}
+
+#[test]
+fn submits_during_kills_of_the_core_are_kept_or_refused_but_never_lost() {
+    let swarm = Swarm::start(Setup::default());
+    let (mut accepted, mut unanswered) = (Vec::new(), 0);
+    for _ in 0..3 * rounds(100) {
+        std::thread::scope(|scope| {
+            let submitting = scope.spawn(|| {
+                let tries = (0..40).map(|_| swarm.try_submit(&swarm.shell("true")));
+                tries.fold((Vec::new(), 0), |(mut jobs, missing), result| match result {
+                    Ok(job) => {
+                        jobs.push(job);
+                        (jobs, missing)
+                    }
+                    Err(_) => (jobs, missing + 1),
+                })
+            });
+            std::thread::sleep(Duration::from_millis(150));
+            swarm.kill_core();
+            swarm.start_core();
+            let (jobs, missing) = submitting.join().expect("submitting does not panic");
+            accepted.extend(jobs);
+            unanswered += missing;
+        });
+    }
+    assert!(!accepted.is_empty());
+    for job in &accepted {
+        swarm.wait_ended(*job, Duration::from_secs(300));
+    }
+    report(&format!("submits during kills: {} acknowledged, {unanswered} unanswered, 0 lost", accepted.len()));
+    // Those without an answer may have been taken as well; they end like the others.
+    for job in swarm.block(swarm.client.jobs(&swarm_client::JobFilter::default())).expect("jobs can be listed").items {
+        swarm.wait_ended(job.id, Duration::from_secs(120));
+    }
+    swarm.judge("submits during kills", true);
+}
+
+#[test]
+fn an_asked_for_stop_is_orderly_and_leaves_containers_to_the_next_start() {
+    let swarm = Swarm::start(Setup::default());
+    let job = swarm.submit(&swarm.shell("echo begun; sleep 12; echo done"));
+    swarm.wait_started(job, 1);
+    let before = swarm.containers(job);
+    swarm.fault("SIGTERM of the core");
+    let core = swarm.core().take().expect("a core runs");
+    let status = core.terminate(Duration::from_secs(30));
+    assert_eq!(status.code(), Some(0), "the core ended with {status}");
+    swarm.start_core();
+    swarm.fault("SIGTERM of the worker");
+    let worker = swarm.worker().take().expect("a worker runs");
+    let status = worker.terminate(Duration::from_secs(30));
+    assert_eq!(status.code(), Some(0), "the worker ended with {status}");
+    assert_eq!(swarm.containers(job), before, "a stop of the worker ended the container");
+    swarm.start_worker();
+    swarm.ran_once(job, LONG_LOG);
+    swarm.judge("orderly stop", true);
+}

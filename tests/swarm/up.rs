@@ -1,0 +1,27 @@
+//! `swarm up`: a whole swarm in one process.
+
+use std::time::Duration;
+
+use swarm_protocol::TaskId;
+use swarm_protocol::state::JobState;
+
+use crate::harness::{Setup, Swarm, report};
+
+#[test]
+fn up_runs_jobs_survives_a_kill_and_stops_in_order() {
+    let began = std::time::Instant::now();
+    let swarm = Swarm::start(Setup { up: true, ..Setup::default() });
+    report(&format!("swarm up: ready with an image after {:.1} s", began.elapsed().as_secs_f64()));
+    let (ended, _) = swarm.run(&["--user", "0"], &["sh", "-c", "id -u"]);
+    assert_eq!((ended.code, ended.stdout.as_slice()), (Some(0), b"0\n".as_slice()), "{}", ended.stderr);
+    let job = swarm.submit(&swarm.shell("echo begun; sleep 8; echo done"));
+    swarm.wait_started(job, 1);
+    swarm.core().take().expect("it runs").kill();
+    swarm.start_core();
+    assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
+    assert_eq!(swarm.task(job).attempts.len(), 1);
+    swarm.check_log(TaskId { job, task: 0 }, b"begun\ndone\n", b"");
+    swarm.judge("swarm up", true);
+    let status = swarm.core().take().expect("it runs").terminate(Duration::from_secs(30));
+    assert_eq!(status.code(), Some(0), "it ended with {status}");
+}
