@@ -69,7 +69,8 @@ fn a_bad_schedule_is_refused_by_its_field() {
         let error = swarm.block(swarm.client.create_schedule(&request)).expect_err("a bad schedule is refused");
         let problem = error.problem().unwrap_or_else(|| panic!("{cron} {zone}: {error}"));
         let fault = problem.errors.first().unwrap_or_else(|| panic!("{cron} {zone}: no field is named: {problem:?}"));
-        assert_eq!((problem.status, fault.field.as_str()), (422, field), "{cron} {zone}");
+        // `cron.minute` is even better than `cron`.
+        assert!(problem.status == 422 && fault.field.starts_with(field), "{cron} {zone}: {problem:?}");
         assert!(!fault.hint.is_empty(), "{cron} {zone}: no way out is told");
     }
     let all = swarm.block(swarm.client.schedules()).expect("schedules can be listed");

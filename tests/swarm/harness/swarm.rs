@@ -346,10 +346,18 @@ impl Swarm {
         let log = self.log(task);
         self.recorder.add(start, Verdict::Ok, log_read(task, "stdout", stdout, &log.stdout, &log));
         self.recorder.add(start, Verdict::Ok, log_read(task, "stderr", stderr, &log.stderr, &log));
-        let show = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
-        let text = || format!("log of {task}: {} bytes {:?}", log.stdout.len(), show(&log.stdout));
-        assert!(log.stdout == stdout, "{}, written {} bytes {:?}", text(), stdout.len(), show(stdout));
-        assert!(log.stderr == stderr, "error log of {task}: {:?}, written {:?}", show(&log.stderr), show(stderr));
+        for (stream, written, read) in [("stdout", stdout, &log.stdout), ("stderr", stderr, &log.stderr)] {
+            let at = written.iter().zip(read).position(|(written, read)| written != read);
+            let at = at.unwrap_or(written.len().min(read.len()));
+            let near = |bytes: &[u8]| bytes[at.saturating_sub(40)..bytes.len().min(at + 80)].escape_ascii().to_string();
+            let (whole, got) = (written.len(), read.len());
+            let text = || format!("written: {}\nread:    {}", near(written), near(read));
+            assert!(
+                written == read,
+                "{stream} of {task}: {whole} bytes written, {got} read, differ at {at}\n{}",
+                text()
+            );
+        }
     }
 
     /// This installation's id, as containers are labelled.
