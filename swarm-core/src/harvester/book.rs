@@ -222,9 +222,15 @@ impl Book {
     }
 
     /// A final report arrived; its log and outputs are to be checked first.
-    pub fn finished(&mut self, worker: WorkerId, report: Box<FinalReport>) -> Vec<Act> {
+    pub fn finished(&mut self, worker: WorkerId, mut report: Box<FinalReport>) -> Vec<Act> {
         match self.own(worker, report.attempt) {
             Some(followed) if followed.phase != Phase::Ending => {
+                // A worker that restarted and finds nothing left may not know of the start that was reported before.
+                if let (Phase::Started(at), None, true) =
+                    (followed.phase, report.started_at_us, report.outcome.is_lost())
+                {
+                    report.started_at_us = u64::try_from(at.timestamp_micros()).ok();
+                }
                 followed.live = false;
                 followed.phase = Phase::Ending;
                 vec![Act::Verify(worker, report)]
@@ -253,14 +259,20 @@ impl Book {
         let stamp =
             |us: Option<u64>| us.and_then(|us| chrono::DateTime::from_timestamp_micros(i64::try_from(us).ok()?));
         let started_at = stamp(report.started_at_us);
-        let (expected, may_have_run) = (followed.expected.clone(), outcome.is_lost() && started_at.is_some());
+        let expected = followed.expected.clone();
+        // Without a commit before the start, a worker that restarted cannot know that its former self did not start it.
+        let unseen = matches!(outcome, Outcome::Lost { reason: LossReason::WorkerRestarted, .. });
+        let may_have_run = outcome.is_lost() && (started_at.is_some() || (unseen && !expected.job.spec.at_most_once));
+        // The engine stamps the start of a short container after its end now and then.
+        let ended_at = stamp(report.finished_at_us).unwrap_or(now);
+        let ended_at = started_at.map_or(ended_at, |started_at| ended_at.max(started_at));
         let end = AttemptEnd {
             attempt: report.attempt,
             worker,
             next: retry::after(&expected, &outcome, may_have_run, now),
             outcome,
             started_at,
-            ended_at: stamp(report.finished_at_us).unwrap_or(now),
+            ended_at,
             ran_ms: report.ran_ms,
             may_have_run,
             log_bytes: report.log_bytes,

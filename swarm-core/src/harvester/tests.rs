@@ -254,3 +254,35 @@ fn a_cancel_that_overtakes_its_assignment_is_remembered() {
     let acts = book.accepted(WORKER, id(1));
     assert!(matches!(&acts[..], [Act::Send(_, ToWorker::Cancel { .. })]), "{acts:?}");
 }
+
+#[test]
+fn a_start_that_was_reported_is_remembered_when_the_restarted_worker_does_not_know_of_it() {
+    let lost = || {
+        let outcome = Outcome::Lost { reason: LossReason::WorkerRestarted, detail: String::new() };
+        Box::new(FinalReport { outcome, started_at_us: None, finished_at_us: None, ran_ms: None, ..*report(1) })
+    };
+    for started in [true, false] {
+        let mut book = book_with(&[1]);
+        book.accepted(WORKER, id(1));
+        if started {
+            book.started(WORKER, id(1), now());
+        }
+        let acts = book.finished(WORKER, lost());
+        let Some(Act::Verify(_, report)) = acts.into_iter().next() else { panic!("it is to be verified") };
+        let acts = book.verified(WORKER, *report, None, now());
+        let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
+        assert!(end.may_have_run, "started: {started}");
+        assert_eq!(end.started_at.is_some(), started);
+    }
+}
+
+#[test]
+fn an_end_is_never_before_its_start() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    let swapped = Box::new(FinalReport { started_at_us: Some(7), finished_at_us: Some(2), ..*report(1) });
+    book.finished(WORKER, swapped.clone());
+    let acts = book.verified(WORKER, *swapped, None, now());
+    let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
+    assert_eq!(Some(end.ended_at), end.started_at);
+}

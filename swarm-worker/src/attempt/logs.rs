@@ -22,12 +22,13 @@ impl Attempt {
     pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
         let mut tries = 0;
         loop {
-            // A replay that began after the end of the container and came to its own end is complete.
+            // Only a replay that began after the end of the container is complete: an engine that follows a log may drop
+            // what the container wrote last, as 20.10 does with a line that has no newline.
             let final_pass = *exited.borrow();
             let mut log =
                 LogFile::open(&self.entry.log(), self.order.log_bytes_max).await.map_err(|e| spool_end(&e))?;
             let copied = self.copy_once(id, &mut log, exited.clone()).await?;
-            if copied && (final_pass || *exited.borrow()) {
+            if copied && final_pass {
                 return log.finish(false).await.map_err(|error| spool_end(&error));
             }
             tries += u32::from(final_pass);
