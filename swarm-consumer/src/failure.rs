@@ -55,7 +55,10 @@ impl Failure {
         let mut text = format!("error: {}\n", sanitise(&self.what, false));
         for FieldError { field, problem, hint } in &self.fields {
             let line = format!("{field}: {problem}");
-            let _ = writeln!(text, "  {}", sanitise(&line, false));
+            // The core states a single fault in its summary as well.
+            if line != self.what {
+                let _ = writeln!(text, "  {}", sanitise(&line, false));
+            }
             if !hint.is_empty() && self.hint.as_ref() != Some(hint) {
                 let _ = writeln!(text, "    {}", sanitise(hint, false));
             }
@@ -147,7 +150,6 @@ mod tests {
         let text = Failure::from(ClientError::Problem(Box::new(problem))).human();
         insta::assert_snapshot!(text, @r"
         error: env.A\u{1b}[31m: is odd
-          env.A\u{1b}[31m: is odd
         hint: drop it
         ");
     }

@@ -296,7 +296,8 @@ impl Report for Reasons {
     fn human(&self) -> String {
         let Why { state, summary, reasons, hint } = &self.why;
         let mut text = format!("job {} is {state}: {}\n", self.job, safe(summary));
-        for reason in reasons {
+        // The summary often is the first reason; nobody needs it twice.
+        for reason in reasons.iter().filter(|reason| reason.worker.is_some() || reason.text != *summary) {
             let worker = reason.worker.as_ref().map_or_else(String::new, |worker| format!("{}: ", safe(worker)));
             let _ = writeln!(text, "  {worker}{} [{}]", safe(&reason.text), safe(&reason.code));
         }
@@ -517,6 +518,14 @@ mod tests {
         let detail = of(samples::detail("failed", spec));
         let tasks = vec![of(samples::task("failed", Some(3), json!([])))];
         insta::assert_snapshot!(printed(Format::Human, &Job { detail, tasks, more: true }));
+    }
+
+    #[test]
+    fn a_reason_that_is_the_summary_is_said_once() {
+        let why = json!({"state": "failed", "summary": "2 of 5 tasks failed.", "hint": null, "reasons": [
+            {"code": "ended", "text": "2 of 5 tasks failed.", "worker": null}]});
+        let text = printed(Format::Human, &Reasons { why: of(why), job: swarm_protocol::JobId(42) });
+        assert_eq!(text, "job 42 is failed: 2 of 5 tasks failed.\n");
     }
 
     #[test]

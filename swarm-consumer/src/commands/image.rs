@@ -42,7 +42,16 @@ async fn push_image(client: &Client, push: &ImagePush) -> Done<Pushed> {
         let open = open.map_err(|error| Failure::io(format!("cannot read {}", path.display()), &error))?;
         return sent(upload(client, name, Some(facts.len()), ReaderStream::with_capacity(open, READ_BYTES)).await?);
     }
+    if is_only_a_path(&push.source) {
+        let what = format!("there is no file `{}`", push.source);
+        return Err(Failure::new(Exit::NotFound, what).hint("give the path of an archive, or the name of an image"));
+    }
     from_docker(client, &push.source, name).await
+}
+
+/// Whether `source` cannot be the name of an image, so that asking Docker for it would only confuse.
+fn is_only_a_path(source: &str) -> bool {
+    source.is_empty() || source.starts_with(['/', '.', '~']) || source.ends_with('/') || source.contains("//")
 }
 
 /// Standard input as a file: its reads block a thread made for that, not the runtime.
@@ -139,6 +148,16 @@ pub(crate) fn bar(size: Option<u64>) -> indicatif::ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_a_path_can_be_is_not_asked_of_docker() {
+        for path in ["/tmp/image.tar", "./image.tar", "../a", "~/a", "a/", "a//b", ""] {
+            assert!(is_only_a_path(path), "{path}");
+        }
+        for name in ["alpine", "alpine:3.20", "localhost:5000/tools/a", "image.tar", "sha256:0123456789abcdef"] {
+            assert!(!is_only_a_path(name), "{name}");
+        }
+    }
 
     #[test]
     fn an_id_is_no_name() {
