@@ -77,7 +77,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// Such as `info` or `scheduler=debug,info`.
+    /// Such as `info` or `scheduler=debug,info`. The default leaves out what Rocket says of every request and its start.
     pub filter: String,
     /// Entries kept in memory for live readers.
     pub ring_entries: usize,
@@ -123,7 +123,8 @@ impl Default for Limits {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), ring_entries: 10_000, file_bytes: 64 * MIB, files: 5 }
+        let filter = "rocket=error,rocket::launch=off,info".to_owned();
+        Self { filter, ring_entries: 10_000, file_bytes: 64 * MIB, files: 5 }
     }
 }
 
@@ -271,7 +272,10 @@ fn ensure(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::logger::{Entry, Level};
 
     fn load(toml: &str, flags: &CoreFlags) -> Result<CoreConfig, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -291,6 +295,21 @@ mod tests {
         assert_eq!((config.allow_root, config.limits.uploads), (true, 3));
         assert_eq!(config.policy, PolicyConfig::Fifo {});
         assert_eq!(config.limits.json_bytes, MIB);
+    }
+
+    #[test]
+    fn the_default_log_is_silent_about_requests_and_launch() {
+        let filter: Filter = LogSettings::default().filter.parse().unwrap();
+        let lets = |level, target: &str| {
+            let tag = target.rsplit("::").next().unwrap().to_owned();
+            let (at, target, message) = (chrono::DateTime::default(), target.to_owned(), String::new());
+            filter.lets_entry(&Entry { seq: 0, at, level, tag, target, message, fields: BTreeMap::new() })
+        };
+        assert!(!lets(Level::Info, "rocket::server::_"));
+        assert!(!lets(Level::Warn, "rocket::launch"));
+        assert!(!lets(Level::Warn, "rocket::launch::_"));
+        assert!(lets(Level::Error, "rocket::server::_"));
+        assert!(lets(Level::Info, "swarm_core::http"));
     }
 
     #[test]

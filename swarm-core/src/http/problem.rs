@@ -59,7 +59,7 @@ pub(crate) fn too_large(what: &str, bytes_max: u64) -> Failure {
 
 pub(crate) fn unauthenticated(detail: impl Into<String>) -> Failure {
     let problem = Problem::new(401, "unauthenticated", "Not authenticated", detail);
-    problem.with_hint("log in and send `Authorization: Bearer …`").into()
+    problem.with_hint("log in with `login`, or send the access token as `Authorization: Bearer …`").into()
 }
 
 pub(crate) fn forbidden(detail: impl Into<String>) -> Failure {

@@ -55,7 +55,7 @@ fn resolve(store: &dyn Store, group: GroupId, spec: JobSpec) -> Result<Resolved,
         Ok(reference) => {
             let found = store.image(group, &reference.to_string())?;
             if found.is_none() {
-                let hint = "upload it with `image push`, or see `image list` for what is there";
+                let hint = "upload it with `image push`, or see `image ls` for what is there";
                 faults.push(FieldError::new("image", format!("there is no image {reference} in your group"), hint));
             }
             found.map(|record| record.image)
