@@ -71,10 +71,7 @@ fn a_core_killed_mid_run_loses_and_doubles_nothing() {
 
 #[test]
 fn a_core_killed_mid_run_loses_and_doubles_nothing_on_postgres() {
-    let Some(postgres) = shared_postgres() else {
-        report("core killed mid-run on Postgres: SKIPPED, SWARM_TEST_POSTGRES_URL is not set");
-        return;
-    };
+    let postgres = shared_postgres().expect("SWARM_TEST_POSTGRES_URL names a Postgres; `cargo xtask test` starts one");
     core_killed_mid_run(Setup { postgres: Some(postgres), ..Setup::default() }, "core killed mid-run on Postgres");
 }
 
