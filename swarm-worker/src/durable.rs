@@ -14,7 +14,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// As [`write`] without syncing: for what is worthless after a reboot, yet must never be seen half-written.
+/// As [`write()`] without syncing: for what is worthless after a reboot, yet must never be seen half-written.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = beside(path);
     write_to(&temporary, bytes)?;
