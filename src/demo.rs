@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use swarm_client::{Client, Destination, LogOptions, Progress};
-use swarm_core::config::{CoreConfig, CoreFlags};
+use swarm_client::{Client, Destination, JobFilter, LogOptions, Progress};
+use swarm_core::config::{CoreConfig, LogSettings};
 use swarm_core::logger::Stderr;
 use swarm_protocol::api::{JobDetail, TaskView};
 use swarm_protocol::logs::LogStream;
 use swarm_protocol::spec::{Input, JobSpec, Output};
 use swarm_protocol::{Digest, JobId, TaskId};
+use swarm_worker::config::WorkerConfig;
+use swarm_worker::runtime::ContainerRuntime;
 
 use crate::embedded::{self, Embedded};
 use crate::selfimage;
@@ -31,6 +33,9 @@ pub(crate) struct Options {
 const IMAGE: &str = "swarm-demo:latest";
 /// How long a job of the demo may take altogether.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long the removal of what is left may take, and between two tries of it.
+const REMOVAL: Duration = Duration::from_secs(20);
+const REMOVAL_STEP: Duration = Duration::from_millis(200);
 const TEXT: &str = "\
 A swarm is many small machines that act as one.
 A job goes in, a result comes out, and no job is lost or run twice.
@@ -53,17 +58,15 @@ async fn demo(options: Options) -> anyhow::Result<()> {
     let began = Instant::now();
     let data = tempfile::Builder::new().prefix("swarm-demo-").tempdir()?;
     say("1/6  Starting a swarm: core (SQLite, in-process cache) and one worker (local Docker)");
-    let flags =
-        CoreFlags { data_dir: Some(data.path().join("core")), listen: Some(free_address()?), ..CoreFlags::default() };
-    let mut config = CoreConfig::load(None, &flags)?;
-    // The demo speaks for itself; of the log it shows errors only.
-    config.log.filter = "error".to_owned();
+    let config = core_config(data.path())?;
     let core_data = config.data_dir.clone();
-    let worker = embedded::worker_config(&core_data, options.docker_host);
+    let mut worker = embedded::worker_config(&core_data, options.docker_host);
+    // Nothing adopts its containers later.
+    worker.drain_on_stop = true;
     let runtime = embedded::engine(&worker).await?;
     let log = swarm_core::cli::start_log(&config, Stderr::Quiet)?;
     let mut signals = swarm_core::cli::Signals::listen()?;
-    let mut swarm = Embedded::start(config, log.clone(), worker, runtime.clone()).await?;
+    let mut swarm = Embedded::start(config, log.clone(), worker.clone(), runtime.clone()).await?;
     let (mut image, url) = (None, swarm.url.clone());
     let worked = tokio::select! {
         worked = work(&url, &core_data, data.path(), &options.into, &mut image) => worked,
@@ -71,8 +74,10 @@ async fn demo(options: Options) -> anyhow::Result<()> {
         () = signals.any() => Err(anyhow::anyhow!("interrupted")),
     };
     say("6/6  Stopping, and removing every container, volume and image of the demo");
+    // A core that is gone cancels nothing; what then still runs is removed below.
+    let _ = tokio::time::timeout(REMOVAL, cancel_all(&url, &core_data)).await;
     let stopped = swarm.stop().await;
-    let cleaned = clean_up(&*runtime, image).await;
+    let cleaned = clean_up(&worker, &*runtime, image).await;
     tokio::task::spawn_blocking(move || log.flush(Duration::from_secs(2))).await?;
     worked.and(stopped).and(cleaned)?;
     let results = options.into.display();
@@ -105,14 +110,11 @@ async fn work(
     let pushed = client.upload_image(Some(IMAGE), bytes, quiet()).await.context("the image was not accepted")?;
     *image = Some(pushed.config_digest);
     say(&format!("     {} is {}", pushed.name, pushed.config_digest));
-    let first = count_words(&client, scratch, into).await?;
-    failing(&client).await?;
-    let why = client.why(first).await?;
-    say(&format!("     `why {first}` says: {}", why.summary));
-    Ok(())
+    count_words(&client, scratch, into).await?;
+    failing(&client).await
 }
 
-async fn count_words(client: &Client, scratch: &Path, into: &Path) -> anyhow::Result<JobId> {
+async fn count_words(client: &Client, scratch: &Path, into: &Path) -> anyhow::Result<()> {
     say("4/6  A job that takes an input file and hands back an output file");
     let text = scratch.join("text.txt");
     std::fs::write(&text, TEXT)?;
@@ -134,7 +136,7 @@ async fn count_words(client: &Client, scratch: &Path, into: &Path) -> anyhow::Re
     for line in table.lines().take(3) {
         say(&format!("     {}", swarm_protocol::text::sanitise(line, false)));
     }
-    Ok(job)
+    Ok(())
 }
 
 async fn failing(client: &Client) -> anyhow::Result<()> {
@@ -142,9 +144,10 @@ async fn failing(client: &Client) -> anyhow::Result<()> {
     let mut spec = JobSpec::new(IMAGE);
     spec.name = Some("failing".to_owned());
     spec.command = Some(["fail", "3"].map(String::from).to_vec());
-    let (_, detail, task) = run(client, &spec).await?;
+    let (job, detail, task) = run(client, &spec).await?;
     ensure!(detail.job.tasks.failed == 1, "the second job was meant to fail");
     say(&format!("     it ended as: {}", reason(&task)));
+    say(&format!("     `swarm consumer why {job}` says: {}", client.why(job).await?.summary));
     Ok(())
 }
 
@@ -195,8 +198,50 @@ fn free_address() -> anyhow::Result<std::net::SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Containers and volumes are removed by the worker after each attempt; the image is what is left.
-async fn clean_up(runtime: &dyn swarm_worker::runtime::ContainerRuntime, image: Option<Digest>) -> anyhow::Result<()> {
-    let Some(image) = image else { return Ok(()) };
-    runtime.remove_image(&image).await.context("the demo's image could not be removed from Docker")
+/// The defaults in a directory of the demo's own. Neither a file nor the environment has a say: they may name the
+/// database of a swarm that is used in earnest.
+fn core_config(data: &Path) -> anyhow::Result<CoreConfig> {
+    // The demo speaks for itself; of the log it shows errors only.
+    let log = LogSettings { filter: "error".to_owned(), ..LogSettings::default() };
+    Ok(CoreConfig { data_dir: data.join("core"), listen: free_address()?, log, ..CoreConfig::default() })
+}
+
+/// Cancels what has not ended, so that the worker has nothing to wait for.
+async fn cancel_all(url: &str, core_data: &Path) -> anyhow::Result<()> {
+    let client = embedded::admin(url, &embedded::admin_password(core_data)).await?;
+    for job in client.jobs(&JobFilter::default()).await?.items {
+        if !job.state.is_final() {
+            client.cancel(job.id).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Containers and volumes are removed by the worker after each attempt; what is left is the image, and everything if
+/// the worker could not do it.
+async fn clean_up(worker: &WorkerConfig, runtime: &dyn ContainerRuntime, image: Option<Digest>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let removed = remove_all(worker, runtime, image).await;
+        if removed.is_ok() || began.elapsed() > REMOVAL {
+            return removed.context("something of the demo could not be removed from Docker");
+        }
+        tokio::time::sleep(REMOVAL_STEP).await;
+    }
+}
+
+async fn remove_all(
+    worker: &WorkerConfig,
+    runtime: &dyn ContainerRuntime,
+    image: Option<Digest>,
+) -> anyhow::Result<()> {
+    swarm_worker::run::remove_everything(worker, runtime).await?;
+    match image {
+        Some(image) => match runtime.remove_image(&image).await {
+            // No job came so far that the engine was given the image.
+            Err(error) if error.is_not_found() => Ok(()),
+            removed => Ok(removed?),
+        },
+        None => Ok(()),
+    }
 }

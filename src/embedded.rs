@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use swarm_client::{Client, MemoryTokens};
@@ -19,13 +20,38 @@ use tokio_util::sync::CancellationToken;
 
 /// The name of the embedded worker.
 pub(crate) const WORKER: &str = "local";
+/// How long the worker may take to stop, with what it has been told to wait for.
+const WORKER_STOP: Duration = Duration::from_secs(60);
 
 /// A running core and worker.
 pub(crate) struct Embedded {
     /// Where the core answers.
     pub(crate) url: String,
-    core: (CancellationToken, JoinHandle<anyhow::Result<()>>),
-    worker: (CancellationToken, JoinHandle<anyhow::Result<()>>),
+    core: Part,
+    worker: Part,
+}
+
+/// A core or a worker on a task of its own.
+struct Part {
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+    has_ended: bool,
+}
+
+impl Part {
+    fn new(stop: CancellationToken, task: JoinHandle<anyhow::Result<()>>) -> Self {
+        Self { stop, task, has_ended: false }
+    }
+
+    /// Waits for its end and says why; no second time.
+    async fn ended(&mut self) -> anyhow::Result<()> {
+        if self.has_ended {
+            return Ok(());
+        }
+        let ended = (&mut self.task).await;
+        self.has_ended = true;
+        ended?
+    }
 }
 
 impl Embedded {
@@ -55,7 +81,7 @@ impl Embedded {
         }
         let worker_stop = CancellationToken::new();
         let worker = tokio::spawn(swarm_worker::run::run(worker, runtime, worker_stop.clone()));
-        Ok(Self { url, core: (stop, core), worker: (worker_stop, worker) })
+        Ok(Self { url, core: Part::new(stop, core), worker: Part::new(worker_stop, worker) })
     }
 
     /// Waits until either part ends by itself.
@@ -64,21 +90,27 @@ impl Embedded {
     /// What it ended of.
     pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
         tokio::select! {
-            core = &mut self.core.1 => core?.context("the core ended"),
-            worker = &mut self.worker.1 => worker?.context("the worker ended"),
+            core = self.core.ended() => core.context("the core ended"),
+            worker = self.worker.ended() => worker.context("the worker ended"),
         }
     }
 
-    /// Stops the worker, then the core, and waits for both. Containers that run are left to be adopted by the next start.
+    /// Stops the worker, then the core, and waits for both. Containers that run are left to be adopted by the next start,
+    /// unless the worker's settings say to drain.
     ///
     /// # Errors
     /// What either ended of.
-    pub(crate) async fn stop(self) -> anyhow::Result<()> {
-        self.worker.0.cancel();
-        let worker = if self.worker.1.is_finished() { Ok(()) } else { self.worker.1.await? };
-        self.core.0.cancel();
-        let core = if self.core.1.is_finished() { Ok(()) } else { self.core.1.await? };
-        worker.and(core)
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        self.worker.stop.cancel();
+        let worker = match tokio::time::timeout(WORKER_STOP, self.worker.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.worker.task.abort();
+                Err(anyhow::anyhow!("the worker did not stop within {} s", WORKER_STOP.as_secs()))
+            }
+        };
+        self.core.stop.cancel();
+        worker.and(self.core.ended().await)
     }
 }
 
@@ -96,11 +128,12 @@ pub(crate) fn worker_config(data: &Path, docker_host: Option<String>) -> WorkerC
 /// The worker's engine, or what to do about its absence.
 ///
 /// # Errors
-/// When no engine answers.
+/// When no engine answers, or one whose images cannot be checked.
 pub(crate) async fn engine(worker: &WorkerConfig) -> anyhow::Result<Arc<dyn ContainerRuntime>> {
     let runtime = DockerRuntime::connect(worker.engine_settings()).await.context(
         "Docker does not answer; start it (for instance `sudo systemctl start docker`), or name its socket in DOCKER_HOST",
     )?;
+    runtime.facts().await?.check().context("Docker cannot be used as it is set up")?;
     Ok(Arc::new(runtime))
 }
 

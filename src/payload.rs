@@ -29,24 +29,12 @@ enum Work {
         #[arg(default_value_t = 3)]
         code: u8,
     },
-    /// Print where it runs: job, task and attempt
-    Env,
-    /// Wait
-    Sleep {
-        /// How long, in milliseconds
-        ms: u64,
-    },
 }
 
 pub(crate) fn main(options: Options) -> ExitCode {
     let done = match options.work {
         Work::CountWords { input, output } => count_words(&input, &output),
         Work::Fail { code } => return fail(code),
-        Work::Env => env(),
-        Work::Sleep { ms } => {
-            std::thread::sleep(std::time::Duration::from_millis(ms));
-            Ok(())
-        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,10 +62,4 @@ fn fail(code: u8) -> ExitCode {
     let _ = writeln!(std::io::stdout(), "reading the configuration");
     let _ = writeln!(std::io::stderr(), "error: no such table: customers");
     ExitCode::from(code)
-}
-
-fn env() -> std::io::Result<()> {
-    let value = |name| std::env::var(name).unwrap_or_else(|_| "?".to_owned());
-    let (job, task, attempt) = (value("SWARM_JOB_ID"), value("SWARM_TASK_INDEX"), value("SWARM_ATTEMPT"));
-    writeln!(std::io::stdout(), "job {job} task {task} attempt {attempt}")
 }

@@ -30,9 +30,9 @@ pub(crate) async fn main(options: Options) -> ExitCode {
 }
 
 async fn up(options: Options) -> anyhow::Result<()> {
-    let mut config = CoreConfig::load(options.config.as_deref(), &options.core)?;
     // The one user of a swarm on one machine is its owner already; jobs still run as non-root unless asked.
-    config.allow_root = true;
+    let defaults = CoreConfig { allow_root: true, ..CoreConfig::default() };
+    let config = CoreConfig::load_over(defaults, options.config.as_deref(), &options.core)?;
     let worker = embedded::worker_config(&config.data_dir, options.docker_host);
     let runtime = embedded::engine(&worker).await?;
     let password = embedded::admin_password(&config.data_dir);

@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table, TableState};
 use swarm_protocol::Timestamp;
 use swarm_protocol::api::{JobView, ModuleView, WorkerView};
 use swarm_protocol::state::JobState;
-use swarm_protocol::text::sanitise;
+use swarm_protocol::text::{age, sanitise};
 
 use crate::model::{List, Model, Tab};
 
@@ -256,15 +256,6 @@ fn cores(millis: u32) -> String {
 
 fn gib(bytes: u64) -> String {
     format!("{:.1}G", bytes as f64 / f64::from(1 << 30))
-}
-
-fn age(then: Timestamp, now: Timestamp) -> String {
-    match (now - then).num_seconds().max(0) {
-        s @ 0..60 => format!("{s}s"),
-        s @ 60..3600 => format!("{}m", s / 60),
-        s @ 3600..172_800 => format!("{}h", s / 3600),
-        s => format!("{}d", s / 86_400),
-    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, RequestBuilder, Response};
 use secrecy::ExposeSecret as _;
 use serde::de::DeserializeOwned;
 use swarm_protocol::api::{LoginRequest, RefreshRequest, Tokens};
@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use crate::call::{ANSWER_BYTES_MAX, Call, PROBLEM_BYTES_MAX, problem, retry_after};
+use crate::http::Http;
 use crate::tokens::{SavedTokens, TokenStore};
 use crate::{ClientError, address, retry};
 
@@ -42,10 +43,7 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     base: Url,
-    http: reqwest::Client,
-    /// Without an idle timeout, which would count a long upload as silence.
-    uploads: reqwest::Client,
-    timeouts: Timeouts,
+    http: Http,
     store: Arc<dyn TokenStore>,
     /// `None` until first asked for; held during a refresh, so that a burst of expired calls makes one.
     session: Mutex<Option<SavedTokens>>,
@@ -76,19 +74,9 @@ impl Client {
             // Lost only to another thread that installs the same one.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let builder = || {
-            let builder = reqwest::Client::builder()
-                .connect_timeout(timeouts.connect)
-                .redirect(reqwest::redirect::Policy::none())
-                .tcp_keepalive(Duration::from_secs(20))
-                .user_agent(concat!("swarm-sync/", env!("CARGO_PKG_VERSION")));
-            // A proxy could not reach this machine's loopback, and must not see what goes there.
-            if base.scheme() == "http" { builder.no_proxy() } else { builder }
-        };
         let unusable = |error: reqwest::Error| ClientError::Address { url: url.to_owned(), reason: error.to_string() };
-        let http = builder().read_timeout(timeouts.idle).build().map_err(unusable)?;
-        let uploads = builder().build().map_err(unusable)?;
-        Ok(Self(Arc::new(Inner { base, http, uploads, timeouts, store, session: Mutex::new(None) })))
+        let http = Http::new(timeouts, base.scheme() == "http").map_err(unusable)?;
+        Ok(Self(Arc::new(Inner { base, http, store, session: Mutex::new(None) })))
     }
 
     /// The core's address, with a final `/`.
@@ -97,8 +85,8 @@ impl Client {
         self.0.base.as_str()
     }
 
-    pub(crate) fn timeouts(&self) -> Timeouts {
-        self.0.timeouts
+    pub(crate) fn http(&self) -> &Http {
+        &self.0.http
     }
 
     /// Logs in and keeps the tokens in the store.
@@ -158,7 +146,7 @@ impl Client {
         let (mut failures, mut refreshed) = (0, false);
         loop {
             let tokens = if call.authorised { Some(self.tokens().await?) } else { None };
-            let (error, wish) = match self.request(&self.0.http, call, tokens.as_ref()).send().await {
+            let (error, wish) = match self.request(Http::call, call, tokens.as_ref()).send().await {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) => {
                     let wish = retry_after(response.headers());
@@ -183,10 +171,15 @@ impl Client {
         }
     }
 
-    fn request(&self, http: &reqwest::Client, call: &Call, tokens: Option<&SavedTokens>) -> reqwest::RequestBuilder {
+    fn request(
+        &self,
+        open: fn(&Http, Method, Url) -> RequestBuilder,
+        call: &Call,
+        tokens: Option<&SavedTokens>,
+    ) -> RequestBuilder {
         // Paths are made here of numbers, digests and fixed words, so they always join.
         let url = self.0.base.join(&call.path).expect("paths are well-formed");
-        let mut request = http.request(call.method.clone(), url).headers(call.headers.clone());
+        let mut request = open(&self.0.http, call.method.clone(), url).headers(call.headers.clone());
         if !call.query.is_empty() {
             request = request.query(&call.query);
         }
@@ -202,10 +195,10 @@ impl Client {
     /// A request for the body of which the caller cares, with a token that is good for a while.
     ///
     /// An upload cannot be rewound when its token turns out to be stale, so the token is tried before.
-    pub(crate) async fn upload_request(&self, call: &Call) -> Result<reqwest::RequestBuilder, ClientError> {
+    pub(crate) async fn upload_request(&self, call: &Call) -> Result<RequestBuilder, ClientError> {
         self.whoami().await?;
         let tokens = self.tokens().await?;
-        Ok(self.request(&self.0.uploads, call, Some(&tokens)))
+        Ok(self.request(Http::upload_call, call, Some(&tokens)))
     }
 
     /// Turns an answer with an error status into the problem it states.

@@ -64,6 +64,9 @@ pub enum ClientError {
         /// Why.
         source: std::io::Error,
     },
+    /// What was to be uploaded could not be read to its end.
+    #[error("what was to be sent could not be read")]
+    Source(#[source] std::io::Error),
     /// The store of tokens failed; a rotated refresh token may be lost with it.
     #[error("cannot keep the session's tokens")]
     Tokens(#[source] std::io::Error),
@@ -86,7 +89,7 @@ impl ClientError {
                 "give http://127.0.0.1:PORT, for instance through an SSH tunnel to the core's machine"
             }
             Self::Tokens(_) => "make the credentials file writable, then log in again",
-            Self::Problem(_) | Self::Io { .. } => return None,
+            Self::Problem(_) | Self::Io { .. } | Self::Source(_) => return None,
         };
         Some(text.to_owned())
     }

@@ -1,6 +1,6 @@
 //! A task's log as records, over as many connections as it takes.
 
-use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
+use futures_util::stream::{BoxStream, StreamExt as _};
 use swarm_protocol::logs::{HEADER_BYTES, LogDecoder, LogRecord};
 use swarm_protocol::{AttemptNo, TaskId};
 
@@ -94,11 +94,6 @@ impl LogTail {
                 None => self.ended = true,
             }
         }
-    }
-
-    /// The records as a stream that ends after its first error.
-    pub fn into_stream(self) -> impl Stream<Item = Result<LogRecord, ClientError>> {
-        stream::try_unfold(self, |mut tail| async move { Ok(tail.next().await?.map(|record| (record, tail))) })
     }
 
     async fn connect(&mut self) -> Result<(), ClientError> {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use reqwest::Method;
 use swarm_protocol::api::{
     FileView, ImageView, JobDetail, JobView, JoinToken, JoinTokenRequest, ModuleView, Page, ScheduleRequest,
-    ScheduleView, Submitted, TaskView, UserRequest, UserView, Whoami, Why, WorkerView,
+    ScheduleView, Submitted, TaskView, Whoami, Why, WorkerView,
 };
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::JobState;
-use swarm_protocol::{Digest, JobId, ScheduleId, TaskId, WorkerId};
+use swarm_protocol::{Digest, JobId, ScheduleId, TaskId};
 
 use crate::call::Call;
 use crate::{Client, ClientError};
@@ -43,16 +43,6 @@ impl Client {
         self.json(Call::get("whoami")).await
     }
 
-    /// Every account (admin).
-    pub async fn users(&self) -> Answer<Page<UserView>> {
-        self.json(Call::get("users")).await
-    }
-
-    /// Makes an account (admin).
-    pub async fn create_user(&self, user: &UserRequest) -> Answer<UserView> {
-        self.json(Call::post("users").json(user)).await
-    }
-
     /// Every worker.
     pub async fn workers(&self) -> Answer<Page<WorkerView>> {
         self.json(Call::get("workers")).await
@@ -63,37 +53,9 @@ impl Client {
         self.json(Call::post("workers/tokens").json(request)).await
     }
 
-    /// Takes a worker's key away (admin).
-    pub async fn revoke_worker(&self, worker: WorkerId) -> Answer<()> {
-        self.nothing(Call::api(Method::DELETE, format!("workers/{worker}"))).await
-    }
-
-    /// Gives a worker nothing new (operator).
-    pub async fn drain_worker(&self, worker: WorkerId) -> Answer<()> {
-        self.nothing(Call::post(format!("workers/{worker}/drain")).repeatable()).await
-    }
-
-    /// Ends a drain (operator).
-    pub async fn resume_worker(&self, worker: WorkerId) -> Answer<()> {
-        self.nothing(Call::post(format!("workers/{worker}/resume")).repeatable()).await
-    }
-
-    /// Frees a worker's tasks at once; they may then run twice (operator).
-    pub async fn declare_worker_lost(&self, worker: WorkerId) -> Answer<()> {
-        self.nothing(Call::post(format!("workers/{worker}/declare-lost"))).await
-    }
-
     /// The core's modules.
     pub async fn modules(&self) -> Answer<Page<ModuleView>> {
         self.json(Call::get("modules")).await
-    }
-
-    /// The newest entries of the core's own log, one JSON object each (operator).
-    pub async fn core_log(&self, lines: u32) -> Answer<Vec<serde_json::Value>> {
-        let response = self.open(&Call::get("log").query("lines", Some(lines))).await?;
-        let bytes = self.read(response, crate::call::ANSWER_BYTES_MAX).await?;
-        let entries = serde_json::Deserializer::from_slice(&bytes).into_iter();
-        entries.collect::<Result<_, _>>().map_err(|error| self.protocol(error.to_string()))
     }
 
     /// The length of a file the caller's group has uploaded; `None` when it has not.
@@ -129,14 +91,17 @@ impl Client {
         self.json(Call::post(format!("images/{config}/tags")).json(&body).repeatable()).await
     }
 
-    /// Takes a name away from an image.
-    pub async fn untag_image(&self, name: &str) -> Answer<()> {
-        self.nothing(Call::api(Method::DELETE, "images").query("name", Some(name))).await
-    }
-
     /// Submits a job. With a key the call is retried, and however often it arrives, one job is made.
     pub async fn submit(&self, spec: &JobSpec, idempotency_key: Option<&str>) -> Answer<Submitted> {
-        let call = Call::post("jobs").json(spec);
+        self.send_job(Call::post("jobs").json(spec), idempotency_key).await
+    }
+
+    /// As [`Client::submit`], refused with the code `no-worker-fits` when no worker known could ever run it.
+    pub async fn submit_fitting(&self, spec: &JobSpec, idempotency_key: Option<&str>) -> Answer<Submitted> {
+        self.send_job(Call::post("jobs").query("must_fit", Some(true)).json(spec), idempotency_key).await
+    }
+
+    async fn send_job(&self, call: Call, idempotency_key: Option<&str>) -> Answer<Submitted> {
         match idempotency_key {
             Some(key) => self.json(call.header("idempotency-key", key).repeatable()).await,
             None => self.json(call).await,
@@ -160,7 +125,7 @@ impl Client {
 
     /// One job, as soon as it is final; or as it stands after `patience`, which the core bounds.
     pub async fn wait_job(&self, job: JobId, patience: Duration) -> Answer<JobDetail> {
-        let bounded = patience.min(self.timeouts().idle / 2).as_secs();
+        let bounded = patience.min(self.http().timeouts().idle / 2).as_secs();
         self.json(Call::get(format!("jobs/{job}/wait")).query("timeout_s", Some(bounded))).await
     }
 

@@ -190,6 +190,35 @@ async fn an_upload_that_stands_still_is_given_up() {
     assert!(matches!(error, ClientError::Stalled { .. }) && error.is_retryable(), "{error:?}");
 }
 
+/// Where the fault lies decides what the user looks at: here, not at the core.
+#[tokio::test]
+async fn an_upload_whose_source_fails_blames_the_source() {
+    let server = Server::start(|request| match request.method.as_str() {
+        "POST" => Reply::bytes(201, "{}"),
+        _ => whoami(),
+    })
+    .await;
+    let broken = [Ok(bytes::Bytes::from_static(b"begun")), Err(std::io::Error::other("the engine hung up"))];
+    let sent = client(&server).upload_image(None, futures_util::stream::iter(broken), Arc::new(|_| ())).await;
+    let error = sent.unwrap_err();
+    assert!(matches!(&error, ClientError::Source(source) if source.to_string() == "the engine hung up"), "{error:?}");
+    assert!(!error.is_retryable());
+}
+
+/// The container's bits are an offer; what this process gives no new file, it does not give these either.
+#[tokio::test]
+async fn a_downloaded_file_is_as_open_as_any_new_file() {
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    let server = Server::start(|_| Reply::bytes(200, "x")).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    download(&server, &OutputView { mode: 0o4777, ..output(b"x") }, &path).await.unwrap();
+    let plain = dir.path().join("plain");
+    std::fs::File::options().write(true).create_new(true).mode(0o777).open(&plain).unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&path), mode(&plain));
+}
+
 #[tokio::test]
 async fn a_log_that_is_none_is_an_error() {
     let server = Server::start(|_| Reply::bytes(200, vec![9; 40]).header("swarm-attempt", 1)).await;

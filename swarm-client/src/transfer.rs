@@ -3,20 +3,18 @@
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use reqwest::{Body, Response, StatusCode};
+use futures_util::{Stream, StreamExt as _};
+use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use sha2::Digest as _;
 use swarm_protocol::api::{FileView, ImageView, OutputView};
 use swarm_protocol::{AttemptNo, Digest, TaskId};
-use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
 
 use crate::call::Call;
+use crate::http::UploadError;
 use crate::{Client, ClientError, retry};
 
 const READ_BYTES: usize = 256 << 10;
@@ -60,6 +58,7 @@ impl Client {
             let call = Call::post("files").header("digest-expected", &digest.to_string());
             let bytes = ReaderStream::with_capacity(file, READ_BYTES);
             match self.upload::<FileView>(&call, Some(size_bytes), bytes, Arc::clone(&progress)).await {
+                Err(ClientError::Source(source)) => return Err(io_error("read", path)(source)),
                 Ok(view) if view.digest != digest => {
                     return Err(ClientError::Digest { expected: digest, got: view.digest });
                 }
@@ -76,7 +75,7 @@ impl Client {
     /// archive names exactly one image.
     ///
     /// # Errors
-    /// As every call; an error of `bytes` shows as [`ClientError::Unreachable`].
+    /// [`ClientError::Source`] when `bytes` fail, else as every call.
     pub async fn upload_image(
         &self,
         name: Option<&str>,
@@ -94,42 +93,19 @@ impl Client {
         bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         progress: Progress,
     ) -> Result<T, ClientError> {
-        let (moved, watched) = watch::channel(Some(0u64));
-        let counted = counted(bytes, moved, progress);
-        let mut request = self.upload_request(call).await?.header(CONTENT_TYPE, "application/octet-stream");
-        if let Some(size) = size_bytes {
-            request = request.header(CONTENT_LENGTH, size);
-        }
-        let sending = request.body(Body::wrap_stream(counted)).send();
-        let response = tokio::select! {
-            answer = sending => answer.map_err(|source| self.unreachable(source))?,
-            silent = self.stalled(watched) => {
-                return Err(ClientError::Stalled { url: self.url().to_owned(), silent_s: silent.as_secs() });
+        let request = self.upload_request(call).await?;
+        let response = self.http().upload(request, size_bytes, bytes, progress).await.map_err(|error| match error {
+            UploadError::Broken(source) => self.unreachable(source),
+            UploadError::Source(source) => ClientError::Source(source),
+            UploadError::Stalled(silent) => {
+                ClientError::Stalled { url: self.url().to_owned(), silent_s: silent.as_secs() }
             }
-        };
+        })?;
         if !response.status().is_success() {
             return Err(self.refusal(response).await);
         }
         let answer = self.read(response, crate::call::ANSWER_BYTES_MAX).await?;
         serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))
-    }
-
-    /// Ends when the upload has stood still for too long; how long that was.
-    async fn stalled(&self, mut moved: watch::Receiver<Option<u64>>) -> Duration {
-        let timeouts = self.timeouts();
-        loop {
-            let sending = moved.borrow_and_update().is_some();
-            let patience = if sending { timeouts.upload_idle } else { timeouts.upload_verdict };
-            match tokio::time::timeout(patience, moved.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => {
-                    // The body is gone: sent, or given up by the connection. The verdict is awaited.
-                    tokio::time::sleep(timeouts.upload_verdict).await;
-                    return timeouts.upload_verdict;
-                }
-                Err(_) => return patience,
-            }
-        }
     }
 
     /// Fetches the `n`th output (from 0) of a task's final or given attempt. The bytes go to a temporary file beside the
@@ -148,10 +124,10 @@ impl Client {
         progress: Progress,
     ) -> Result<(), ClientError> {
         let call = Call::get(format!("jobs/{job}/tasks/{task}/outputs/{n}")).query("attempt", attempt);
-        let part = Part::create(destination.path).await?;
-        let part = self.fill(&call, part, output, progress).await?;
         // Set-user-id and the like are the container's business, not this machine's.
-        part.finish(output.mode & 0o777, destination.overwrite).await
+        let part = Part::create(destination.path, output.mode & 0o777).await?;
+        let part = self.fill(&call, part, output, progress).await?;
+        part.finish(destination.overwrite).await
     }
 
     async fn fill(
@@ -218,26 +194,6 @@ impl Client {
     }
 }
 
-/// Passes `bytes` on and tells of each piece: `Some(total)` while they flow, `None` after the last.
-fn counted(
-    bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
-    moved: watch::Sender<Option<u64>>,
-    progress: Progress,
-) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    let mut total = 0u64;
-    let tell = moved.clone();
-    bytes
-        .inspect_ok(move |piece| {
-            total += piece.len() as u64;
-            tell.send_replace(Some(total));
-            progress(total);
-        })
-        .chain(futures_util::stream::poll_fn(move |_| {
-            moved.send_replace(None);
-            std::task::Poll::Ready(None)
-        }))
-}
-
 async fn digest_file(path: &Path) -> Result<(Digest, u64), ClientError> {
     let owned = path.to_owned();
     blocking(move || {
@@ -272,12 +228,18 @@ struct Part {
 }
 
 impl Part {
-    async fn create(path: &Path) -> Result<Self, ClientError> {
+    /// `mode` is what the file may be at most: the umask of this process takes its part of it, as from any new file.
+    async fn create(path: &Path, mode: u32) -> Result<Self, ClientError> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let permissions = std::fs::Permissions::from_mode(mode | 0o600);
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = directory.to_owned();
-        let file = blocking(move || tempfile::Builder::new().prefix(".swarm-").suffix(".part").tempfile_in(directory))
-            .await
-            .map_err(io_error("write", path))?;
+        let file = blocking(move || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(".swarm-").suffix(".part").permissions(permissions).tempfile_in(directory)
+        })
+        .await
+        .map_err(io_error("write", path))?;
         let open = Some(Box::new((file, sha2::Sha256::new())));
         Ok(Self { path: path.to_owned(), open, received: 0 })
     }
@@ -321,13 +283,11 @@ impl Part {
         Digest(hasher.finalize().into())
     }
 
-    async fn finish(mut self, mode: u32, overwrite: bool) -> Result<(), ClientError> {
+    async fn finish(mut self, overwrite: bool) -> Result<(), ClientError> {
         let open = self.open.take().expect("nothing is being written");
         let path = self.path.clone();
         blocking(move || {
-            use std::os::unix::fs::PermissionsExt as _;
             let file = open.0;
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(mode | 0o600))?;
             file.as_file().sync_all()?;
             let kept = if overwrite { file.persist(&path) } else { file.persist_noclobber(&path) };
             kept.map(drop).map_err(|error| error.error)

@@ -69,7 +69,7 @@ pub(crate) enum Command {
     /// Log in and keep the session in the credentials file
     Login(Login),
     /// End the session, here and on the core
-    Logout,
+    Logout(ShortFormat),
     /// Show the account behind the session
     Whoami(ShortFormat),
     /// Upload and list images
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     /// Let jobs be made at set times
     #[command(subcommand)]
     Schedule(ScheduleCommand),
+    /// Print a token with which one worker can join (admins)
+    WorkerToken(WorkerToken),
     /// List the exit codes and what they mean
     ExitCodes(ShortFormat),
 }
@@ -104,7 +106,9 @@ impl Command {
     /// What the command's own `-o` says.
     pub(crate) fn short(&self) -> ShortFormat {
         let format = match self {
-            Self::Whoami(format) | Self::ExitCodes(format) => format,
+            Self::Logout(format) | Self::Whoami(format) | Self::ExitCodes(format) => format,
+            Self::Login(login) => &login.format,
+            Self::WorkerToken(token) => &token.format,
             Self::Image(ImageCommand::Push(push)) => &push.format,
             Self::Image(ImageCommand::Ls(format)) => format,
             Self::Ls(ls) => &ls.format,
@@ -114,7 +118,7 @@ impl Command {
             Self::Cancel(one) | Self::Why(one) => &one.format,
             Self::Fetch(fetch) => &fetch.format,
             Self::Schedule(command) => return command.short(),
-            Self::Login(_) | Self::Logout | Self::Run(_) | Self::Submit(_) => return ShortFormat::default(),
+            Self::Run(_) | Self::Submit(_) => return ShortFormat::default(),
         };
         format.clone()
     }
@@ -140,6 +144,24 @@ pub(crate) struct Login {
     /// Read the password from a file, or from standard input with `-`; asked for on a terminal
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) format: ShortFormat,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  swarm consumer worker-token second | swarm worker --name second --data second-data --join-token-file -
+
+The token is good once, and for a worker of that name only.")]
+pub(crate) struct WorkerToken {
+    /// The worker's name
+    pub(crate) name: String,
+    /// How long it is good, at most 15m
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15m")]
+    pub(crate) expires: Duration,
+    #[command(flatten)]
+    pub(crate) format: ShortFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,13 +202,14 @@ Examples:
 Flags go before IMAGE; all words after it are the command.
 Ctrl-C detaches and the job goes on; a second Ctrl-C cancels it.
 An array shows its progress; its logs are shown by `logs JOB.TASK`.
+While a job waits, the reason is shown; --must-fit refuses one that no worker known could ever run.
 With --output json no log is shown, and how the job ended is one JSON value.
 The exit code is the container's, that of the first failed task for an array; see `exit-codes`.")]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) spec: SpecFlags,
     #[command(flatten)]
-    pub(crate) key: Key,
+    pub(crate) sending: Sending,
     /// Where outputs are put
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) into: PathBuf,
@@ -208,14 +231,18 @@ pub(crate) struct Submit {
     #[command(flatten)]
     pub(crate) spec: SpecFlags,
     #[command(flatten)]
-    pub(crate) key: Key,
+    pub(crate) sending: Sending,
 }
 
+/// How a job is sent.
 #[derive(Debug, Args)]
-pub(crate) struct Key {
+pub(crate) struct Sending {
     /// However often this is sent with one key, one job is made [default: a fresh one, kept across retries]
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
+    /// Refuse a job that no worker known could ever run, with exit code 6, instead of letting it wait for a larger one
+    #[arg(long)]
+    pub(crate) must_fit: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Why the program ended as it did. `run` and `wait` end with the container's own code instead; there, whatever keeps
-/// them from having one is [`Exit::NoCode`], [`Exit::NotInvocable`], [`Exit::NoCommand`] or [`Exit::TimedOut`].
+/// Why the program ended as it did. `run` and `wait` end with the container's own code instead, or with a code that
+/// tells of the job; every error of theirs is [`Exit::NoCode`], as `docker run` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -29,7 +29,7 @@ pub enum Exit {
     Unreachable = 9,
     /// The time given was over before the job ended, or the job ran into its own timeout.
     TimedOut = 124,
-    /// `run` or `wait`: no container's code, because something else failed.
+    /// `run` or `wait`: they failed themselves, or the job has no container's code.
     NoCode = 125,
     /// `run` or `wait`: the container could not be started.
     NotInvocable = 126,
@@ -97,15 +97,42 @@ impl Exit {
             Self::NotFound => "there is no such job, image, schedule or file",
             Self::Auth => "not logged in, or not allowed",
             Self::Conflict => "it contradicts what is there already",
-            Self::CannotPlace => "no worker could ever run it",
+            Self::CannotPlace => "no worker known could ever run it (with `--must-fit`)",
             Self::Lost => "the infrastructure lost the job",
             Self::Cancelled => "the job was cancelled",
             Self::Unreachable => "no core answers",
             Self::TimedOut => "the job, or the patience of `wait --timeout`, ran out of time",
-            Self::NoCode => "run, wait: no container's code, because something else failed (see standard error)",
-            Self::NotInvocable => "run, wait: the container could not be started",
-            Self::NoCommand => "run, wait: the command is not in the image",
-            Self::Detached => "run: detached by Ctrl-C; the job goes on",
+            Self::NoCode => "any other error; standard error says which",
+            Self::NotInvocable => "the container could not be started",
+            Self::NoCommand => "the command is not in the image",
+            Self::Detached => "interrupted by Ctrl-C; the job goes on",
+        }
+    }
+
+    /// Which commands end with it.
+    #[must_use]
+    pub const fn commands(self) -> &'static str {
+        match self {
+            Self::Ok => "all",
+            Self::Error | Self::Usage | Self::NotFound | Self::Auth | Self::Conflict | Self::Unreachable => {
+                "all but run, wait"
+            }
+            Self::CannotPlace => "run, submit",
+            Self::Lost | Self::Cancelled => "run, wait, fetch",
+            Self::TimedOut | Self::NoCode | Self::NotInvocable | Self::NoCommand => "run, wait",
+            Self::Detached => "run",
+        }
+    }
+
+    /// What `run` and `wait` make of it: a code that tells of the job stays, an error of their own must not look like
+    /// the container's code.
+    #[must_use]
+    pub const fn of_run(self) -> Self {
+        match self {
+            Self::Error | Self::Usage | Self::NotFound | Self::Auth | Self::Conflict | Self::Unreachable => {
+                Self::NoCode
+            }
+            own => own,
         }
     }
 }
@@ -113,5 +140,26 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_this_table() {
+        let readme = include_str!("../../README.md");
+        let row = |exit: Exit| format!("| {} | {} | {} |\n", exit.code(), exit.commands(), exit.meaning());
+        let table: String = Exit::ALL.into_iter().map(row).collect();
+        assert!(readme.contains(&table), "the README's table should be:\n{table}");
+    }
+
+    #[test]
+    fn run_ends_with_the_codes_that_are_said_to_be_its_own() {
+        for exit in Exit::ALL {
+            let said = exit.commands() == "all" || exit.commands().starts_with("run");
+            assert_eq!(exit.of_run() == exit, said, "{exit:?}");
+        }
     }
 }

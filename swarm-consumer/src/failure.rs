@@ -69,10 +69,10 @@ impl Failure {
         text
     }
 
-    /// As one JSON value.
-    pub(crate) fn json(&self) -> serde_json::Value {
+    /// As one JSON value; `exit` is what the program ends with, the reason names the failure itself.
+    pub(crate) fn json(&self, exit: Exit) -> serde_json::Value {
         json!({ "error": {
-            "exit": self.exit.code(), "reason": self.exit.as_str(), "what": self.what,
+            "exit": exit.code(), "reason": self.exit.as_str(), "what": self.what,
             "fields": self.fields, "hint": self.hint,
         }})
     }
@@ -86,7 +86,7 @@ impl From<ClientError> for Failure {
             ClientError::Address { .. } => Exit::Usage,
             ClientError::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => Exit::Conflict,
             ClientError::Problem(problem) => match (problem.status, problem.code.as_str()) {
-                (_, "cannot-place") => Exit::CannotPlace,
+                (_, "no-worker-fits") => Exit::CannotPlace,
                 (_, "idempotency-key-reused") | (409 | 412 | 428, _) => Exit::Conflict,
                 (401 | 403, _) => Exit::Auth,
                 (404, _) => Exit::NotFound,
@@ -115,6 +115,11 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// Makes nothing of a reader that has gone: for a command whose exit code still has something to say.
+pub(crate) fn unless_gone(shown: Done<()>) -> Done<()> {
+    shown.or_else(|failure| if failure.silent && failure.exit == Exit::Ok { Ok(()) } else { Err(failure) })
+}
+
 /// What writing to standard output may say.
 pub(crate) fn stdout_failed(error: &std::io::Error) -> Failure {
     let silent = error.kind() == std::io::ErrorKind::BrokenPipe;
@@ -139,6 +144,7 @@ mod tests {
         assert_eq!(exit_of(404, "job-not-found"), Exit::NotFound);
         assert_eq!(exit_of(409, "conflict"), Exit::Conflict);
         assert_eq!(exit_of(422, "invalid"), Exit::Usage);
+        assert_eq!(exit_of(422, "no-worker-fits"), Exit::CannotPlace);
         assert_eq!(exit_of(422, "idempotency-key-reused"), Exit::Conflict);
         assert_eq!(exit_of(503, "unavailable"), Exit::Unreachable);
         assert_eq!(exit_of(413, "too-large"), Exit::Error);

@@ -1,5 +1,7 @@
 //! From flags to a job spec.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -8,12 +10,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use clap::Args;
-use swarm_protocol::problem::FieldError;
 use swarm_protocol::spec::{Input, JobSpec, Output, default_mode};
 use swarm_protocol::text::sanitise;
-use swarm_protocol::validate::validate;
+use swarm_protocol::validate::{bounds, validate};
 use swarm_protocol::{Digest, TaskRange};
 
+use self::limits::LimitFlags;
 use crate::failure::{Done, Failure};
 
 /// A spec larger than this is refused by the core.
@@ -43,6 +45,8 @@ pub(crate) struct SpecFlags {
     /// Memory of one task, such as 512MiB [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
+    #[command(flatten)]
+    limits: LimitFlags,
     /// Try a failed task so often again [default: 0]
     #[arg(long, value_name = "N")]
     retries: Option<u16>,
@@ -73,14 +77,16 @@ pub(crate) struct SpecFlags {
     /// Set the variables of a file with a K=V or K on each line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Upload a file for each task to find at PATH [default: /in/NAME]
+    /// Upload a file for each task to find at PATH [default: /in/NAME]. PATH's directory is a volume of its own: what the
+    /// image has there is hidden, so name one the image does not need
     #[arg(short, long = "input", value_name = "FILE[:PATH]")]
     input: Vec<String>,
-    /// Keep this file or directory of the container
+    /// Keep this file or directory of the container. The directory it lies in is a volume of its own and empty at the
+    /// start, whatever the image has there
     #[arg(short = 'o', long = "out", value_name = "PATH")]
     out: Vec<String>,
     /// Start after this long
-    #[arg(long = "in", value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "at")]
+    #[arg(long = "in", value_name = "DURATION", value_parser = parse_delay, conflicts_with = "at")]
     delay: Option<Duration>,
     /// Start at this instant, such as 2030-01-31T08:00:00Z
     #[arg(long, value_name = "RFC3339", value_parser = parse_instant)]
@@ -156,6 +162,7 @@ impl SpecFlags {
         put(&mut spec.priority, self.priority.as_ref());
         put(&mut spec.resources.cpu_millis, self.cpus.as_ref());
         put(&mut spec.resources.memory_bytes, self.memory.map(|size| size.0).as_ref());
+        self.limits.apply(&mut spec.limits);
         put(&mut spec.retries.failed, self.retries.as_ref());
         put(&mut spec.retries.lost, self.retries_lost.as_ref());
         put(&mut spec.timeout_s, self.timeout.map(whole_seconds).as_ref());
@@ -188,10 +195,17 @@ fn check(draft: &Draft) -> Done<()> {
     for file in &draft.files {
         whole.inputs.push(Input { digest: Digest::of(b""), path: file.path.clone(), mode: file.mode });
     }
-    validate(&whole).map_err(|faults| {
-        let fields = faults.into_iter().map(|fault| FieldError { field: flag_of(fault.field, given), ..fault });
-        Failure::fields(fields.collect())
-    })
+    validate(&whole).map_err(|faults| Failure::fields(faults).speak_of_flags(given))
+}
+
+impl Failure {
+    /// Names flags beside the spec's fields; the first `given` inputs came from a spec file.
+    pub(crate) fn speak_of_flags(mut self, given: usize) -> Self {
+        for fault in &mut self.fields {
+            fault.field = flag_of(std::mem::take(&mut fault.field), given);
+        }
+        self
+    }
 }
 
 fn flag_of(field: String, given: usize) -> String {
@@ -208,7 +222,11 @@ fn flag_of(field: String, given: usize) -> String {
         "user" => "--user",
         "workdir" => "--workdir",
         "entrypoint" => "--entrypoint",
+        "start_at" => "--at, --in",
         other => {
+            if let Some(flag) = limits::flag_of(other) {
+                return format!("{flag} ({field})");
+            }
             let index = other.strip_prefix("inputs[").and_then(|rest| rest.split(']').next()?.parse::<usize>().ok());
             return match index.and_then(|index| index.checked_sub(given)) {
                 Some(nth) => format!("-i number {} ({field})", nth + 1),
@@ -309,6 +327,12 @@ fn parse_cpus(text: &str) -> Result<u32, String> {
     if (0.0..=f64::from(u32::MAX)).contains(&millis) { Ok(millis as u32) } else { Err(hint()) }
 }
 
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let delay = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let max = Duration::from_secs(bounds::START_AHEAD_DAYS_MAX as u64 * 86_400);
+    if delay <= max { Ok(delay) } else { Err("no job is held for longer than 5 years".to_owned()) }
+}
+
 fn parse_instant(text: &str) -> Result<DateTime<Utc>, String> {
     let parsed = DateTime::parse_from_rfc3339(text).map(|at| at.to_utc());
     parsed.map_err(|error| format!("{error}; write it as 2030-01-31T08:00:00Z or 2030-01-31T09:00:00+01:00"))
@@ -351,7 +375,7 @@ mod tests {
     fn every_flag_reaches_its_field() {
         let args = "--name a/b --array 3-7 --cpus 0.5 --memory 512MiB --retries 1 --retries-lost 4 --timeout 10m \
                     --lease 90s --priority -5 --user 1000:1000 --workdir /w --entrypoint sh -e A=1=2 -e B= -o /out/r \
-                    -o /out/s --at 2030-01-31T09:00:00.123456789+01:00 --eager alpine:3 -c --memory -o x";
+                    -o /out/s --pids-limit 9 --open-files 64 --disk 1GiB --max-log 1MiB --tmpfs /tmp:1MiB --read-only --at 2030-01-31T09:00:00.123456789+01:00 --eager alpine:3 -c --memory -o x";
         let spec = spec(&args.split_whitespace().collect::<Vec<_>>());
         let shown = serde_json::to_string_pretty(&spec).unwrap();
         insta::assert_snapshot!(shown);
@@ -362,6 +386,8 @@ mod tests {
         assert_eq!(spec(&["--in", "10m", "a"]).start_at.unwrap(), now() + chrono::Duration::minutes(10));
         assert_eq!(spec(&["--timeout", "1500ms", "a"]).timeout_s, Some(2));
         assert!(Cli::try_parse_from(["x", "submit", "--in", "1m", "--at", "2030-01-01T00:00:00Z", "a"]).is_err());
+        let error = Cli::try_parse_from(["x", "submit", "--in", "300000years", "a"]).unwrap_err().to_string();
+        assert!(error.contains("--in <DURATION>") && error.contains("5 years"), "{error}");
     }
 
     #[test]

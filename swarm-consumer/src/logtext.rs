@@ -9,7 +9,7 @@ use swarm_protocol::logs::{LogRecord, LogStream};
 use swarm_protocol::text::sanitise_bytes;
 
 use crate::failure::{Done, stdout_failed};
-use crate::output::{Format, note};
+use crate::output::{Format, json_text, note};
 
 /// What a log's records become.
 pub(crate) struct LogText {
@@ -31,6 +31,12 @@ struct Side {
 impl Side {
     const fn new(terminal: bool) -> Self {
         Self { terminal, rest: Vec::new(), line_begins: true }
+    }
+
+    /// What is left when nothing more comes: the beginning of a character that nobody ended.
+    fn finish(&mut self) -> Vec<u8> {
+        self.line_begins = true;
+        sanitise_bytes(&std::mem::take(&mut self.rest), true).into_bytes()
     }
 
     fn render(&mut self, bytes: &[u8], stamp: Option<&str>) -> Vec<u8> {
@@ -85,7 +91,7 @@ impl LogText {
         let at = i64::try_from(record.at_us).ok().and_then(DateTime::<Utc>::from_timestamp_micros).unwrap_or_default();
         let stamp = at.to_rfc3339_opts(SecondsFormat::Millis, true);
         if let Some(task) = self.json {
-            let line = json_line(task, attempt, &stamp, record);
+            let line = json_text(&json_line(task, attempt, &stamp, record));
             return write_stdout(format!("{line}\n").as_bytes());
         }
         let stamp = self.timestamps.then_some(stamp.as_str());
@@ -101,6 +107,13 @@ impl LogText {
                 Ok(())
             }
         }
+    }
+
+    /// Ends an attempt's log; another attempt's may follow.
+    pub(crate) fn finish(&mut self) -> Done<()> {
+        // A closed standard error must not keep the rest of the log from being shown.
+        let _ = io::stderr().write_all(&self.stderr.finish());
+        write_stdout(&self.stdout.finish())
     }
 }
 
@@ -145,6 +158,15 @@ mod tests {
             text.extend(side.render(&[*byte], None));
         }
         assert_eq!(text, "naïve ✓ 🦀\n".as_bytes());
+    }
+
+    #[test]
+    fn a_character_that_nobody_ends_is_shown_and_not_glued_to_the_next_attempt() {
+        let mut side = Side::new(true);
+        assert_eq!(side.render(b"a\xe2\x9c", None), b"a");
+        assert_eq!(side.finish(), "\u{fffd}".as_bytes());
+        assert_eq!(side.render(b"\x93b\n", None), "\u{fffd}b\n".as_bytes());
+        assert_eq!(side.finish(), b"");
     }
 
     #[test]

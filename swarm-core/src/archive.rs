@@ -1,10 +1,10 @@
 //! The archive (TaskArchive) answers for jobs, ended ones above all: what the store keeps, shaped for readers. Pure.
 
-use swarm_protocol::api::{AttemptView, JobDetail, JobView, OutputView, TaskPhase, TaskView};
+use swarm_protocol::api::{AttemptView, JobDetail, JobView, LateReportView, OutputView, TaskPhase, TaskView};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{AttemptId, AttemptNo, JobId, Timestamp, WorkerId};
 
-use crate::store::{AttemptRecord, JobRecord, LivePhase, LiveTask, TaskRecord};
+use crate::store::{AttemptRecord, JobRecord, LateReport, LivePhase, LiveTask, TaskRecord};
 
 /// The state of a job at `now`.
 #[must_use]
@@ -52,6 +52,18 @@ pub fn task_view(job: JobId, record: &TaskRecord, name_of: &dyn Fn(WorkerId) -> 
         exit_code: record.outcome.as_ref().and_then(swarm_protocol::Outcome::exit_code),
         detail: record.outcome.as_ref().and_then(swarm_protocol::Outcome::detail),
         attempts,
+        late_reports: record.late.iter().map(late_report_view).collect(),
+    }
+}
+
+fn late_report_view(report: &LateReport) -> LateReportView {
+    LateReportView {
+        attempt: report.attempt,
+        worker: report.worker_name.clone(),
+        outcome: report.outcome.kind(),
+        exit_code: report.outcome.exit_code(),
+        detail: report.outcome.detail(),
+        reported_at: report.reported_at,
     }
 }
 
@@ -88,6 +100,7 @@ pub fn attempt_view(record: &AttemptRecord) -> AttemptView {
         log_bytes: record.log_bytes,
         log_cut_bytes: record.log_cut_bytes,
         outputs: record.outputs.iter().map(output_view).collect(),
+        usage: record.usage,
     }
 }
 
@@ -122,6 +135,7 @@ fn live_attempt(job: JobId, live: &LiveTask, name_of: &dyn Fn(WorkerId) -> Strin
         log_bytes: 0,
         log_cut_bytes: 0,
         outputs: Vec::new(),
+        usage: None,
     }))
 }
 
@@ -138,7 +152,7 @@ pub(crate) mod tests {
     use swarm_protocol::link::ImageOrder;
     use swarm_protocol::spec::JobSpec;
     use swarm_protocol::state::TaskCounts;
-    use swarm_protocol::{Digest, GroupId, LossReason, Outcome, UserId};
+    use swarm_protocol::{Digest, GroupId, LossReason, Outcome, OutcomeKind, UserId};
 
     use super::*;
 
@@ -181,6 +195,7 @@ pub(crate) mod tests {
             log_bytes: 5,
             log_cut_bytes: 0,
             outputs: Vec::new(),
+            usage: None,
         }
     }
 
@@ -197,7 +212,13 @@ pub(crate) mod tests {
         let lost = Outcome::Lost { reason: LossReason::LeaseExpired, detail: "silent".into() };
         let phase = LivePhase::Started { worker: WorkerId(2), at: instant(4), started_at: instant(5) };
         let live = LiveTask { job: JobId(1), task: 0, attempt: 2, phase, losses: 1, failures: 0 };
-        let mut record = TaskRecord { task: 0, live: Some(live), outcome: None, attempts: vec![ended(1, lost, false)] };
+        let mut record = TaskRecord {
+            task: 0,
+            live: Some(live),
+            outcome: None,
+            attempts: vec![ended(1, lost, false)],
+            late: Vec::new(),
+        };
         let view = task_view(JobId(1), &record, &|id| format!("worker-{id}"));
         assert_eq!((view.phase, view.outcome, view.attempts.len()), (TaskPhase::Started, None, 2));
         assert_eq!(view.attempts[0].detail.as_deref(), Some("lease-expired: silent"));
@@ -213,8 +234,13 @@ pub(crate) mod tests {
     fn an_ended_task_shows_its_final_outcome() {
         let outcome = Outcome::Failed { exit_code: 3 };
         let attempts = vec![ended(1, outcome.clone(), true)];
-        let record = TaskRecord { task: 0, live: None, outcome: Some(outcome), attempts };
+        let reported_at = instant(30);
+        let late = LateReport { attempt: 1, worker_name: "w2".into(), outcome: Outcome::TimedOut, reported_at };
+        let record = TaskRecord { task: 0, live: None, outcome: Some(outcome), attempts, late: vec![late] };
         let view = task_view(JobId(1), &record, &|_| String::new());
+        let late: Vec<_> =
+            view.late_reports.iter().map(|late| (late.attempt, late.worker.as_str(), late.outcome)).collect();
+        assert_eq!(late, [(1, "w2", OutcomeKind::TimedOut)]);
         assert_eq!((view.phase, view.exit_code), (TaskPhase::Ended, Some(3)));
         assert!(view.attempts[0].is_final && view.attempts[0].may_have_run);
     }

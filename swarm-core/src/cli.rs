@@ -43,6 +43,8 @@ pub async fn main(cli: Cli) -> ExitCode {
 }
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {
+    #[cfg(feature = "failpoints")]
+    let _faults = fail::FailScenario::setup();
     let config = CoreConfig::load(cli.config.as_deref(), &cli.flags)?;
     let log = start_log(&config, Stderr::All)?;
     let mut signals = Signals::listen()?;

@@ -41,9 +41,11 @@ pub struct CoreConfig {
     pub lease_margin_ms: u64,
     /// How long a worker may take to accept an order, in seconds.
     pub start_deadline_s: u64,
-    /// SIGTERM to SIGKILL, in milliseconds.
+    /// How long a worker may prepare an attempt until its container starts, image and inputs included, in seconds.
+    pub prepare_deadline_s: u64,
+    /// SIGTERM to SIGKILL when a job is cancelled or runs out of time, in milliseconds.
     pub grace_ms: u32,
-    /// Whether jobs of the first account's group may run as root.
+    /// Whether jobs of the first account's group may run as root; counts at every start.
     pub allow_root: bool,
     /// Bounds.
     pub limits: Limits,
@@ -65,7 +67,7 @@ pub struct Limits {
     pub output_bytes: u64,
     /// Bytes of a JSON body.
     pub json_bytes: u64,
-    /// Uploads under way at a time; further ones wait.
+    /// Uploads of users under way at a time, and as many of workers; further ones wait.
     pub uploads: u32,
     /// Logins and joins from one address at once.
     pub login_burst: u32,
@@ -77,7 +79,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// Such as `info` or `scheduler=debug,info`. The default leaves out what Rocket says of every request and its start.
+    /// Such as `info` or `scheduler=debug,info`.
     pub filter: String,
     /// Entries kept in memory for live readers.
     pub ring_entries: usize,
@@ -98,6 +100,7 @@ impl Default for CoreConfig {
             heartbeat_interval_ms: 1000,
             lease_margin_ms: 5000,
             start_deadline_s: 60,
+            prepare_deadline_s: 6 * 3600,
             grace_ms: 10_000,
             allow_root: false,
             limits: Limits::default(),
@@ -123,8 +126,7 @@ impl Default for Limits {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        let filter = "rocket=error,rocket::launch=off,info".to_owned();
-        Self { filter, ring_entries: 10_000, file_bytes: 64 * MIB, files: 5 }
+        Self { filter: "info".to_owned(), ring_entries: 10_000, file_bytes: 64 * MIB, files: 5 }
     }
 }
 
@@ -194,7 +196,15 @@ impl CoreConfig {
     /// # Errors
     /// [`ConfigError`] names the key and where it came from.
     pub fn load(file: Option<&Path>, flags: &CoreFlags) -> Result<Self, ConfigError> {
-        let mut layers = Figment::from(Serialized::defaults(Self::default()));
+        Self::load_over(Self::default(), file, flags)
+    }
+
+    /// As [`load`](Self::load), with other defaults.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_over(defaults: Self, file: Option<&Path>, flags: &CoreFlags) -> Result<Self, ConfigError> {
+        let mut layers = Figment::from(Serialized::defaults(defaults));
         if let Some(file) = file {
             layers = layers.merge(Toml::file_exact(file));
         }
@@ -217,9 +227,12 @@ impl CoreConfig {
         let interval = self.heartbeat_interval_ms;
         let within = (50..=60_000).contains(&interval);
         ensure(within, "heartbeat_interval_ms", || format!("{interval} ms is out of range"), "give 50 to 60000")?;
-        let deadline = self.start_deadline_s;
-        let within = (1..=86_400).contains(&deadline);
-        ensure(within, "start_deadline_s", || format!("{deadline} s is out of range"), "give 1 to 86400")?;
+        for (key, deadline, max, hint) in [
+            ("start_deadline_s", self.start_deadline_s, 86_400, "give 1 to 86400"),
+            ("prepare_deadline_s", self.prepare_deadline_s, 604_800, "give 1 to 604800"),
+        ] {
+            ensure((1..=max).contains(&deadline), key, || format!("{deadline} s is out of range"), hint)?;
+        }
         let limits = &self.limits;
         let json = limits.json_bytes;
         let within = (4096..=16 * MIB).contains(&json);
@@ -272,10 +285,7 @@ fn ensure(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::logger::{Entry, Level};
 
     fn load(toml: &str, flags: &CoreFlags) -> Result<CoreConfig, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -298,18 +308,16 @@ mod tests {
     }
 
     #[test]
-    fn the_default_log_is_silent_about_requests_and_launch() {
-        let filter: Filter = LogSettings::default().filter.parse().unwrap();
-        let lets = |level, target: &str| {
-            let tag = target.rsplit("::").next().unwrap().to_owned();
-            let (at, target, message) = (chrono::DateTime::default(), target.to_owned(), String::new());
-            filter.lets_entry(&Entry { seq: 0, at, level, tag, target, message, fields: BTreeMap::new() })
+    fn other_defaults_yield_to_what_is_configured() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("core.toml");
+        let allowed = |toml: &str| {
+            std::fs::write(&file, toml).unwrap();
+            let defaults = CoreConfig { allow_root: true, ..CoreConfig::default() };
+            CoreConfig::load_over(defaults, Some(&file), &CoreFlags::default()).unwrap().allow_root
         };
-        assert!(!lets(Level::Info, "rocket::server::_"));
-        assert!(!lets(Level::Warn, "rocket::launch"));
-        assert!(!lets(Level::Warn, "rocket::launch::_"));
-        assert!(lets(Level::Error, "rocket::server::_"));
-        assert!(lets(Level::Info, "swarm_core::http"));
+        assert!(allowed(""), "the configuration is silent");
+        assert!(!allowed("allow_root = false"));
     }
 
     #[test]
@@ -327,6 +335,17 @@ mod tests {
             assert!(error.contains(part), "{toml}: {error}");
         }
         assert!(CoreConfig::load(Some(Path::new("/nonexistent.toml")), &CoreFlags::default()).is_err());
+    }
+
+    #[test]
+    fn the_sample_shows_the_defaults() {
+        let sample = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docker/core.toml"));
+        let loaded = CoreConfig::load(Some(sample), &CoreFlags::default()).unwrap();
+        let default = CoreConfig { data_dir: loaded.data_dir.clone(), ..CoreConfig::default() };
+        assert_eq!(format!("{loaded:#?}"), format!("{default:#?}"));
+        let text = std::fs::read_to_string(sample).unwrap();
+        let whole = text.replace("# heartbeat_listen", "heartbeat_listen").replace("# database_url", "database_url");
+        assert!(load(&whole, &CoreFlags::default()).is_ok(), "what is commented out is right too");
     }
 
     #[test]

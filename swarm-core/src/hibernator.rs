@@ -17,7 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use swarm_protocol::api::Launch;
@@ -29,9 +29,10 @@ use crate::clock::Clock;
 use crate::messages::{HibernatorMsg, LedgerHandle, Runnable, SchedulerMsg, Stopping};
 use crate::plan::cron::CronRule;
 use crate::plan::launches::{self, Due};
+use crate::plan::sweep::Tasks;
 use crate::receiver::runnable;
 use crate::store::{Applied, NewJob, Refusal, ScheduleRecord, Store, Transition, Verdict};
-use crate::supervise::Gauge;
+use crate::supervise::{Gauge, until_stopped};
 
 /// Longest pause between two looks at the wall clock.
 const LOOK: Duration = Duration::from_secs(1);
@@ -65,7 +66,15 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let looked_at = deps.clock.now();
-    let mut hibernator = Hibernator { deps, gauge, held: Held::default(), timers: HashMap::new(), looked_at };
+    let mut hibernator = Hibernator {
+        deps,
+        gauge,
+        held: Held::default(),
+        timers: HashMap::new(),
+        changed: BTreeSet::new(),
+        read_after: None,
+        looked_at,
+    };
     for (until, work) in delayed {
         hibernator.held.hold(until, work);
     }
@@ -74,8 +83,9 @@ pub async fn run(
     }
     let mut batch = Vec::with_capacity(BATCH);
     loop {
+        hibernator.read_changed().await?;
         if hibernator.look().await.is_err() {
-            return Ok(());
+            return until_stopped(&stop).await;
         }
         let pause = hibernator.pause();
         tokio::select! {
@@ -86,7 +96,7 @@ pub async fn run(
                     return Ok(());
                 }
                 for message in batch.drain(..) {
-                    hibernator.handle(message).await?;
+                    hibernator.handle(message);
                 }
                 hibernator.gauge.handled_many(count as u64);
             }
@@ -114,6 +124,14 @@ impl Held {
     fn remove(&mut self, job: JobId) {
         for key in self.by_job.remove(&job).unwrap_or_default() {
             self.by_instant.remove(&key);
+        }
+    }
+
+    /// Takes out of `tasks` what is held here.
+    fn take_held(&self, tasks: &mut Tasks) {
+        for job in tasks.jobs() {
+            let keys = self.by_job.get(&job).into_iter().flatten();
+            keys.filter_map(|key| self.by_instant.get(key)).for_each(|held| tasks.remove(job, &held.work));
         }
     }
 
@@ -157,9 +175,7 @@ impl Timer {
         NewJob {
             owner: record.owner,
             group: record.group,
-            spec: record.spec.clone(),
-            image: record.image.clone(),
-            input_bytes: record.input_bytes.clone(),
+            job: record.job.clone(),
             submitted_at: now,
             idempotency: None,
             launch: Some(Launch { schedule: record.id, nominal_at }),
@@ -172,28 +188,45 @@ struct Hibernator {
     gauge: Gauge,
     held: Held,
     timers: HashMap<ScheduleId, Timer>,
+    /// Schedules to be read again.
+    changed: BTreeSet<ScheduleId>,
+    /// When the next one may be read, after one could not.
+    read_after: Option<Instant>,
     looked_at: Timestamp,
 }
 
 impl Hibernator {
-    async fn handle(&mut self, message: HibernatorMsg) -> anyhow::Result<()> {
+    fn handle(&mut self, message: HibernatorMsg) {
         match message {
             HibernatorMsg::Hold { until, work } => self.held.hold(until, work),
             HibernatorMsg::Remove(job) => self.held.remove(job),
-            HibernatorMsg::ScheduleChanged(schedule) => self.read_again(schedule).await?,
+            HibernatorMsg::Unheld { mut tasks, reply } => {
+                self.held.take_held(&mut tasks);
+                let _ = reply.send(tasks);
+            }
+            HibernatorMsg::ScheduleChanged(schedule) => drop(self.changed.insert(schedule)),
         }
-        Ok(())
     }
 
-    async fn read_again(&mut self, schedule: ScheduleId) -> anyhow::Result<()> {
-        let store = Arc::clone(&self.deps.store);
-        match tokio::task::spawn_blocking(move || store.schedule(schedule)).await? {
-            Ok(Some(record)) => self.set_timer(record),
-            Ok(None) => drop(self.timers.remove(&schedule)),
-            // The schedule goes on as it was known; its launches are guarded by the store.
-            Err(error) => {
-                tracing::error!(%schedule, "the schedule could not be read again: {error}");
-                self.gauge.error(&error);
+    /// Reads the schedules that changed. One that cannot be read now goes on as it was known, as the store guards its
+    /// launches, and is read again at a later look.
+    async fn read_changed(&mut self) -> anyhow::Result<()> {
+        if self.read_after.is_some_and(|after| Instant::now() < after) {
+            return Ok(());
+        }
+        self.read_after = None;
+        while let Some(schedule) = self.changed.pop_first() {
+            let store = Arc::clone(&self.deps.store);
+            match tokio::task::spawn_blocking(move || store.schedule(schedule)).await? {
+                Ok(Some(record)) => self.set_timer(record),
+                Ok(None) => drop(self.timers.remove(&schedule)),
+                Err(error) => {
+                    tracing::error!(%schedule, "a changed schedule cannot be read now: {error}");
+                    self.gauge.error(&error);
+                    self.changed.insert(schedule);
+                    self.read_after = Some(Instant::now() + LOOK);
+                    break;
+                }
             }
         }
         Ok(())

@@ -21,6 +21,8 @@ const BATCH_MAX: usize = 1000;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often a transition that stands alone is tried before the database's refusal is believed.
+const TRIES: u32 = 4;
 /// How often a pause looks whether the core is to stop.
 const PAUSE_STEP: Duration = Duration::from_millis(50);
 
@@ -97,11 +99,7 @@ impl Writer {
     fn settle(&mut self, transitions: &[Transition]) -> anyhow::Result<Vec<Verdict>> {
         match self.commit(transitions)? {
             Ok(verdicts) => Ok(verdicts),
-            Err(broken) if transitions.len() <= 1 => {
-                self.gauge.error(&broken);
-                tracing::error!(transition = ?transitions.first(), "a transition breaks its transaction: {broken}");
-                Ok(vec![Err(Refusal::Broken(broken)); transitions.len()])
-            }
+            Err(broken) if transitions.len() <= 1 => self.insist(transitions, broken),
             Err(_) => {
                 let (left, right) = transitions.split_at(transitions.len() / 2);
                 let mut verdicts = self.settle(left)?;
@@ -109,6 +107,21 @@ impl Writer {
                 Ok(verdicts)
             }
         }
+    }
+
+    /// Tries a transition that stands alone some more times: it is given up for good, and the database may have had
+    /// troubles of its own that its error does not tell.
+    fn insist(&mut self, alone: &[Transition], mut broken: String) -> anyhow::Result<Vec<Verdict>> {
+        for done in 1..TRIES {
+            self.wait(PAUSE_MIN * done);
+            match self.commit(alone)? {
+                Ok(verdicts) => return Ok(verdicts),
+                Err(again) => broken = again,
+            }
+        }
+        self.gauge.error(&broken);
+        tracing::error!(transition = ?alone.first(), "a transition breaks its transaction: {broken}");
+        Ok(vec![Err(Refusal::Broken(broken)); alone.len()])
     }
 
     /// Commits one batch, however often the database goes away meanwhile; the inner error is a transaction that its own

@@ -22,5 +22,8 @@ pub mod run;
 pub mod scheduler;
 pub mod store;
 pub mod supervise;
+pub mod sweep;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

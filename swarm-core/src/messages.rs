@@ -9,12 +9,13 @@
 //! ```
 //! Every module writes through the ledger and promises nothing to the outside before its commit.
 
-use swarm_protocol::api::{WhyReason, WorkerView};
+use swarm_protocol::api::{Warning, WhyReason, WorkerView};
 use swarm_protocol::link::{Hello, LiveSet, ToCore, ToWorker, Welcome};
 use swarm_protocol::spec::Resources;
 use swarm_protocol::{AttemptId, BootId, GroupId, JobId, SessionId, Timestamp, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::plan::sweep::Tasks;
 use crate::store::{JobRecord, NewJob, Transition, Verdict, Work};
 
 /// The module is stopping; nothing was done.
@@ -103,6 +104,13 @@ pub enum SchedulerMsg {
     Unpark(Vec<Shape>),
     /// The job was cancelled.
     Remove(JobId),
+    /// Which of these tasks are not queued here?
+    Unheld {
+        /// What to look for.
+        tasks: Tasks,
+        /// What was not found.
+        reply: oneshot::Sender<Tasks>,
+    },
     /// How many runnable jobs would be offered before this one; `None` when it is not queued here.
     Position {
         /// The job.
@@ -126,6 +134,13 @@ pub enum HibernatorMsg {
     },
     /// The job was cancelled.
     Remove(JobId),
+    /// Which of these tasks are not held here?
+    Unheld {
+        /// What to look for.
+        tasks: Tasks,
+        /// What was not found.
+        reply: oneshot::Sender<Tasks>,
+    },
     /// A schedule was made, paused, resumed or deleted: read it again.
     ScheduleChanged(swarm_protocol::ScheduleId),
 }
@@ -198,6 +213,8 @@ pub enum DispatcherMsg {
         /// The attempt.
         attempt: AttemptId,
     },
+    /// The worker refused an order: for a while it is given nothing.
+    Declined(WorkerId),
     /// An operator's word.
     Drain {
         /// The worker.
@@ -220,6 +237,19 @@ pub enum DispatcherMsg {
         shape: Shape,
         /// The reasons; empty when it would fit.
         reply: oneshot::Sender<Vec<WhyReason>>,
+    },
+    /// Why no worker could ever run tasks of this shape, even if it were idle.
+    Misfit {
+        /// The shape.
+        shape: Shape,
+        /// `None` when one could, as far as is known.
+        reply: oneshot::Sender<Option<Warning>>,
+    },
+    /// Answered when nothing that the scheduler handed out before is on its way any more: it is assigned and expected,
+    /// back in the queue, or refused.
+    Settled {
+        /// Told then.
+        reply: oneshot::Sender<()>,
     },
     /// The picture of the workers.
     Workers {
@@ -294,6 +324,16 @@ pub enum HarvesterMsg {
     },
     /// Tell these attempts' workers to stop them (the cancel is committed).
     Cancel(Vec<(AttemptId, WorkerId)>),
+    /// Which of these attempts are not followed?
+    Unfollowed {
+        /// What to look for.
+        attempts: Vec<AttemptId>,
+        /// What was not found.
+        reply: oneshot::Sender<Vec<AttemptId>>,
+    },
+    /// Attempts that are on workers by the store's word: to be followed, each with its start if that is known, unless
+    /// they are.
+    Follow(Vec<(Expected, Option<Timestamp>)>),
     /// An admin declares a worker lost: its attempts end now, though they may still be running.
     DeclareLost {
         /// The worker.

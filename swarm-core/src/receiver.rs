@@ -18,7 +18,7 @@ use crate::messages::{
     HarvesterMsg, HibernatorMsg, LedgerHandle, ReceiverMsg, Runnable, SchedulerMsg, Shape, Stopping,
 };
 use crate::store::{Applied, NewJob, Refusal, Transition, Verdict, Work};
-use crate::supervise::Gauge;
+use crate::supervise::{Gauge, until_stopped};
 
 /// Requests whose verdict is awaited at one time.
 pub const IN_FLIGHT_MAX: usize = 256;
@@ -62,7 +62,7 @@ pub async fn run(
             message = inbox.recv(), if under_way.len() < IN_FLIGHT_MAX => {
                 let Some(message) = message else { return Ok(()) };
                 gauge.handled();
-                let Ok(request) = begin(&deps, message).await else { return Ok(()) };
+                let Ok(request) = begin(&deps, message).await else { return until_stopped(&stop).await };
                 under_way.push(finish(&deps, request));
             }
         }
@@ -138,10 +138,10 @@ pub(crate) fn runnable(job: JobId, new: &NewJob) -> Runnable {
     Runnable {
         job,
         group: new.group,
-        priority: new.spec.priority,
-        runnable_since: new.spec.start_at.unwrap_or(new.submitted_at).max(new.submitted_at),
-        shape: Shape(new.spec.resources),
-        work: Work::Fresh(new.spec.tasks()),
+        priority: new.job.spec.priority,
+        runnable_since: new.job.spec.start_at.unwrap_or(new.submitted_at).max(new.submitted_at),
+        shape: Shape(new.job.spec.resources),
+        work: Work::Fresh(new.job.spec.tasks()),
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
         assert!(run.scheduler.try_recv().is_err(), "a repetition is not enqueued again");
 
         let mut later = new_job(JobSpec::new("busybox"));
-        later.spec.start_at = Some(at(60));
+        later.job.spec.start_at = Some(at(60));
         assert_eq!(run.submit(later).await.await.unwrap(), submitted(2, false));
         let Ok(HibernatorMsg::Hold { until, work }) = run.hibernator.try_recv() else { panic!("not held") };
         assert_eq!((until, work.job), (at(60), JobId(2)));

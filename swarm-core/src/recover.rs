@@ -32,8 +32,7 @@ pub fn plan(jobs: Vec<JobRecord>, live: &[LiveTask], now: Timestamp) -> Recovere
     let mut recovered = Recovered::default();
     for job in jobs.values().filter(|job| !job.cancel_requested) {
         if let Some(range) = job.fresh() {
-            let since = job.spec.start_at.unwrap_or(job.submitted_at).max(job.submitted_at);
-            recovered.add(work_of(job, since, Work::Fresh(range)), now);
+            recovered.add(job.runnable_since(), work_of(job, Work::Fresh(range)), now);
         }
     }
     let mut again: HashMap<(JobId, Timestamp), Vec<(TaskIndex, AttemptNo)>> = HashMap::new();
@@ -56,7 +55,7 @@ pub fn plan(jobs: Vec<JobRecord>, live: &[LiveTask], now: Timestamp) -> Recovere
     }
     for ((job, not_before), tasks) in again {
         if let Some(job) = jobs.get(&job).filter(|job| !job.cancel_requested) {
-            recovered.add(work_of(job, not_before, Work::Again(tasks)), now);
+            recovered.add(not_before, work_of(job, Work::Again(tasks)), now);
         }
     }
     recovered.runnable.sort_by_key(|work| work.job);
@@ -72,8 +71,7 @@ pub fn plan_snapshot(snapshot: Snapshot, now: Timestamp) -> (Recovered, Vec<crat
 }
 
 impl Recovered {
-    fn add(&mut self, work: Runnable, now: Timestamp) {
-        let until = work.runnable_since;
+    fn add(&mut self, until: Timestamp, work: Runnable, now: Timestamp) {
         if until > now {
             self.delayed.push((until, work));
         } else {
@@ -82,8 +80,9 @@ impl Recovered {
     }
 }
 
-fn work_of(job: &JobRecord, runnable_since: Timestamp, work: Work) -> Runnable {
-    let (priority, shape) = (job.spec.priority, Shape(job.needs()));
+/// Tasks of a job as something to run. All are as old as the job, however often they ran before.
+pub(crate) fn work_of(job: &JobRecord, work: Work) -> Runnable {
+    let (priority, runnable_since, shape) = (job.spec.priority, job.runnable_since(), Shape(job.needs()));
     Runnable { job: job.id, group: job.group, priority, runnable_since, shape, work }
 }
 
@@ -132,6 +131,8 @@ mod tests {
         assert_eq!(works, [(1, Work::Fresh(TaskRange { first: 6, last: 9 })), (1, Work::Again(vec![(0, 2)]))]);
         let delayed: Vec<_> = plan.delayed.iter().map(|(until, work)| (*until, work.job.0)).collect();
         assert_eq!(delayed, [(at(1001), 1), (at(5000), 2)]);
+        let ages: Vec<_> = plan.runnable.iter().chain([&plan.delayed[0].1]).map(|work| work.runnable_since).collect();
+        assert_eq!(ages, [at(0); 3], "what runs again is as old as its job");
         let live: Vec<_> = plan.live.iter().map(|(e, s)| (e.worker.0, e.attempt.job.0, e.losses, *s)).collect();
         assert_eq!(live, [(4, 3, 1, Some(at(20))), (7, 1, 1, None)]);
         assert_eq!(plan.orphans.len(), 1);

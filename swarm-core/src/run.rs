@@ -1,8 +1,9 @@
-//! Starts, connects and stops the modules of one core, all in one tokio runtime.
+//! Starts, connects and stops the modules of one core, all in one tokio runtime, and starts them anew when one fails.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::FlockOperation;
@@ -19,16 +20,23 @@ use crate::identity::limits::Rate;
 use crate::identity::{Identity, IdentityConfig};
 use crate::logger::LoggerHandle;
 use crate::messages::{Handles, LedgerHandle, SchedulerMsg};
-use crate::store::{Db, Snapshot, Store};
-use crate::supervise::{Gauge, Supervisor};
-use crate::{blocking, hibernator, ledger, receiver, recover, scheduler};
+use crate::store::{Db, Snapshot, Store, StoreError};
+use crate::supervise::{Gauge, History, Supervisor};
+use crate::{blocking, hibernator, ledger, receiver, recover, scheduler, sweep};
+
+#[cfg(test)]
+mod tests;
 
 /// Messages that fit into a module's inbox; a full one is backpressure on whoever sends.
 const INBOX: usize = 1024;
 /// Transitions that fit before the ledger; at most one batch more is being committed.
 const LEDGER_INBOX: usize = 4096;
-/// Heartbeats missed until a worker is suspect.
-const SUSPECT_AFTER_BEATS: u64 = 3;
+/// The pause before a start after a failure; it doubles with each that follows closely.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A failure after this long is not held against the next start.
+const STEADY: Duration = Duration::from_secs(60);
 
 /// What lies on disk, opened and locked.
 struct Opened {
@@ -41,15 +49,55 @@ struct Opened {
     _lock: std::fs::File,
 }
 
-/// Runs a core until `stop`, or until a module fails. `ready` is told the address once requests are answered.
+/// Runs a core until `stop`. `ready` is told the address once requests are answered. From then on a failed module stops
+/// all in order and has them started anew from the store, on the same address, after a pause that grows while failures
+/// follow each other closely.
 ///
 /// # Errors
-/// When something cannot be opened or bound, and what a failed module failed of.
+/// What the first start fails of, and when another core has taken over: this one must not take the swarm back.
 pub async fn run(
-    config: CoreConfig,
+    mut config: CoreConfig,
     log: LoggerHandle,
     stop: CancellationToken,
     ready: oneshot::Sender<SocketAddr>,
+) -> anyhow::Result<()> {
+    let history = History::default();
+    let mut ready = Some(ready);
+    let mut pause = PAUSE_MIN;
+    loop {
+        let began = Instant::now();
+        let (bound, listening) = oneshot::channel();
+        let term = tokio::spawn(term(config.clone(), log.clone(), stop.child_token(), history.clone(), bound));
+        if let Ok(address) = listening.await {
+            config.listen = address;
+            if let Some(ready) = ready.take() {
+                let _ = ready.send(address);
+            }
+        }
+        let Err(failure) = term.await.map_err(anyhow::Error::from).flatten() else { return Ok(()) };
+        if ready.is_some() || stop.is_cancelled() || is_deposed(&failure) {
+            return Err(failure);
+        }
+        pause = if began.elapsed() > STEADY { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        tracing::error!("the core starts anew in {} ms: {failure:#}", pause.as_millis());
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => history.restarted(),
+        }
+    }
+}
+
+fn is_deposed(failure: &anyhow::Error) -> bool {
+    matches!(failure.downcast_ref(), Some(StoreError::Deposed { .. }))
+}
+
+/// Runs all modules from the store's state until `stop`, or until one fails.
+async fn term(
+    config: CoreConfig,
+    log: LoggerHandle,
+    stop: CancellationToken,
+    history: History,
+    bound: oneshot::Sender<SocketAddr>,
 ) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let settings = config.clone();
@@ -62,9 +110,11 @@ pub async fn run(
         tracing::error!("live tasks without a live job, left alone: {:?}", recovered.orphans);
     }
 
-    let modules = Supervisor::new(stop);
+    let modules = Supervisor::new(stop, history);
     // The ledger outlives the others, so that what they still commit on their way out is committed.
     let base = modules.beneath();
+    // A start that fails half-way leaves nothing running.
+    let _stop_all = (modules.stop().clone().drop_guard(), base.stop().clone().drop_guard());
     let (ledger_in, ledger_out) = mpsc::channel(LEDGER_INBOX);
     let gauge = Gauge::new("ledger", &ledger_in);
     base.spawn(gauge.clone(), ledger::run(ledger_out, Arc::clone(&store), epoch, gauge, base.stop().clone()));
@@ -93,6 +143,7 @@ pub async fn run(
     let stop = || modules.stop().clone();
 
     let sessions = Arc::new(Sessions::default());
+    let serving = dispatcher::Config::of(&config);
     let [receiver, scheduler, hibernator, dispatcher, harvester] = gauges;
     let deps = harvester::Deps {
         ledger: ledger.clone(),
@@ -105,7 +156,9 @@ pub async fn run(
         patience: Patience {
             lease_margin_ms: config.lease_margin_ms,
             start_deadline_ms: config.start_deadline_s * 1000,
-            suspect_after_ms: u64::from(config.heartbeat_interval_ms) * SUSPECT_AFTER_BEATS,
+            prepare_deadline_ms: config.prepare_deadline_s * 1000,
+            cancel_grace_ms: config.grace_ms,
+            suspect_after_ms: serving.suspect_after_ms(),
         },
         log_bytes_max: config.limits.log_bytes,
         sessions: Arc::clone(&sessions),
@@ -124,7 +177,7 @@ pub async fn run(
         sessions,
         swarm,
         epoch,
-        config: dispatcher_config(&config),
+        config: serving,
     };
     modules.spawn(dispatcher.clone(), dispatcher::run(dispatcher_out, deps, dispatcher, stop()));
     let deps = hibernator::Deps {
@@ -143,6 +196,14 @@ pub async fn run(
         clock: Arc::clone(&clock),
     };
     modules.spawn(receiver.clone(), receiver::run(receiver_out, deps, receiver, stop()));
+    let deps = sweep::Deps {
+        store: Arc::clone(&store),
+        handles: handles.clone(),
+        clock: Arc::clone(&clock),
+        every: sweep::EVERY,
+    };
+    let gauge = Gauge::without_inbox("sweep");
+    modules.spawn(gauge.clone(), sweep::run(deps, gauge, stop()));
     for work in recovered.runnable {
         handles.scheduler.send(SchedulerMsg::Enqueue(work)).await.context("the scheduler ended at once")?;
     }
@@ -153,25 +214,26 @@ pub async fn run(
         allow_root: config.allow_root,
         logins: Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms },
     };
-    let identity = Identity::start(identity, Arc::clone(&store), ledger, Arc::clone(&clock)).await?;
-    let listener = Listener { address: config.listen, bound: Some(ready) };
+    let identity = Identity::start(identity, Arc::clone(&store), ledger.clone(), Arc::clone(&clock)).await?;
+    let listener = Listener { address: config.listen, bound: Some(bound) };
     let config = Arc::new(config);
     let (supervisor, logger) = (modules.clone(), Some(log));
-    let api = ApiState { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, logger };
+    let archive = Gauge::without_inbox("archive");
+    modules.show(archive.clone());
+    let api = ApiState { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, archive, logger };
     modules.spawn(Gauge::without_inbox("http"), http::serve(api, listener, stop()));
 
-    let ended = modules.wait().await;
-    base.stop().cancel();
-    ended.and(base.wait().await)
+    end(&modules, &base, ledger).await
 }
 
-fn dispatcher_config(config: &CoreConfig) -> dispatcher::Config {
-    let limits = dispatcher::Limits {
-        log_bytes_max: config.limits.log_bytes,
-        output_bytes_max: config.limits.output_bytes,
-        grace_ms: config.grace_ms,
-    };
-    dispatcher::Config { heartbeat_interval_ms: config.heartbeat_interval_ms, limits, ..dispatcher::Config::default() }
+/// Waits for the end of all modules, and then of what lies beneath them. What the latter failed of counts first: the
+/// others may have failed only because it was gone.
+async fn end(modules: &Supervisor, base: &Supervisor, ledger: LedgerHandle) -> anyhow::Result<()> {
+    let ended = modules.wait().await;
+    base.stop().cancel();
+    // Held until now: a ledger that nobody can reach any more ends, and before the stop that is a failure.
+    drop(ledger);
+    base.wait().await.and(ended)
 }
 
 /// Opens and locks everything on disk, takes over the epoch, and only then reads what is live.

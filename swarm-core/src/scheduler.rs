@@ -70,6 +70,10 @@ fn handle(queue: &mut RunQueue, message: SchedulerMsg) -> bool {
         SchedulerMsg::Remove(job) => {
             queue.remove(job);
         }
+        SchedulerMsg::Unheld { mut tasks, reply } => {
+            queue.take_held(&mut tasks);
+            let _ = reply.send(tasks);
+        }
         SchedulerMsg::Position { job, reply } => {
             let _ = reply.send(queue.position(job));
         }

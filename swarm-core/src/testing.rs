@@ -1,15 +1,17 @@
 //! A store and a ledger in memory for the tests of the modules: they keep what the guards need, and every transition.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::time::Duration;
 
-use swarm_protocol::link::ImageOrder;
+use swarm_protocol::link::{FinalReport, ImageOrder};
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::TaskCounts;
 use swarm_protocol::{
-    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, Timestamp, UserId,
+    AttemptId, Digest, Epoch, GroupId, JobId, Outcome, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
+    UserId,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::messages::{LedgerEntry, LedgerHandle};
 use crate::store::*;
@@ -19,8 +21,9 @@ pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
 }
 
-fn image() -> ImageOrder {
-    ImageOrder { config: Digest::of(b"image"), config_bytes: 5, layers: Vec::new() }
+fn prepared(spec: JobSpec) -> Prepared {
+    let image = ImageOrder { config: Digest::of(b"image"), config_bytes: 5, layers: Vec::new() };
+    Prepared { spec, image, input_bytes: Vec::new() }
 }
 
 pub(crate) fn job_record(id: u64) -> JobRecord {
@@ -31,9 +34,7 @@ pub(crate) fn new_job(spec: JobSpec) -> NewJob {
     NewJob {
         owner: UserId(1),
         group: GroupId(1),
-        spec,
-        image: image(),
-        input_bytes: Vec::new(),
+        job: prepared(spec),
         submitted_at: at(0),
         idempotency: None,
         launch: None,
@@ -49,9 +50,7 @@ pub(crate) fn schedule(id: u64, cron: &str, considered_until: Timestamp) -> Sche
         name: format!("s{id}"),
         cron: cron.into(),
         zone: "UTC".into(),
-        spec: JobSpec::new("busybox"),
-        image: image(),
-        input_bytes: Vec::new(),
+        job: prepared(JobSpec::new("busybox")),
         paused: false,
         considered_until,
         missed: 0,
@@ -68,10 +67,10 @@ fn record_of(id: JobId, new: NewJob) -> JobRecord {
         group_name: "lab".into(),
         allow_root: false,
         counts: TaskCounts::default(),
-        next_fresh: u64::from(new.spec.tasks().first),
-        spec: new.spec,
-        image: new.image,
-        input_bytes: new.input_bytes,
+        next_fresh: u64::from(new.job.spec.tasks().first),
+        spec: new.job.spec,
+        image: new.job.image,
+        input_bytes: new.job.input_bytes,
         submitted_at: new.submitted_at,
         ended_at: None,
         cancel_requested: false,
@@ -79,9 +78,25 @@ fn record_of(id: JobId, new: NewJob) -> JobRecord {
     }
 }
 
+/// The report of an attempt that wrote and left nothing.
+pub(crate) fn report(attempt: AttemptId, outcome: Outcome) -> FinalReport {
+    FinalReport {
+        attempt,
+        outcome,
+        started_at_us: Some(1),
+        finished_at_us: Some(2),
+        ran_ms: Some(1),
+        log_bytes: 0,
+        log_digest: Digest::of(b""),
+        log_cut_bytes: 0,
+        outputs: Vec::new(),
+        usage: swarm_protocol::Usage::default(),
+    }
+}
+
 /// The store and what was committed to it.
 #[derive(Clone, Default)]
-pub(crate) struct Memory(Arc<Mutex<State>>);
+pub(crate) struct Memory(Arc<watch::Sender<State>>);
 
 #[derive(Default)]
 struct State {
@@ -89,25 +104,31 @@ struct State {
     schedules: BTreeMap<ScheduleId, ScheduleRecord>,
     launches: BTreeSet<(ScheduleId, Timestamp)>,
     keys: BTreeMap<String, JobId>,
+    unreadable: bool,
     log: Vec<Transition>,
 }
 
 impl Memory {
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut BTreeMap<JobId, JobRecord>) -> R) -> R {
-        change(&mut self.0.lock().unwrap().jobs)
+        self.modify(|state| change(&mut state.jobs))
     }
 
     pub(crate) fn add_schedule(&self, schedule: ScheduleRecord) {
-        self.0.lock().unwrap().schedules.insert(schedule.id, schedule);
+        self.modify(|state| state.schedules.insert(schedule.id, schedule));
+    }
+
+    /// Whether single schedules cannot be read.
+    pub(crate) fn set_unreadable(&self, unreadable: bool) {
+        self.modify(|state| state.unreadable = unreadable);
     }
 
     pub(crate) fn all_schedules(&self) -> Vec<ScheduleRecord> {
-        self.0.lock().unwrap().schedules.values().cloned().collect()
+        self.0.borrow().schedules.values().cloned().collect()
     }
 
     /// What was committed, in order.
     pub(crate) fn log(&self) -> Vec<Transition> {
-        self.0.lock().unwrap().log.clone()
+        self.0.borrow().log.clone()
     }
 
     /// A ledger that commits at once, in order.
@@ -122,13 +143,31 @@ impl Memory {
         LedgerHandle(sender)
     }
 
+    /// Waits until `condition` holds: looked at after every change.
+    pub(crate) async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut changes = self.0.subscribe();
+        let holds = async {
+            while !condition(self) {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), holds).await.expect("the condition comes true in time");
+    }
+
+    fn modify<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut done = None;
+        self.0.send_modify(|state| done = Some(change(state)));
+        done.unwrap()
+    }
+
     fn apply(&self, transition: Transition) -> Verdict {
-        let mut state = self.0.lock().unwrap();
-        let verdict = state.apply(&transition);
-        if verdict.is_ok() {
-            state.log.push(transition);
-        }
-        verdict
+        self.modify(|state| {
+            let verdict = state.apply(&transition);
+            if verdict.is_ok() {
+                state.log.push(transition);
+            }
+            verdict
+        })
     }
 }
 
@@ -212,7 +251,10 @@ impl Store for Memory {
         not_asked()
     }
     fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError> {
-        Ok(self.0.lock().unwrap().jobs.get(&job).cloned())
+        Ok(self.0.borrow().jobs.get(&job).cloned())
+    }
+    fn job_of_key(&self, _: GroupId, _: &str) -> Result<Option<JobId>, StoreError> {
+        not_asked()
     }
     fn jobs(&self, _: &JobFilter) -> Result<Vec<JobRecord>, StoreError> {
         not_asked()
@@ -227,6 +269,15 @@ impl Store for Memory {
         let phase = LivePhase::Waiting { not_before: at(0) };
         Ok(Some(LiveTask { job: task.job, task: task.task, attempt: 2, phase, losses: 1, failures: 3 }))
     }
+    fn fresh_tasks(&self, _: Option<JobId>, _: Timestamp, _: u32) -> Result<Vec<(JobId, TaskRange)>, StoreError> {
+        not_asked()
+    }
+    fn live_tasks(&self, _: Option<TaskId>, _: u32) -> Result<Vec<LiveTask>, StoreError> {
+        not_asked()
+    }
+    fn sent_outputs(&self, _: AttemptId) -> Result<Vec<(Digest, u64)>, StoreError> {
+        not_asked()
+    }
     fn linked_blob(&self, _: GroupId, _: &Digest) -> Result<Option<u64>, StoreError> {
         not_asked()
     }
@@ -240,7 +291,11 @@ impl Store for Memory {
         Ok(self.all_schedules())
     }
     fn schedule(&self, schedule: ScheduleId) -> Result<Option<ScheduleRecord>, StoreError> {
-        Ok(self.0.lock().unwrap().schedules.get(&schedule).cloned())
+        let state = self.0.borrow();
+        if state.unreadable {
+            return Err(StoreError::Connection("no reader is free".into()));
+        }
+        Ok(state.schedules.get(&schedule).cloned())
     }
     fn user(&self, _: &str) -> Result<Option<UserRecord>, StoreError> {
         not_asked()
@@ -251,7 +306,7 @@ impl Store for Memory {
     fn refresh_token(&self, _: &Digest) -> Result<Option<RefreshRecord>, StoreError> {
         not_asked()
     }
-    fn revoked_jwts(&self) -> Result<Vec<uuid::Uuid>, StoreError> {
+    fn revoked_jwts(&self, _: Timestamp) -> Result<Vec<(uuid::Uuid, Timestamp)>, StoreError> {
         not_asked()
     }
     fn workers(&self) -> Result<Vec<WorkerRecord>, StoreError> {

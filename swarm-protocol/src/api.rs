@@ -8,6 +8,7 @@ use crate::link::WorkerFacts;
 use crate::outcome::OutcomeKind;
 use crate::spec::JobSpec;
 use crate::state::{JobState, TaskCounts};
+use crate::usage::Usage;
 
 /// What a user may do; each role includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,6 +103,15 @@ pub struct UserRequest {
     pub group: Option<String>,
 }
 
+/// `POST /users/{id}/reset`: ends every session of the account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserResetRequest {
+    /// Its new password, at least 12 characters; the present one stays when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+}
+
 /// One account in `GET /users`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UserView {
@@ -170,6 +180,22 @@ pub struct Submitted {
     /// True when the Idempotency-Key was known and this is the earlier job.
     #[serde(default)]
     pub repeated: bool,
+    /// What may keep the job from running, though it was accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+}
+
+/// What may keep an accepted job from running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// A stable word: `no-worker`, or `no-worker-fits`.
+    pub code: String,
+    /// The field of the spec it is about.
+    pub field: String,
+    /// What stands against it.
+    pub problem: String,
+    /// What to try.
+    pub hint: String,
 }
 
 /// A job in lists and by itself.
@@ -263,6 +289,26 @@ pub struct TaskView {
     pub detail: Option<String>,
     /// Every attempt, the first one first.
     pub attempts: Vec<AttemptView>,
+    /// Reports that came too late to count, in the order they came: the first of each worker about each attempt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late_reports: Vec<LateReportView>,
+}
+
+/// What a worker said of an attempt when it did not count any more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LateReportView {
+    /// The attempt it was about.
+    pub attempt: AttemptNo,
+    /// Who said it.
+    pub worker: String,
+    /// How it says the attempt ended.
+    pub outcome: OutcomeKind,
+    /// The container's exit code.
+    pub exit_code: Option<i32>,
+    /// Why, where the outcome alone does not say it.
+    pub detail: Option<String>,
+    /// When it came.
+    pub reported_at: Timestamp,
 }
 
 /// One attempt of a task.
@@ -298,6 +344,8 @@ pub struct AttemptView {
     pub log_cut_bytes: u64,
     /// What it handed back.
     pub outputs: Vec<OutputView>,
+    /// What it used; none while it runs, and none for one that was given up.
+    pub usage: Option<Usage>,
 }
 
 /// One output of an attempt.
@@ -442,7 +490,7 @@ pub struct WorkerView {
 pub struct ModuleView {
     /// Its name.
     pub name: String,
-    /// `starting`, `running`, `stopping`, `stopped` or `failed`.
+    /// `running`, `stopping`, `stopped` or `failed`.
     pub state: String,
     /// Messages waiting in its inbox.
     pub queue_depth: u64,

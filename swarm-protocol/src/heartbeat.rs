@@ -61,7 +61,7 @@ pub enum WireError {
     /// The tag does not verify.
     #[error("a forged or damaged heartbeat")]
     Forged,
-    /// Seen before, or too old to tell.
+    /// Seen before, too old to tell, or the last counter, which no honest peer uses.
     #[error("a replayed heartbeat")]
     Replayed,
     /// The direction's counter is used up: make a new session, never wrap.
@@ -246,7 +246,11 @@ struct ReplayWindow {
 }
 
 impl ReplayWindow {
+    /// Whether `counter` may still come. The last one may not: no sender uses it, and `top` could not lie above it.
     fn is_new(&self, counter: u64) -> bool {
+        if counter == u64::MAX {
+            return false;
+        }
         if counter >= self.top {
             return true;
         }
@@ -254,13 +258,13 @@ impl ReplayWindow {
         age < 128 && self.seen & (1 << age) == 0
     }
 
+    /// Takes in a counter that [`ReplayWindow::is_new`] let through.
     fn mark(&mut self, counter: u64) {
         if counter >= self.top {
-            let shift = counter - self.top + 1;
+            let shift = counter + 1 - self.top;
             self.seen = if shift < 128 { self.seen << shift } else { 0 };
             self.seen |= 1;
-            // The sender refuses to use the last counter, so this cannot overflow for an honest peer.
-            self.top = counter.saturating_add(1);
+            self.top = counter + 1;
         } else {
             self.seen |= 1 << (self.top - 1 - counter);
         }
@@ -328,9 +332,31 @@ mod tests {
         let (mut worker, mut core) = ends();
         let honest = worker.seal(&beat(1)).unwrap();
         let mut forged = honest.clone();
-        forged[10..18].copy_from_slice(&u64::MAX.to_le_bytes());
+        forged[10..18].copy_from_slice(&(u64::MAX - 1).to_le_bytes());
         assert_eq!(core.open(&forged), Err(WireError::Forged));
         assert!(core.open(&honest).is_ok());
+    }
+
+    #[test]
+    fn the_last_counter_is_refused_however_often_it_comes() {
+        let (mut worker, mut core) = ends();
+        worker.0.next = u64::MAX - 1;
+        let near = worker.seal(&beat(1)).unwrap();
+        assert_eq!(worker.seal(&beat(2)), Err(WireError::CounterSpent));
+        let last = seal_as(&worker, u64::MAX, &beat(3));
+        for _ in 0..2 {
+            assert_eq!(core.open(&last), Err(WireError::Replayed));
+        }
+        assert_eq!(core.open(&near), Ok(beat(1)), "the window did not move");
+    }
+
+    /// What a worker with a valid key sends that keeps to no counter.
+    fn seal_as(worker: &WorkerEnd, counter: u64, heartbeat: &Heartbeat) -> Vec<u8> {
+        let mut body = postcard::to_stdvec(heartbeat).unwrap();
+        body.resize(REQUEST_BODY_BYTES, 0);
+        let header = header(Direction::ToCore, worker.0.session, counter);
+        let payload = Payload { msg: &body, aad: &header[..10] };
+        [header.as_slice(), &worker.0.out.1.encrypt(&nonce(counter), payload).unwrap()].concat()
     }
 
     proptest! {
@@ -350,9 +376,12 @@ mod tests {
         }
 
         #[test]
-        fn the_window_accepts_each_counter_once(counters in prop::collection::vec(0u64..400, 0..300)) {
+        fn the_window_accepts_each_counter_once(
+            low in prop::collection::vec(0u64..400, 0..300),
+            high in prop::collection::vec(u64::MAX - 200..=u64::MAX, 0..300),
+        ) {
             let (mut window, mut accepted) = (ReplayWindow::default(), std::collections::HashSet::new());
-            for counter in counters {
+            for counter in low.into_iter().chain(high) {
                 if window.is_new(counter) {
                     prop_assert!(accepted.insert(counter));
                     window.mark(counter);

@@ -12,6 +12,7 @@ pub mod spec;
 pub mod state;
 pub mod tasks;
 pub mod text;
+pub mod usage;
 pub mod validate;
 
 pub use ids::{
@@ -20,6 +21,7 @@ pub use ids::{
 };
 pub use outcome::{LossReason, Outcome, OutcomeKind};
 pub use tasks::{TaskRange, TaskSet};
+pub use usage::Usage;
 
 /// A point in wall-clock time, UTC, in whole microseconds (what both databases keep).
 pub type Timestamp = chrono::DateTime<chrono::Utc>;

@@ -1,20 +1,23 @@
 //! Frames on the link between a worker and the core.
 //!
 //! A WebSocket message is one version byte followed by a postcard-encoded `Vec` of frames; at most
-//! [`MESSAGE_BYTES_MAX`]. postcard is not self-describing: within a version, enum variants and fields are only appended,
-//! never changed, and a changed frame is a new variant. The handshake ([`Hello`], [`Welcome`]) is fixed for ever, so that
-//! N and N−1 can find out about each other.
+//! [`MESSAGE_BYTES_MAX`]. postcard is not self-describing, so within a version nothing changes. The handshake ([`Hello`],
+//! [`Welcome`]) is fixed for ever, so that N and N−1 can find out about each other.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptId, BootId, Digest, Epoch, GroupId, SessionId, SwarmId, WorkerId};
 use crate::outcome::Outcome;
+use crate::spec::Limits;
+use crate::usage::Usage;
 
 /// The newest link version this build speaks, and the oldest.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+/// The version byte of [`Hello`] and [`Welcome`], whatever is spoken afterwards.
+pub const HANDSHAKE: u8 = 1;
 /// See [`VERSION`].
-pub const VERSION_MIN: u8 = 1;
+pub const VERSION_MIN: u8 = 2;
 /// The largest message either side accepts.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// The most frames in one message.
@@ -250,6 +253,8 @@ pub struct TaskOrder {
     pub output_bytes_max: u64,
     /// The start is committed before the container starts.
     pub at_most_once: bool,
+    /// Bounds of the container; its `log_bytes` is in `log_bytes_max` already.
+    pub limits: Limits,
 }
 
 /// An image as blobs.
@@ -308,6 +313,8 @@ pub struct FinalReport {
     pub log_cut_bytes: u64,
     /// Everything collected, uploaded and acknowledged before this report was sent.
     pub outputs: Vec<OutputReport>,
+    /// What it used.
+    pub usage: Usage,
 }
 
 /// One collected output.
@@ -473,8 +480,9 @@ mod tests {
             nonce: [0; 32],
             facts: WorkerFacts::default(),
         };
-        assert_eq!(agree(&hello(1, 1)), Some(1));
+        assert_eq!(agree(&hello(VERSION, VERSION)), Some(VERSION));
         assert_eq!(agree(&hello(1, 9)), Some(VERSION));
+        assert_eq!(agree(&hello(1, VERSION_MIN - 1)), None);
         assert_eq!(agree(&hello(VERSION + 1, 9)), None);
     }
 

@@ -38,6 +38,11 @@ pub enum Outcome {
         /// Details for people.
         detail: String,
     },
+    /// It wrote more than its disk limit and was killed.
+    OutOfDisk {
+        /// How much it had written, and the limit.
+        reason: String,
+    },
 }
 
 /// What part of the infrastructure cost an attempt.
@@ -78,11 +83,13 @@ pub enum OutcomeKind {
     OutputMissing,
     /// See [`Outcome::Lost`].
     Lost,
+    /// See [`Outcome::OutOfDisk`].
+    OutOfDisk,
 }
 
 impl OutcomeKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Succeeded,
         Self::Failed,
         Self::OutOfMemory,
@@ -91,6 +98,7 @@ impl OutcomeKind {
         Self::Refused,
         Self::OutputMissing,
         Self::Lost,
+        Self::OutOfDisk,
     ];
 
     /// The word used in JSON, databases and on screens.
@@ -105,6 +113,7 @@ impl OutcomeKind {
             Self::Refused => "refused",
             Self::OutputMissing => "output-missing",
             Self::Lost => "lost",
+            Self::OutOfDisk => "out-of-disk",
         }
     }
 
@@ -159,6 +168,7 @@ impl Outcome {
             Self::Refused { .. } => OutcomeKind::Refused,
             Self::OutputMissing { .. } => OutcomeKind::OutputMissing,
             Self::Lost { .. } => OutcomeKind::Lost,
+            Self::OutOfDisk { .. } => OutcomeKind::OutOfDisk,
         }
     }
 
@@ -176,7 +186,9 @@ impl Outcome {
     #[must_use]
     pub fn detail(&self) -> Option<String> {
         match self {
-            Self::Refused { reason } | Self::OutputMissing { reason } => Some(reason.clone()),
+            Self::Refused { reason } | Self::OutputMissing { reason } | Self::OutOfDisk { reason } => {
+                Some(reason.clone())
+            }
             Self::Lost { reason, detail } => Some(format!("{}: {detail}", reason.as_str())),
             _ => None,
         }
@@ -195,6 +207,7 @@ impl Outcome {
             OutcomeKind::Cancelled => Self::Cancelled,
             OutcomeKind::Refused => Self::Refused { reason: detail },
             OutcomeKind::OutputMissing => Self::OutputMissing { reason: detail },
+            OutcomeKind::OutOfDisk => Self::OutOfDisk { reason: detail },
             OutcomeKind::Lost => {
                 let (word, rest) = detail.split_once(": ").unwrap_or(("engine", &detail));
                 let reason = LossReason::ALL.into_iter().find(|reason| reason.as_str() == word);
@@ -224,6 +237,7 @@ mod tests {
             Outcome::Cancelled,
             Outcome::Refused { reason: "no command".into() },
             Outcome::OutputMissing { reason: "/out/a: absent".into() },
+            Outcome::OutOfDisk { reason: "11 GiB of 10 GiB".into() },
             Outcome::Lost { reason: LossReason::LeaseExpired, detail: "worker a: silent".into() },
         ];
         for outcome in all {

@@ -35,6 +35,9 @@ pub struct JobSpec {
     /// What one task needs.
     #[serde(default)]
     pub resources: Resources,
+    /// What the container may use beyond that.
+    #[serde(default)]
+    pub limits: Limits,
     /// The tasks' indices, inclusive; one task with index 0 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub array: Option<TaskRange>,
@@ -62,7 +65,7 @@ pub struct JobSpec {
     /// Run again on the mere suspicion that a worker is lost: doubling is accepted.
     #[serde(default)]
     pub eager: bool,
-    /// Not before this instant.
+    /// Not before this instant: at most a minute in the past, at most 5 years ahead when it is submitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_at: Option<Timestamp>,
 }
@@ -84,6 +87,7 @@ impl JobSpec {
             workdir: None,
             env: BTreeMap::new(),
             resources: Resources::default(),
+            limits: Limits::default(),
             array: None,
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -118,6 +122,49 @@ impl Default for Resources {
     fn default() -> Self {
         Self { cpu_millis: 1000, memory_bytes: 256 << 20 }
     }
+}
+
+/// Bounds of one attempt's container. Nothing is reserved for them. Every field is always written: it travels in link
+/// frames too, whose encoding has no names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Processes and threads; 256 by default.
+    pub pids: u32,
+    /// Open files of one process; 1024 by default.
+    pub open_files: u32,
+    /// Bytes written to the root filesystem and to the directories of inputs and outputs; 10 GiB by default. The worker
+    /// looks now and then, so it may be exceeded for some seconds before the container is killed.
+    pub disk_bytes: u64,
+    /// Bytes of encoded log kept; the core's own limit by default, and never more than that.
+    pub log_bytes: Option<u64>,
+    /// Scratch directories in memory; what is written there counts as the container's memory.
+    pub tmpfs: Vec<Tmpfs>,
+    /// The root filesystem cannot be written.
+    pub read_only_root: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pids: 256,
+            open_files: 1024,
+            disk_bytes: 10 << 30,
+            log_bytes: None,
+            tmpfs: Vec::new(),
+            read_only_root: false,
+        }
+    }
+}
+
+/// A scratch directory in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tmpfs {
+    /// Where: absolute, without `.` or `..` parts.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// A file that an attempt gets.

@@ -8,6 +8,7 @@ use crate::ids::TaskIndex;
 
 /// An inclusive, never empty range of task indices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TaskRange {
     /// The first index.
     pub first: TaskIndex,

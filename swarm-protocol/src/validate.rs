@@ -3,8 +3,11 @@
 
 use std::collections::HashSet;
 
+use chrono::TimeDelta;
+
+use crate::Timestamp;
 use crate::problem::FieldError;
-use crate::spec::{JobSpec, Resources};
+use crate::spec::{JobSpec, Limits, Resources};
 
 /// Bounds that a spec must keep; chosen so that a whole spec stays far below the request body's bound of 1 MiB.
 pub mod bounds {
@@ -30,6 +33,20 @@ pub mod bounds {
     pub const PRIORITY: std::ops::RangeInclusive<i32> = -100..=100;
     /// Retries of either kind.
     pub const RETRIES_MAX: u16 = 1_000;
+    /// Processes and threads of a container.
+    pub const PIDS: std::ops::RangeInclusive<u32> = 1..=32_768;
+    /// Open files of a process.
+    pub const OPEN_FILES: std::ops::RangeInclusive<u32> = 16..=1_048_576;
+    /// Bytes a container may write to disk.
+    pub const DISK_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 40;
+    /// Bytes of log kept.
+    pub const LOG_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 30;
+    /// Scratch directories.
+    pub const TMPFS_MAX: usize = 16;
+    /// How far in the past a start may lie, in seconds: what a request takes, and what clocks differ.
+    pub const START_PAST_S_MAX: i64 = 60;
+    /// How far ahead a start may lie, in days: 5 years.
+    pub const START_AHEAD_DAYS_MAX: i64 = 1_827;
 }
 
 /// Collects what is wrong, field by field.
@@ -53,8 +70,27 @@ pub fn validate(spec: &JobSpec) -> Result<(), Vec<FieldError>> {
     texts(spec, &mut faults);
     numbers(spec, &mut faults);
     files(spec, &mut faults);
+    limits(spec, &mut faults);
     if faults.0.is_empty() { Ok(()) } else { Err(faults.0) }
 }
+
+/// What is wrong with a start at `start_at` when it is `now`.
+#[must_use]
+pub fn start_fault(start_at: Timestamp, now: Timestamp) -> Option<FieldError> {
+    use bounds::{START_AHEAD_DAYS_MAX, START_PAST_S_MAX};
+    let text = |at: Timestamp| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    if start_at < now - TimeDelta::seconds(START_PAST_S_MAX) {
+        let problem = format!("{} is in the past; for the core it is {}", text(start_at), text(now));
+        return Some(FieldError::new("start_at", problem, "leave it out to start the job now"));
+    }
+    let ahead_max = now + TimeDelta::days(START_AHEAD_DAYS_MAX);
+    let problem = || format!("{} is more than 5 years ahead", text(start_at));
+    let hint = || format!("give an instant up to {}", text(ahead_max));
+    (start_at > ahead_max).then(|| FieldError::new("start_at", problem(), hint()))
+}
+
+/// What to say to whoever gave a name that is none.
+pub const NAME_HINT: &str = "use at most 128 letters, digits, `.`, `_`, `-`, `/`, beginning with a letter or digit";
 
 /// Checks a name given by a user to a job, schedule or worker.
 #[must_use]
@@ -67,12 +103,7 @@ pub fn is_name(name: &str) -> bool {
 
 fn texts(spec: &JobSpec, faults: &mut Faults) {
     if let Some(name) = &spec.name {
-        faults.check(
-            is_name(name),
-            "name",
-            "is not a name",
-            "use at most 128 letters, digits, `.`, `_`, `-`, `/`, beginning with a letter or digit",
-        );
+        faults.check(is_name(name), "name", "is not a name", NAME_HINT);
     }
     faults.check(
         !spec.image.is_empty() && spec.image.len() <= 255,
@@ -192,6 +223,47 @@ fn files(spec: &JobSpec, faults: &mut Faults) {
     }
 }
 
+fn limits(spec: &JobSpec, faults: &mut Faults) {
+    use bounds::{DISK_BYTES, LOG_BYTES, OPEN_FILES, PIDS, TMPFS_MAX};
+    let Limits { pids, open_files, disk_bytes, log_bytes, ref tmpfs, read_only_root: _ } = spec.limits;
+    let ranges = [
+        ("limits.pids", pids.into(), u64::from(*PIDS.start())..=u64::from(*PIDS.end())),
+        ("limits.open_files", open_files.into(), u64::from(*OPEN_FILES.start())..=u64::from(*OPEN_FILES.end())),
+        ("limits.disk_bytes", disk_bytes, DISK_BYTES),
+        ("limits.log_bytes", log_bytes.unwrap_or(*LOG_BYTES.start()), LOG_BYTES),
+    ];
+    for (field, value, range) in ranges {
+        let hint = format!("give {} to {}", range.start(), range.end());
+        faults.check(range.contains(&value), field, format!("{value} is out of range"), hint);
+    }
+    faults.check(
+        tmpfs.len() <= TMPFS_MAX,
+        "limits.tmpfs",
+        format!("{} are too many", tmpfs.len()),
+        format!("give at most {TMPFS_MAX}"),
+    );
+    let sum = tmpfs.iter().fold(0_u64, |sum, mount| sum.saturating_add(mount.bytes));
+    faults.check(
+        sum <= spec.resources.memory_bytes,
+        "limits.tmpfs",
+        format!("{sum} bytes together are more than the task's memory"),
+        "scratch space counts as memory: ask for more memory or less scratch",
+    );
+    let files = || spec.inputs.iter().map(|input| &input.path).chain(spec.outputs.iter().map(|output| &output.path));
+    for (at, mount) in tmpfs.iter().enumerate() {
+        let field = format!("limits.tmpfs[{at}]");
+        if check_path(&mount.path, &format!("{field}.path"), faults) {
+            check_hidden(&mount.path, &format!("{field}.path"), faults);
+        }
+        let twice = tmpfs[..at].iter().any(|other| other.path == mount.path);
+        faults.check(!twice, format!("{field}.path"), "is given twice", "give each scratch directory its own path");
+        let hides = files().any(|path| path.starts_with(&format!("{}/", mount.path)));
+        let hint = "keep scratch and files in different directories; files in memory cannot be collected";
+        faults.check(!hides, format!("{field}.path"), "holds an input or an output", hint);
+        faults.check(mount.bytes >= 4096, format!("{field}.bytes"), "is less than a page", "give at least 4096");
+    }
+}
+
 /// Directories that a volume would hide or that the kernel owns.
 const RESERVED_DIRS: [&str; 11] =
     ["/proc", "/sys", "/dev", "/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc", "/boot", "/run/secrets"];
@@ -202,8 +274,13 @@ fn check_file_path(path: &str, field: &str, faults: &mut Faults) {
         return;
     }
     let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-    let hint = "keep files in a directory of their own, for instance /data/in.csv";
-    faults.check(!dir.is_empty(), field, "lies directly under `/`, which cannot be a volume", hint);
+    check_hidden(dir, field, faults);
+}
+
+/// Whether the image can do without what it has in `dir`.
+fn check_hidden(dir: &str, field: &str, faults: &mut Faults) {
+    let hint = "use a directory of its own, for instance /data";
+    faults.check(!matches!(dir, "" | "/"), field, "would hide the whole image", hint);
     let reserved = RESERVED_DIRS.iter().find(|root| dir == **root || dir.starts_with(&format!("{root}/")));
     if let Some(root) = reserved {
         faults.check(false, field, format!("lies in {root}, which belongs to the system"), hint);
@@ -215,16 +292,21 @@ fn check_path(path: &str, field: &str, faults: &mut Faults) -> bool {
         && path.len() <= 1024
         && !path.contains('\0')
         && (path == "/" || path[1..].split('/').all(|part| !matches!(part, "" | "." | "..")));
+    let shown = crate::text::sanitise(path, false);
     let hint = "give an absolute path without `.`, `..`, `//` or a final `/`, for instance /data/in.csv";
-    faults.check(plain, field, format!("`{}` is not a plain absolute path", crate::text::sanitise(path, false)), hint);
-    plain
+    faults.check(plain, field, format!("`{shown}` is not a plain absolute path"), hint);
+    // It becomes the name of a file on somebody's machine, and is printed there.
+    let harmless = !plain || !path.chars().any(crate::text::is_hostile);
+    let hint = "leave out control characters and those that turn the direction of text";
+    faults.check(harmless, field, format!("`{shown}` holds characters that act on a terminal"), hint);
+    plain && harmless
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::Digest;
-    use crate::spec::{Input, Output};
+    use crate::spec::{Input, Output, Tmpfs};
     use crate::tasks::TaskRange;
 
     fn faults_of(change: impl FnOnce(&mut JobSpec)) -> Vec<String> {
@@ -268,8 +350,89 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_refused_by_name() {
-        let error = serde_json::from_str::<JobSpec>(r#"{"image":"a","privileged":true}"#).unwrap_err();
-        assert!(error.to_string().contains("privileged"));
+    fn limits_are_within_bounds_and_scratch_hides_nothing() {
+        let tmpfs = |path: &str, bytes| Tmpfs { path: path.into(), bytes };
+        assert_eq!(faults_of(|s| s.limits.pids = 0), ["limits.pids"]);
+        assert_eq!(faults_of(|s| s.limits.open_files = 1), ["limits.open_files"]);
+        assert_eq!(faults_of(|s| s.limits.disk_bytes = 1), ["limits.disk_bytes"]);
+        assert_eq!(faults_of(|s| s.limits.log_bytes = Some(0)), ["limits.log_bytes"]);
+        assert_eq!(faults_of(|s| s.limits.tmpfs = vec![tmpfs("/scratch", 1 << 40)]), ["limits.tmpfs"]);
+        assert_eq!(faults_of(|s| s.limits.tmpfs = vec![tmpfs("/scratch", 1)]), ["limits.tmpfs[0].bytes"]);
+        for bad in ["/", "tmp", "/etc", "/usr/lib", "/a/../b"] {
+            assert_eq!(faults_of(|s| s.limits.tmpfs = vec![tmpfs(bad, 4096)]), ["limits.tmpfs[0].path"], "{bad}");
+        }
+        let twice = vec![tmpfs("/tmp", 4096), tmpfs("/tmp", 4096)];
+        assert_eq!(faults_of(|s| s.limits.tmpfs = twice), ["limits.tmpfs[1].path"]);
+        let hides = |s: &mut JobSpec| {
+            s.inputs.push(input("/data/in/a"));
+            s.limits.tmpfs = vec![tmpfs("/data", 4096)];
+        };
+        assert_eq!(faults_of(hides), ["limits.tmpfs[0].path"]);
+        assert!(faults_of(|s| s.limits.tmpfs = vec![tmpfs("/tmp", 1 << 20)]).is_empty());
+    }
+
+    #[test]
+    fn a_start_lies_neither_behind_nor_years_ahead() {
+        let at = |second| Timestamp::from_timestamp(1_800_000_000 + second, 0).unwrap();
+        let fault = |second| start_fault(at(second), at(0));
+        for fine in [-60, 0, 60, bounds::START_AHEAD_DAYS_MAX * 86_400] {
+            assert_eq!(fault(fine), None, "{fine}");
+        }
+        let past = fault(-61).unwrap();
+        assert_eq!(past.problem, "2027-01-15T07:58:59Z is in the past; for the core it is 2027-01-15T08:00:00Z");
+        assert_eq!((past.field.as_str(), past.hint.as_str()), ("start_at", "leave it out to start the job now"));
+        let ahead = fault(bounds::START_AHEAD_DAYS_MAX * 86_400 + 1).unwrap();
+        assert_eq!(
+            (ahead.field.as_str(), ahead.hint.as_str()),
+            ("start_at", "give an instant up to 2032-01-16T08:00:00Z")
+        );
+        assert!(start_fault(Timestamp::MIN_UTC, at(0)).is_some() && start_fault(Timestamp::MAX_UTC, at(0)).is_some());
+    }
+
+    #[test]
+    fn paths_hold_nothing_that_acts_on_a_terminal() {
+        for bad in ["/out/\u{1b}]52;c;eA==\u{7}", "/out/a\nb", "/out/\u{9b}31m", "/out/\u{202e}gpj.exe", "/out/\t"] {
+            assert_eq!(faults_of(|s| s.inputs.push(input(bad))), ["inputs[0].path"], "{bad:?}");
+            assert_eq!(faults_of(|s| s.outputs.push(Output { path: bad.into() })), ["outputs[0].path"], "{bad:?}");
+            assert_eq!(faults_of(|s| s.workdir = Some(bad.into())), ["workdir"], "{bad:?}");
+        }
+        assert!(faults_of(|s| s.outputs.push(Output { path: "/out/naïve ✓".into() })).is_empty());
+    }
+
+    /// Puts an unknown field into each object within `whole`, one at a time, expects its refusal, and counts the objects.
+    fn refuses_strangers(whole: &serde_json::Value) -> usize {
+        let mut objects = vec![String::new()];
+        let mut seen = 0;
+        while let Some(path) = objects.pop() {
+            let at = whole.pointer(&path).unwrap();
+            let keys: Vec<String> = match at {
+                serde_json::Value::Object(fields) => fields.keys().cloned().collect(),
+                serde_json::Value::Array(items) => (0..items.len()).map(|index| index.to_string()).collect(),
+                _ => continue,
+            };
+            objects.extend(keys.into_iter().map(|key| format!("{path}/{key}")));
+            // The names of variables are the user's own.
+            if !at.is_object() || path == "/env" {
+                continue;
+            }
+            let mut changed = whole.clone();
+            changed.pointer_mut(&path).unwrap()["privileged"] = true.into();
+            let error = serde_json::from_value::<JobSpec>(changed).expect_err(&path).to_string();
+            assert!(error.contains("privileged"), "{path}: {error}");
+            seen += 1;
+        }
+        seen
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_by_name_in_every_part() {
+        let mut spec = JobSpec::new("alpine");
+        spec.array = Some(TaskRange { first: 0, last: 3 });
+        spec.env.insert("A".into(), "1".into());
+        spec.limits.tmpfs.push(Tmpfs { path: "/tmp".into(), bytes: 4096 });
+        spec.inputs.push(input("/data/in"));
+        spec.outputs.push(Output { path: "/data/out".into() });
+        // The spec, its resources, limits, scratch, array, input, output and retries.
+        assert_eq!(refuses_strangers(&serde_json::to_value(&spec).unwrap()), 8);
     }
 }

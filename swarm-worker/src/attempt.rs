@@ -9,6 +9,7 @@
 
 mod log_file;
 mod logs;
+mod meter;
 mod outputs;
 mod prepare;
 mod report;
@@ -22,9 +23,11 @@ use swarm_protocol::link::{FinalReport, HeldPhase, TaskOrder, ToCore};
 use swarm_protocol::{AttemptId, LossReason, Outcome};
 use tokio::sync::watch;
 
+pub(crate) use self::user::Owner;
 use crate::context::Ctx;
 use crate::durable;
 use crate::hub::{Control, Stop};
+use crate::images::cache::Claim;
 use crate::runtime::{OurContainer, RuntimeError};
 use crate::spool::{Entry, StartMark};
 
@@ -59,8 +62,10 @@ struct Progress {
 /// Why a step ends an attempt.
 #[derive(Debug)]
 enum End {
-    /// To be reported.
+    /// To be reported; nothing ran.
     With(Outcome),
+    /// To be reported; it may have run, and not all that it wrote is in the spool.
+    Torn(Outcome),
     /// Given back or given up: nothing is reported.
     Silently,
 }
@@ -78,6 +83,12 @@ impl From<Stop> for End {
             Stop::LeaseExpired => Self::With(lease_expired()),
             Stop::Recall | Stop::Abandon => Self::Silently,
         }
+    }
+}
+
+impl End {
+    fn torn(self) -> Self {
+        if let Self::With(outcome) = self { Self::Torn(outcome) } else { self }
     }
 }
 
@@ -109,6 +120,7 @@ fn spool_end(error: &std::io::Error) -> End {
 
 /// Starts the task of an attempt that the hub holds.
 pub(crate) fn spawn(ctx: &Arc<Ctx>, order: TaskOrder, control: watch::Receiver<Control>, stage: Stage) {
+    let claim = ctx.images.in_use.claim(order.image.config);
     let attempt = Attempt {
         id: order.attempt,
         name: ctx.container_name(order.attempt),
@@ -117,6 +129,7 @@ pub(crate) fn spawn(ctx: &Arc<Ctx>, order: TaskOrder, control: watch::Receiver<C
         order,
         control,
         progress: watch::Sender::default(),
+        _claim: claim,
     };
     let stop = ctx.stop.clone();
     ctx.tasks.spawn(async move {
@@ -141,6 +154,8 @@ struct Attempt {
     entry: Entry,
     control: watch::Receiver<Control>,
     progress: watch::Sender<Progress>,
+    /// Its image stays as long as it may be needed.
+    _claim: Claim,
 }
 
 impl Attempt {
@@ -165,12 +180,17 @@ impl Attempt {
             Stage::New => self.run_through().await,
             Stage::Found => self.run_when_confirmed().await,
             Stage::Adopted(container, mark) => self.take_up(container, mark).await,
-            Stage::Vanished => Ok(self.report_of(restarted()).await),
+            Stage::Vanished => {
+                // A start may be on its way still: reported is only what can run no more.
+                self.remove_until_gone().await;
+                Err(End::Torn(restarted()))
+            }
             Stage::Reported(report) => Ok(*report),
         };
         let report = match ended {
             Ok(report) => Some(report),
-            Err(End::With(outcome)) => Some(self.report_of(outcome).await),
+            Err(End::With(outcome)) => Some(self.report_of(outcome, false).await),
+            Err(End::Torn(outcome)) => Some(self.report_of(outcome, true).await),
             Err(End::Silently) => None,
         };
         if let Some(report) = report {
@@ -292,6 +312,14 @@ impl Attempt {
         }
         if gone {
             self.ctx.watch.remove(&self.name);
+        }
+    }
+
+    /// As [`remove_container`](Self::remove_container), however often the engine fails.
+    async fn remove_until_gone(&self) {
+        while let Err(error) = self.remove_container().await {
+            tracing::warn!(attempt = %self.id, %error, "the container cannot be removed, trying again");
+            tokio::time::sleep(running::PAUSE).await;
         }
     }
 

@@ -1,18 +1,20 @@
 //! The worker's command line, used by `swarm-worker` and by `swarm worker`.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use swarm_protocol::text::sanitise;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::WorkerConfig;
+use crate::doctor::{Finding, Verdict, examine};
 use crate::runtime::docker::DockerRuntime;
 
 /// Runs container jobs for a swarm. The join token comes from `SWARM_WORKER_JOIN_TOKEN` or a file, never from here.
@@ -69,8 +71,29 @@ struct Flags {
     drain: bool,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Human,
+    /// A list of objects with `check`, `verdict` (ok, warning, bad), `text` and `hint`.
+    Json,
+}
+
 #[derive(Debug, Subcommand)]
 enum WorkerCommand {
+    /// Look at what a worker with these settings needs, and say what is missing. Changes nothing; exit code 1 if it could
+    /// not work.
+    Doctor {
+        /// A settings file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags,
+        /// How to print what was found.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
     /// Kills containers whose lease ends unrenewed; started by the worker itself.
     #[command(hide = true)]
     Watchdog {
@@ -114,6 +137,16 @@ pub async fn main(args: WorkerArgs, watchdog: &[&str]) -> ExitCode {
             let _ = rustix::process::setsid();
             crate::watchdog::watch(&data, docker_host).await
         }
+        Some(WorkerCommand::Doctor { config, flags, output }) => {
+            return match doctor(config.as_deref(), &flags, output).await {
+                Ok(worst) if worst < Verdict::Bad => ExitCode::SUCCESS,
+                Ok(_) => ExitCode::FAILURE,
+                Err(error) => {
+                    tracing::error!("{error:#}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         None => serve(args, watchdog).await,
     };
     match ended {
@@ -133,6 +166,29 @@ fn log_to_stderr() {
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let _ = log.try_init();
+}
+
+/// Prints what was found; the worst of it.
+async fn doctor(config: Option<&Path>, flags: &Flags, output: Output) -> anyhow::Result<Verdict> {
+    let config = WorkerConfig::settle(config, flags)?;
+    let engine = DockerRuntime::connect(config.engine_settings()).await;
+    let findings = examine(&config, engine.as_ref().map(|engine| engine as _)).await;
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(&findings)? + "\n",
+        Output::Human => findings.iter().map(line).collect(),
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
+    Ok(findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok))
+}
+
+fn line(finding: &Finding) -> String {
+    let Finding { check, verdict, text, hint } = finding;
+    let hint = hint.map_or_else(String::new, |hint| format!("{:<21} {hint}\n", ""));
+    format!("{verdict:<8} {check:<12} {}\n{hint}", sanitise(text, false))
 }
 
 async fn serve(args: WorkerArgs, watchdog: &[&str]) -> anyhow::Result<()> {
@@ -169,6 +225,13 @@ mod tests {
         let config = WorkerConfig::settle(None, &cli.args.flags).unwrap();
         assert_eq!((config.name.as_str(), config.slots, config.drain_on_stop), ("a", Some(3), true));
         Cli::try_parse_from(["w", "--join-token", "x"]).unwrap_err();
+    }
+
+    #[test]
+    fn the_doctor_takes_the_workers_settings() {
+        let cli = Cli::try_parse_from(["w", "doctor", "--name", "a", "--slots", "3", "-o", "json"]).unwrap();
+        let Some(WorkerCommand::Doctor { flags, output, .. }) = cli.args.command else { panic!("{cli:?}") };
+        assert_eq!((flags.name.as_deref(), flags.slots, output), (Some("a"), Some(3), Output::Json));
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub struct WorkerConfig {
     pub memory_bytes: Option<u64>,
     /// The engine's socket, as `DOCKER_HOST` has it; the local default without it.
     pub docker_host: Option<String>,
+    /// Bytes of images kept for later jobs, layers that images share counted for each; 50 GiB by default.
+    pub image_cache_bytes: u64,
+    /// Images that no job wants are dropped while fewer bytes than this are free on the engine's disk; 5 GiB by default.
+    pub disk_floor_bytes: u64,
     /// On SIGTERM wait until everything held has ended. Otherwise containers stay and the next start adopts them.
     pub drain_on_stop: bool,
     /// Words that make this executable the watchdog (before `--data`); `None` runs without one, for tests.
@@ -58,6 +62,8 @@ impl Default for WorkerConfig {
             cpu_millis: None,
             memory_bytes: None,
             docker_host: None,
+            image_cache_bytes: 50 << 30,
+            disk_floor_bytes: 5 << 30,
             drain_on_stop: false,
             watchdog: Some(vec!["watchdog".into()]),
         }
@@ -215,6 +221,23 @@ mod tests {
         std::fs::write(&file, "nmae = 'x'\n").unwrap();
         let error = WorkerConfig::settle(Some(&file), serde_json::json!({})).unwrap_err();
         assert!(error.to_string().contains("nmae"), "{error}");
+    }
+
+    #[test]
+    fn the_sample_is_right_with_and_without_what_is_commented_out() {
+        let sample = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docker/worker.toml"));
+        let loaded = WorkerConfig::settle(Some(sample), serde_json::json!({})).unwrap();
+        let given = WorkerConfig { data: loaded.data.clone(), name: loaded.name.clone(), ..WorkerConfig::default() };
+        assert_eq!(format!("{loaded:#?}"), format!("{given:#?}"));
+        let whole = std::fs::read_to_string(sample).unwrap().replace("\n# slots", "\nslots");
+        let whole = ["cpu_millis", "memory_bytes", "docker_host", "join_token_file"]
+            .iter()
+            .fold(whole, |text, key| text.replace(&format!("# {key} ="), &format!("{key} =")));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("worker.toml");
+        std::fs::write(&file, whole).unwrap();
+        let loaded = WorkerConfig::settle(Some(&file), serde_json::json!({})).unwrap();
+        assert_eq!((loaded.slots, loaded.cpu_millis, loaded.memory_bytes), (Some(2), Some(2000), Some(4 << 30)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::WorkerConfig;
+use crate::disk::DiskWatch;
 use crate::hub::Hub;
 use crate::identity::{DataDir, Identity};
 use crate::images::Images;
@@ -35,6 +36,7 @@ pub(crate) struct Ctx {
     pub(crate) transfer: Transfer,
     pub(crate) watch: WatchFiles,
     pub(crate) images: Images,
+    pub(crate) disk: DiskWatch,
     /// One permit for each container that may run.
     pub(crate) slots: Arc<Semaphore>,
     /// The tasks of attempts.

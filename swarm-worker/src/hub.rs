@@ -26,7 +26,7 @@ pub(crate) enum Stop {
     Abandon,
 }
 
-/// Everything the outside has asked of one attempt; each field only moves forward.
+/// Everything the outside has asked of one attempt; each field only moves forward, but for `log_stored`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Control {
     /// Set at most upwards.
@@ -35,7 +35,7 @@ pub(crate) struct Control {
     pub(crate) start_committed: bool,
     /// A renewal that covers the attempt was answered: it is the core's current one.
     pub(crate) confirmed: bool,
-    /// The log is durable on the core up to here.
+    /// The log is durable on the core up to here, as it last said: less than before if it lost the end.
     pub(crate) log_stored: u64,
     /// The final report is committed.
     pub(crate) finish_stored: bool,
@@ -150,6 +150,11 @@ impl Hub {
     /// Where an attempt's lease counts from; 0 for one that is not held.
     pub(crate) fn renewed_ns(&self, attempt: AttemptId) -> u64 {
         self.state().held.get(&attempt).and_then(|held| held.renewed_ns).unwrap_or(0)
+    }
+
+    /// Whether an attempt's lease is ending.
+    pub(crate) fn is_overdue(&self, attempt: AttemptId, now_ns: u64) -> bool {
+        self.state().held.get(&attempt).is_some_and(|held| held.is_overdue(now_ns))
     }
 
     /// Whether an attempt is held already.

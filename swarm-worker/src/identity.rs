@@ -104,7 +104,13 @@ pub(crate) async fn obtain(config: &WorkerConfig, data: &Path, stop: &Cancellati
     if let Some(identity) = Identity::load(data)? {
         return Ok(identity);
     }
-    let token = join_token(config)?;
+    let settings = config.clone();
+    // Apart from the runtime's own threads: standard input may say nothing for long, and a stop must not wait for it.
+    let read = tokio::task::spawn_blocking(move || join_token(&settings));
+    let token = tokio::select! {
+        token = read => token??,
+        () = stop.cancelled() => bail!("stopped before the worker had joined"),
+    };
     let mut backoff = transfer::Backoff::default();
     let answer = loop {
         match transfer::join(&config.core, token.expose_secret(), &config.name).await {
@@ -137,7 +143,7 @@ fn join_token(config: &WorkerConfig) -> anyhow::Result<SecretString> {
     }
     let Some(file) = &config.join_token_file else {
         bail!(
-            "this worker has not joined yet and has no join token; make one with `worker token {}` and hand it over in \
+            "this worker has not joined yet and has no join token; make one with `swarm consumer worker-token {}` and hand it over in \
              {}JOIN_TOKEN or in a file named by --join-token-file (`-` is standard input)",
             config.name,
             crate::config::ENV_PREFIX
@@ -190,6 +196,9 @@ mod tests {
     fn without_a_token_the_message_says_where_to_get_one() {
         let config = WorkerConfig { name: "w1".into(), ..WorkerConfig::default() };
         let error = join_token(&config).unwrap_err().to_string();
-        assert!(error.contains("worker token w1") && error.contains("SWARM_WORKER_JOIN_TOKEN"), "{error}");
+        assert!(
+            error.contains("swarm consumer worker-token w1") && error.contains("SWARM_WORKER_JOIN_TOKEN"),
+            "{error}"
+        );
     }
 }

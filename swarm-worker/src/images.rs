@@ -1,6 +1,11 @@
-//! Images on this machine: brought once, however many attempts want them at the same time.
+//! Images on this machine: brought once, however many attempts want them at the same time, and kept as long as there is
+//! room.
+
+pub(crate) mod cache;
+mod ledger;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -8,6 +13,9 @@ use serde::Deserialize;
 use swarm_protocol::link::TaskOrder;
 use swarm_protocol::{Digest, LossReason, Outcome};
 
+use self::cache::InUse;
+use self::ledger::Ledger;
+use crate::attempt::Owner;
 use crate::context::Ctx;
 use crate::runtime::RuntimeError;
 use crate::runtime::archive::{ArchiveLayer, docker_archive};
@@ -27,13 +35,42 @@ pub(crate) struct ImageFacts {
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<ImageFacts>>>>;
 
+/// An image and a user as named there.
+type UserKey = (Digest, String);
+
 /// See the module.
-#[derive(Debug, Default)]
-pub(crate) struct Images(Mutex<HashMap<Digest, Slot>>);
+#[derive(Debug)]
+pub(crate) struct Images {
+    pub(crate) in_use: InUse,
+    ledger: Ledger,
+    slots: Mutex<HashMap<Digest, Slot>>,
+    /// What the images' accounts say. An image never changes, so what was read once stays true.
+    owners: Mutex<HashMap<UserKey, Owner>>,
+}
 
 impl Images {
+    /// With what an earlier start knew of them.
+    pub(crate) fn open(data: &Path) -> Self {
+        let (in_use, ledger) = (InUse::default(), Ledger::open(data));
+        Self { in_use, ledger, slots: Mutex::default(), owners: Mutex::default() }
+    }
+
+    /// Whom a name means in an image, if that was looked up already.
+    pub(crate) fn owner(&self, key: &UserKey) -> Option<Owner> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Remembers whom a name means in an image.
+    pub(crate) fn keep_owner(&self, key: UserKey, owner: Owner) {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if owners.len() >= REMEMBERED_MAX {
+            owners.clear();
+        }
+        owners.insert(key, owner);
+    }
+
     fn slot(&self, config: Digest) -> Slot {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= REMEMBERED_MAX {
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
         }
@@ -48,6 +85,7 @@ pub(crate) async fn ensure(ctx: &Ctx, order: &TaskOrder) -> Result<Arc<ImageFact
     let mut known = slot.lock().await;
     let held = ctx.runtime.image_exists(&config).await.map_err(|error| engine(&error))?;
     if let (true, Some(facts)) = (held, known.as_ref()) {
+        ctx.images.ledger.touch(config, now_ms());
         return Ok(facts.clone());
     }
     if order.image.config_bytes > CONFIG_BYTES_MAX {
@@ -62,11 +100,55 @@ pub(crate) async fn ensure(ctx: &Ctx, order: &TaskOrder) -> Result<Arc<ImageFact
     } else {
         bring(ctx, order, blob).await?;
     }
+    // Only now: what the engine does not hold is forgotten.
+    ctx.images.ledger.touch(config, now_ms());
     *known = Some(facts.clone());
     Ok(facts)
 }
 
+/// Unix time in milliseconds.
+fn now_ms() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Keeps to the bounds, and keeps what is known of the images.
+pub(crate) async fn tidy(ctx: &Ctx) {
+    if let Err(error) = cache::make_room(ctx, 0).await {
+        tracing::warn!(%error, "it cannot be seen whether there is room for images");
+    }
+    if let Err(error) = ctx.images.ledger.save() {
+        tracing::warn!(%error, "when images were used cannot be noted");
+    }
+}
+
+/// Marks what a killed worker had loaded but not marked yet: an image that nobody marked would stay for ever.
+pub(crate) async fn take_up(ctx: &Ctx) {
+    for image in ctx.images.ledger.unfinished() {
+        let marked = match ctx.runtime.image_exists(&image).await {
+            Ok(true) => ctx.runtime.tag_image(&image).await,
+            answer => answer.map(drop),
+        };
+        match marked {
+            Ok(()) => ctx.images.ledger.end_load(&image),
+            Err(error) => tracing::warn!(image = %image.short(), %error, "an unfinished load cannot be looked at"),
+        }
+    }
+}
+
 async fn bring(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcome> {
+    let image = order.image.config;
+    let incoming = order.image.layers.iter().map(|layer| layer.size_bytes).sum();
+    cache::make_room(ctx, incoming).await.map_err(|error| engine(&error))?;
+    ctx.images.ledger.begin_load(image).map_err(|error| spool(&error))?;
+    let loaded = load(ctx, order, config).await;
+    // A load that failed for the machine may have left the image all the same.
+    if !matches!(loaded, Err(Outcome::Lost { .. })) {
+        ctx.images.ledger.end_load(&image);
+    }
+    loaded
+}
+
+async fn load(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcome> {
     let diff_ids: Vec<Digest> = order.image.layers.iter().map(|layer| layer.diff_id).collect();
     let known = ctx.runtime.known_layers(&diff_ids).await.map_err(|error| engine(&error))?;
     tracing::info!(attempt = %order.attempt, image = %order.image.config.short(), known, layers = diff_ids.len(), "bringing an image");
@@ -91,6 +173,11 @@ fn image_fault(error: &RuntimeError) -> Outcome {
 
 fn refused(reason: String) -> Outcome {
     Outcome::Refused { reason }
+}
+
+fn spool(error: &std::io::Error) -> Outcome {
+    let detail = format!("the worker's data directory cannot be written: {error}");
+    Outcome::Lost { reason: LossReason::Engine, detail }
 }
 
 /// The engine failed.

@@ -8,6 +8,8 @@ mod attempt;
 pub mod cli;
 pub mod config;
 mod context;
+mod disk;
+pub mod doctor;
 mod durable;
 mod heartbeat;
 mod hub;

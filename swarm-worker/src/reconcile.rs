@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_protocol::AttemptId;
 use swarm_protocol::link::HeldPhase;
+use swarm_protocol::{AttemptId, SwarmId, WorkerId};
 
 use crate::attempt::{self, Stage};
 use crate::context::{Ctx, attempt_of, ours};
-use crate::durable;
-use crate::runtime::{ContainerPhase, OurContainer, RuntimeError};
+use crate::runtime::{ContainerPhase, ContainerRuntime, Labels, OurContainer, RuntimeError};
 use crate::spool::{Found, StartMark};
 use crate::transfer::Backoff;
+use crate::{durable, images};
 
 /// Between two sweeps; a leftover lives twice as long at most.
 const SWEEP: Duration = Duration::from_secs(25);
@@ -46,6 +46,7 @@ pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
         let container = containers.get(&found.order.attempt);
         resume(ctx, found, container);
     }
+    images::take_up(ctx).await;
     if let Err(error) = sweep_once(ctx).await {
         tracing::warn!(%error, "leftovers cannot be removed yet");
     }
@@ -100,6 +101,7 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(SWEEP) => {}
         }
+        images::tidy(&ctx).await;
         if ctx.swarm.get().is_some()
             && let Err(error) = sweep_once(&ctx).await
         {
@@ -113,21 +115,33 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
 async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
     let filter = ours(ctx.swarm(), ctx.identity.worker);
     let notes = ctx.watch.all()?;
-    for container in ctx.runtime.list_ours(&filter).await? {
-        if attempt_of(&container.labels).is_none_or(|attempt| !ctx.hub.is_held(attempt)) {
-            tracing::warn!(name = container.name, "removing a container that belongs to no attempt of this worker");
-            forgive_absence(ctx.runtime.remove(&container.id, true).await)?;
+    let is_leftover = |labels: &Labels| attempt_of(labels).is_none_or(|attempt| !ctx.hub.is_held(attempt));
+    let mut stuck = HashSet::new();
+    for container in ctx.runtime.list_ours(&filter).await?.into_iter().filter(|one| is_leftover(&one.labels)) {
+        tracing::warn!(name = container.name, "removing a container that belongs to no attempt of this worker");
+        if !removed(&container.name, ctx.runtime.remove(&container.id, true).await) {
+            stuck.insert(container.name);
         }
     }
-    for volume in ctx.runtime.list_our_volumes(&filter).await? {
-        if attempt_of(&volume.labels).is_none_or(|attempt| !ctx.hub.is_held(attempt)) {
-            forgive_absence(ctx.runtime.remove_volume(&volume.name).await)?;
-        }
+    for volume in ctx.runtime.list_our_volumes(&filter).await?.into_iter().filter(|one| is_leftover(&one.labels)) {
+        removed(&volume.name, ctx.runtime.remove_volume(&volume.name).await);
     }
     let held: HashSet<String> = ctx.hub.report().into_iter().map(|held| ctx.container_name(held.attempt)).collect();
-    for note in notes.into_iter().filter(|note| !held.contains(&note.name)) {
-        // Its container, if there was one, is gone by the first loop.
+    // Of all other notes the containers, if there were any, are gone.
+    for note in notes.into_iter().filter(|note| !held.contains(&note.name) && !stuck.contains(&note.name)) {
         ctx.watch.remove(&note.name);
+    }
+    Ok(())
+}
+
+/// Removes every container and volume of a worker.
+pub(crate) async fn remove_all(runtime: &dyn ContainerRuntime, swarm: SwarmId, worker: WorkerId) -> anyhow::Result<()> {
+    let filter = ours(swarm, worker);
+    for container in runtime.list_ours(&filter).await? {
+        forgive_absence(runtime.remove(&container.id, true).await)?;
+    }
+    for volume in runtime.list_our_volumes(&filter).await? {
+        forgive_absence(runtime.remove_volume(&volume.name).await)?;
     }
     Ok(())
 }
@@ -136,12 +150,23 @@ fn forgive_absence(removed: Result<(), RuntimeError>) -> Result<(), RuntimeError
     removed.or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })
 }
 
+/// Whether it is gone. What is stuck must not keep the rest from being swept; it has its next turn with the next sweep.
+fn removed(name: &str, removed: Result<(), RuntimeError>) -> bool {
+    match removed {
+        Err(error) if !error.is_not_found() => {
+            tracing::warn!(name, %error, "a leftover cannot be removed yet");
+            false
+        }
+        _ => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use swarm_protocol::Outcome;
 
     use super::*;
-    use crate::runtime::{ContainerId, Labels};
+    use crate::runtime::ContainerId;
     use crate::testing;
 
     fn container(phase: ContainerPhase) -> OurContainer {

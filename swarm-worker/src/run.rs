@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::WorkerConfig;
 use crate::context::Ctx;
+use crate::disk::DiskWatch;
 use crate::hub::Hub;
 use crate::identity::{self, DataDir};
 use crate::images::Images;
@@ -20,7 +21,7 @@ use crate::runtime::{ContainerRuntime, EngineFacts};
 use crate::spool::Spool;
 use crate::transfer::{Backoff, Transfer};
 use crate::watchdog::{self, WatchFiles};
-use crate::{link, reconcile};
+use crate::{disk, link, reconcile};
 
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
@@ -40,6 +41,20 @@ pub async fn run(
     run_with(config, runtime, stop, Arc::new(BootClock)).await
 }
 
+/// Removes every container and volume this worker ever made, running or not: for a worker whose data directory goes too.
+/// Only after [`run`] has returned.
+///
+/// # Errors
+/// An identity that cannot be read, or an engine that fails; what was removed by then stays removed.
+pub async fn remove_everything(config: &WorkerConfig, runtime: &dyn ContainerRuntime) -> anyhow::Result<()> {
+    let identity = identity::Identity::load(&config.data)?;
+    // Without a welcome there was never an order.
+    let Some((swarm, worker)) = identity.and_then(|identity| Some((identity.swarm?, identity.worker))) else {
+        return Ok(());
+    };
+    reconcile::remove_all(runtime, swarm, worker).await
+}
+
 /// As [`run`], with a clock of the caller's choice.
 pub(crate) async fn run_with(
     config: WorkerConfig,
@@ -56,6 +71,7 @@ pub(crate) async fn run_with(
     core.spawn("leases", leases(ctx.clone()));
     core.spawn("watchdog", watchdog::supervise(ctx.clone()));
     core.spawn("sweep", reconcile::sweep(ctx.clone()));
+    core.spawn("disk", disk::keep_looking(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
         () = stop.cancelled() => {
@@ -63,7 +79,7 @@ pub(crate) async fn run_with(
                 tracing::info!("draining: waiting until everything held has ended");
                 ctx.hub.set_draining(true);
                 tokio::select! {
-                    () = ctx.hub.until_empty() => {}
+                    () = drained(&ctx) => {}
                     () = ctx.stop.cancelled() => {}
                 }
             }
@@ -81,6 +97,13 @@ pub(crate) async fn run_with(
     failure.map_or(Ok(()), Err)
 }
 
+/// Returns once nothing is held, nor is done any more for what was: the image of a cancelled job may still be coming.
+async fn drained(ctx: &Ctx) {
+    ctx.hub.until_empty().await;
+    ctx.tasks.close();
+    ctx.tasks.wait().await;
+}
+
 /// Everything up to the first task; `None` when stopped meanwhile.
 async fn prepare(
     config: WorkerConfig,
@@ -89,14 +112,17 @@ async fn prepare(
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<Option<Arc<Ctx>>> {
     let data = DataDir::open(&config.data)?;
-    let identity = identity::obtain(&config, &data.path, stop).await?;
+    // First, so that no token is spent on a worker that cannot work.
     let Some(engine) = engine_facts(runtime.as_ref(), stop).await else { return Ok(None) };
+    engine.check().context("the container engine cannot be used")?;
+    let identity = identity::obtain(&config, &data.path, stop).await?;
     let facts = facts(&config, &engine);
     let spool = Spool::open(&data.path).context("the spool cannot be opened")?;
     let watch = WatchFiles::new(&data.path);
     watch.prepare().context("the watchdog's notes cannot be kept")?;
     let swarm = identity.swarm.map_or_else(OnceLock::new, OnceLock::from);
     Ok(Some(Arc::new(Ctx {
+        images: Images::open(&config.data),
         transfer: Transfer::new(config.core.clone(), identity.key.clone())?,
         slots: Arc::new(Semaphore::new(facts.slots as usize)),
         config,
@@ -111,7 +137,7 @@ async fn prepare(
         hub: Hub::new(),
         spool,
         watch,
-        images: Images::default(),
+        disk: DiskWatch::default(),
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
     })))
@@ -133,7 +159,7 @@ async fn engine_facts(runtime: &dyn ContainerRuntime, stop: &CancellationToken) 
 }
 
 /// What is offered: as configured, else all cores and 80 % of the memory.
-fn facts(config: &WorkerConfig, engine: &EngineFacts) -> WorkerFacts {
+pub(crate) fn facts(config: &WorkerConfig, engine: &EngineFacts) -> WorkerFacts {
     let arch = match engine.arch.as_str() {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use swarm_protocol::link::{FinalReport, ImageOrder, InputOrder, TaskOrder};
 use swarm_protocol::{AttemptId, Digest, GroupId, JobId, Outcome};
 
-pub(crate) use self::core::ScriptedCore;
+pub(crate) use self::core::{DEADLINE, ScriptedCore};
 use crate::lease::{BootClock, Clock};
 
 /// A plain order for the image whose config blob is `config`.
@@ -33,6 +33,7 @@ pub(crate) fn order(job: u64, config: &[u8]) -> TaskOrder {
         log_bytes_max: 1 << 20,
         output_bytes_max: 1 << 20,
         at_most_once: false,
+        limits: swarm_protocol::spec::Limits::default(),
     }
 }
 
@@ -53,6 +54,7 @@ pub(crate) fn report(attempt: AttemptId, outcome: Outcome, log_bytes: u64) -> Fi
         log_digest: Digest::of(b""),
         log_cut_bytes: 0,
         outputs: Vec::new(),
+        usage: swarm_protocol::Usage::default(),
     }
 }
 

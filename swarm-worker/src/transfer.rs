@@ -13,9 +13,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use rand::RngExt;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest as _, Sha256};
+use swarm_client::{Http, Timeouts, UploadError};
 use swarm_protocol::api::{FileView, JoinAnswer, JoinRequest};
 use swarm_protocol::problem::Problem;
 use swarm_protocol::text::sanitise;
@@ -24,6 +25,9 @@ use tokio_util::io::ReaderStream;
 use url::Url;
 
 use crate::runtime::ByteStream;
+
+/// For a whole join.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Growing, jittered pauses: 0.2 s doubling up to 15 s, each times 0.5 to 1.
 #[derive(Debug, Default)]
@@ -84,8 +88,8 @@ pub(crate) async fn join(core: &Url, token: &str, worker: &str) -> Result<JoinAn
     let unreachable = |error: reqwest::Error| JoinError::Unreachable(error.without_url().into());
     let request = JoinRequest { token: token.to_owned(), worker: worker.to_owned() };
     let url = core.join("/api/v1/workers/join").map_err(|error| JoinError::Unreachable(error.into()))?;
-    let send = client().map_err(unreachable)?.post(url).json(&request).timeout(Duration::from_secs(30)).send();
-    let answer = send.await.map_err(unreachable)?;
+    let call = http(core, Timeouts::default()).map_err(unreachable)?.call(Method::POST, url);
+    let answer = call.json(&request).timeout(JOIN_TIMEOUT).send().await.map_err(unreachable)?;
     if answer.status().is_success() {
         return answer.json().await.map_err(unreachable);
     }
@@ -98,10 +102,8 @@ pub(crate) async fn join(core: &Url, token: &str, worker: &str) -> Result<JoinAn
     })
 }
 
-fn client() -> Result<reqwest::Client, reqwest::Error> {
-    // No overall timeout: transfers are large. A silent peer ends them by the read timeout.
-    let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-    builder.connect_timeout(Duration::from_secs(5)).read_timeout(Duration::from_secs(30)).build()
+fn http(core: &Url, timeouts: Timeouts) -> Result<Http, reqwest::Error> {
+    Http::new(timeouts, core.scheme() == "http")
 }
 
 fn is_transient(status: StatusCode) -> bool {
@@ -127,20 +129,23 @@ async fn problem_of(mut answer: Response) -> Problem {
 /// The worker's file routes.
 #[derive(Debug, Clone)]
 pub(crate) struct Transfer {
-    http: reqwest::Client,
+    http: Http,
     core: Url,
     key: SecretString,
 }
 
 impl Transfer {
     pub(crate) fn new(core: Url, key: SecretString) -> anyhow::Result<Self> {
-        Ok(Self { http: client()?, core, key })
+        Self::with_timeouts(core, key, Timeouts::default())
     }
 
-    fn request(&self, method: Method, attempt: AttemptId, rest: &str) -> RequestBuilder {
+    fn with_timeouts(core: Url, key: SecretString, timeouts: Timeouts) -> anyhow::Result<Self> {
+        Ok(Self { http: http(&core, timeouts)?, core, key })
+    }
+
+    fn url(&self, attempt: AttemptId, rest: &str) -> String {
         let AttemptId { job, task, attempt } = attempt;
-        let url = format!("{}api/v1/link/attempts/{job}/{task}/{attempt}/{rest}", self.core);
-        self.http.request(method, url).bearer_auth(self.key.expose_secret())
+        format!("{}api/v1/link/attempts/{job}/{task}/{attempt}/{rest}", self.core)
     }
 
     /// A blob as a stream that resumes after breaks and ends with an error unless the bytes have this digest and size:
@@ -198,13 +203,13 @@ impl Transfer {
         let mut backoff = Backoff::default();
         loop {
             let file = tokio::fs::File::open(path).await.map_err(|error| TransferError::Spool(error.to_string()))?;
-            let body = reqwest::Body::wrap_stream(ReaderStream::with_capacity(file, 64 << 10));
-            let request = self.request(Method::POST, attempt, "outputs").body(body);
-            let request = request
-                .header("Content-Type", "application/octet-stream")
-                .header("Content-Length", size_bytes)
+            let request = self
+                .http
+                .upload_call(Method::POST, self.url(attempt, "outputs"))
+                .bearer_auth(self.key.expose_secret())
                 .header("Digest-Expected", digest.to_string());
-            let why = match request.send().await {
+            let bytes = ReaderStream::with_capacity(file, 64 << 10);
+            let why = match self.http.upload(request, Some(size_bytes), bytes, Arc::new(|_| ())).await {
                 Ok(answer) if answer.status().is_success() => match answer.json::<FileView>().await {
                     Ok(view) if view.digest == digest => return Ok(()),
                     Ok(_) => return Err(TransferError::Corrupt(digest)),
@@ -212,7 +217,9 @@ impl Transfer {
                 },
                 Ok(answer) if is_transient(answer.status()) => answer.status().to_string(),
                 Ok(answer) => return Err(refusal(answer).await),
-                Err(error) => error.without_url().to_string(),
+                Err(UploadError::Broken(error)) => error.without_url().to_string(),
+                Err(UploadError::Source(error)) => return Err(TransferError::Spool(error.to_string())),
+                Err(stalled @ UploadError::Stalled(_)) => stalled.to_string(),
             };
             tracing::warn!(%attempt, why, "an output could not be stored, trying again");
             tokio::time::sleep(backoff.next_pause()).await;
@@ -287,7 +294,9 @@ impl Fetch {
     /// Opens the rest of the blob, however often it takes.
     async fn open(&mut self) -> Result<(), TransferError> {
         loop {
-            let mut request = self.transfer.request(Method::GET, self.attempt, &format!("blobs/{}", self.digest));
+            let url = self.transfer.url(self.attempt, &format!("blobs/{}", self.digest));
+            let key = self.transfer.key.expose_secret();
+            let mut request = self.transfer.http.call(Method::GET, url).bearer_auth(key);
             if self.offset > 0 {
                 request = request.header("Range", format!("bytes={}-", self.offset));
             }
@@ -306,3 +315,6 @@ impl Fetch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

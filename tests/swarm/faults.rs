@@ -1,5 +1,8 @@
 //! kill -9 and worse in the middle of runs. Each scenario has a swarm of its own and ends with a clean checker.
 
+mod files;
+
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -8,11 +11,13 @@ use swarm_protocol::api::{ScheduleRequest, TaskPhase};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, OutcomeKind, TaskId};
 
-use crate::harness::{Engine, PATIENCE, Setup, Swarm, docker, now_us, report, rounds, shared_postgres};
+use crate::harness::{Engine, PATIENCE, Setup, Swarm, docker, eventually, now_us, report, rounds, shared_postgres};
 
-/// A job that takes long enough for a fault and a recovery, and whose log shows a second run.
-const LONG: &str = "echo begun; sleep 8; echo done";
-const LONG_LOG: &[u8] = b"begun\ndone\n";
+/// A job that takes long enough for a fault and a recovery, shows that it goes on, and whose log shows a second run.
+const LONG: &str = "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 1; done";
+const LONG_LOG: &[u8] = b"1\n2\n3\n4\n5\n6\n7\n8\n";
+/// What jobs write that only begin and end.
+const SHORT_LOG: &[u8] = b"begun\ndone\n";
 
 impl Swarm {
     fn fault(&self, what: &str) {
@@ -43,36 +48,56 @@ impl Swarm {
         let ours = Engine::listing(&id).into_iter().filter(|stamp| stamp.job == job.0);
         ours.filter(|stamp| stamp.listed.is_some_and(|listed| listed.running)).map(|stamp| stamp.container).collect()
     }
+
+    /// The one container of a job that runs [`LONG`] carries on: it is still the same and writes lines that were not
+    /// there before.
+    fn carries_on(&self, job: JobId, container: &str) {
+        let lines = || docker(&["logs", container]).expect("the engine has the log").lines().count();
+        let before = lines();
+        eventually("the container writes another line", PATIENCE, || (lines() > before).then_some(()));
+        assert_eq!(self.containers(job), [container], "the container did not survive");
+    }
+
+    /// The one running container of a job.
+    fn container(&self, job: JobId) -> String {
+        let mut containers = self.containers(job);
+        assert_eq!(containers.len(), 1, "{containers:?}");
+        containers.remove(0)
+    }
 }
 
-fn core_killed_mid_run(setup: Setup, scenario: &str) {
+/// While `kill`ed parts are away the container carries on, and after `start` its job ends as if nothing had happened.
+fn killed_mid_run(scenario: &str, setup: Setup, kill: impl Fn(&Swarm), start: impl Fn(&Swarm)) {
     let swarm = Swarm::start(setup);
     for _ in 0..rounds(20) {
         let job = swarm.submit(&swarm.shell(LONG));
         swarm.wait_started(job, 1);
-        let before = swarm.containers(job);
-        assert_eq!(before.len(), 1);
-        swarm.kill_core();
-        // The worker carries on by itself meanwhile.
-        std::thread::sleep(Duration::from_secs(2));
-        assert_eq!(swarm.containers(job), before, "the container did not survive the core");
-        let began = Instant::now();
-        swarm.start_core();
-        report(&format!("{scenario}: core answers again after {:.1} s", began.elapsed().as_secs_f64()));
+        let container = swarm.container(job);
+        kill(&swarm);
+        swarm.carries_on(job, &container);
+        start(&swarm);
         swarm.ran_once(job, LONG_LOG);
     }
     swarm.judge(scenario, true);
 }
 
+fn core_killed_mid_run(scenario: &str, setup: Setup) {
+    killed_mid_run(scenario, setup, Swarm::kill_core, |swarm| {
+        let began = Instant::now();
+        swarm.start_core();
+        report(&format!("{scenario}: core answers again after {:.1} s", began.elapsed().as_secs_f64()));
+    });
+}
+
 #[test]
 fn a_core_killed_mid_run_loses_and_doubles_nothing() {
-    core_killed_mid_run(Setup::default(), "core killed mid-run");
+    core_killed_mid_run("core killed mid-run", Setup::default());
 }
 
 #[test]
 fn a_core_killed_mid_run_loses_and_doubles_nothing_on_postgres() {
     let postgres = shared_postgres().expect("SWARM_TEST_POSTGRES_URL names a Postgres; `cargo xtask test` starts one");
-    core_killed_mid_run(Setup { postgres: Some(postgres), ..Setup::default() }, "core killed mid-run on Postgres");
+    core_killed_mid_run("core killed mid-run on Postgres", Setup { postgres: Some(postgres), ..Setup::default() });
 }
 
 #[test]
@@ -82,28 +107,17 @@ fn a_job_ended_while_the_core_was_away_is_reported_later() {
     swarm.wait_started(job, 1);
     swarm.kill_core();
     let id = swarm.id().expect("the store holds the swarm's id");
-    crate::harness::eventually("the container ends", PATIENCE, || {
+    eventually("the container ends", PATIENCE, || {
         Engine::listing(&id).iter().all(|stamp| stamp.listed.is_some_and(|listed| !listed.running)).then_some(())
     });
     swarm.start_core();
-    swarm.ran_once(job, LONG_LOG);
+    swarm.ran_once(job, SHORT_LOG);
     swarm.judge("end while the core was away", true);
 }
 
 #[test]
 fn a_worker_killed_mid_run_adopts_its_container_at_its_next_start() {
-    let swarm = Swarm::start(Setup::default());
-    for _ in 0..rounds(20) {
-        let job = swarm.submit(&swarm.shell(LONG));
-        swarm.wait_started(job, 1);
-        let before = swarm.containers(job);
-        swarm.kill_worker();
-        std::thread::sleep(Duration::from_secs(2));
-        assert_eq!(swarm.containers(job), before, "the container did not survive the worker");
-        swarm.start_worker();
-        swarm.ran_once(job, LONG_LOG);
-    }
-    swarm.judge("worker killed mid-run", true);
+    killed_mid_run("worker killed mid-run", Setup::default(), Swarm::kill_worker, Swarm::start_worker);
 }
 
 #[test]
@@ -127,6 +141,7 @@ fn a_container_that_died_with_its_worker_is_run_again() {
     let view = swarm.task(job);
     assert_eq!(view.attempts.len(), 2, "{view:?}");
     assert_eq!((view.attempts[0].outcome, view.attempts[0].may_have_run), (Some(OutcomeKind::Lost), true));
+    assert!(view.attempts[0].log_cut_bytes > 0, "what it wrote last is missing, and nobody is told: {view:?}");
     swarm.check_log(TaskId { job, task: 0 }, b"attempt 2\n", b"");
     // What may have run is not run again when that was asked for.
     assert_eq!(swarm.wait_ended(once, Duration::from_secs(120)).job.state, JobState::Failed);
@@ -135,58 +150,65 @@ fn a_container_that_died_with_its_worker_is_run_again() {
     swarm.judge("worker and container killed", true);
 }
 
-#[test]
-fn a_frozen_workers_container_is_killed_before_the_lease_ends_and_run_again_after() {
+/// The worker falls silent and comes back only after its attempt was given up.
+fn worker_silenced(scenario: &str, silence: impl Fn(&Swarm), come_back: impl Fn(&Swarm)) {
     let swarm = Swarm::start(Setup::default());
     let mut spec = swarm.shell("echo attempt $SWARM_ATTEMPT; [ $SWARM_ATTEMPT -gt 1 ] || sleep 600");
     spec.lease_s = 15;
     let job = swarm.submit(&spec);
     swarm.wait_started(job, 1);
-    let worker = swarm.worker().as_ref().expect("a worker runs").pid();
-    swarm.fault("SIGSTOP of the worker");
-    let stopped_us = now_us();
-    crate::harness::signal(worker, Signal::STOP);
+    let silent_us = now_us();
+    silence(&swarm);
     swarm.expect(job, "the watchdog kills its container", Duration::from_secs(30), || {
         swarm.containers(job).is_empty().then_some(())
     });
-    let killed_after = (now_us() - stopped_us) as f64 / 1e6;
+    let killed_after = (now_us() - silent_us) as f64 / 1e6;
     let ended = swarm.expect(job, "attempt 1 is given up", Duration::from_secs(90), || {
         let view = swarm.try_task(TaskId { job, task: 0 })?;
         let first = view.attempts.first()?;
         (first.phase == TaskPhase::Ended).then(|| first.clone())
     });
     assert_eq!((ended.outcome, ended.may_have_run), (Some(OutcomeKind::Lost), true), "{ended:?}");
-    let given_up_after = (ended.ended_at.expect("it ended").timestamp_micros() - stopped_us) as f64 / 1e6;
-    // Counted from the last renewal, which is at most a renewal's pause before the stop.
-    assert!(killed_after < 15.5, "the container was killed {killed_after:.1} s after the freeze");
+    let given_up_after = (ended.ended_at.expect("it ended").timestamp_micros() - silent_us) as f64 / 1e6;
+    // Counted from the last renewal, which is at most a renewal's pause before the silence.
+    assert!(killed_after < 15.5, "the container was killed {killed_after:.1} s after the worker fell silent");
     assert!(given_up_after > killed_after, "given up after {given_up_after:.1} s, killed after {killed_after:.1} s");
     report(&format!(
-        "frozen worker, lease 15 s: container killed after {killed_after:.1} s, attempt given up after {given_up_after:.1} s"
+        "{scenario}, lease 15 s: container killed after {killed_after:.1} s, attempt given up after {given_up_after:.1} s"
     ));
-    swarm.fault("SIGCONT of the worker");
-    crate::harness::signal(worker, Signal::CONT);
+    come_back(&swarm);
     assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
     assert_eq!(swarm.task(job).attempts.len(), 2);
     swarm.check_log(TaskId { job, task: 0 }, b"attempt 2\n", b"");
-    let judged = swarm.judge("frozen worker", true);
+    let judged = swarm.judge(scenario, true);
     assert_eq!(judged.of(Invariant::I4).excepted, 0);
 }
 
 #[test]
+fn a_frozen_workers_container_is_killed_before_the_lease_ends_and_run_again_after() {
+    let send = |swarm: &Swarm, signal| {
+        swarm.fault(&format!("{signal:?} of the worker"));
+        swarm.worker().as_ref().expect("a worker runs").signal(signal);
+    };
+    worker_silenced("frozen worker", |swarm| send(swarm, Signal::STOP), |swarm| send(swarm, Signal::CONT));
+}
+
+#[test]
+fn a_killed_workers_container_is_killed_before_the_lease_ends_and_run_again_after() {
+    worker_silenced("killed worker", Swarm::kill_worker, Swarm::start_worker);
+}
+
+#[test]
 fn core_and_worker_killed_together_lose_and_double_nothing() {
-    let swarm = Swarm::start(Setup::default());
-    for _ in 0..rounds(20) {
-        let job = swarm.submit(&swarm.shell(LONG));
-        swarm.wait_started(job, 1);
+    let kill = |swarm: &Swarm| {
         swarm.kill_worker();
         swarm.kill_core();
-        std::thread::sleep(Duration::from_secs(1));
-        assert_eq!(swarm.containers(job).len(), 1, "the container did not survive");
+    };
+    let start = |swarm: &Swarm| {
         swarm.start_core();
         swarm.start_worker();
-        swarm.ran_once(job, LONG_LOG);
-    }
-    swarm.judge("core and worker killed", true);
+    };
+    killed_mid_run("core and worker killed", Setup::default(), kill, start);
 }
 
 #[test]
@@ -216,7 +238,7 @@ fn a_killed_core_still_knows_what_waits_sleeps_and_is_scheduled() {
     assert_eq!((&again.name, &again.next), (&schedule.name, &schedule.next));
     let done = swarm.block(swarm.client.cancel(impossible)).expect("a waiting job can be cancelled");
     assert_eq!(done.job.state, JobState::Cancelled);
-    swarm.ran_once(running, LONG_LOG);
+    swarm.ran_once(running, SHORT_LOG);
     for job in waiting {
         swarm.ran_once(job, b"waited\n");
     }
@@ -236,24 +258,28 @@ fn a_killed_core_still_knows_what_waits_sleeps_and_is_scheduled() {
 fn submits_during_kills_of_the_core_are_kept_or_refused_but_never_lost() {
     let swarm = Swarm::start(Setup::default());
     let (mut accepted, mut unanswered) = (Vec::new(), 0);
-    for _ in 0..3 * rounds(100) {
+    for round in 0..3 * rounds(20) {
         std::thread::scope(|scope| {
-            let submitting = scope.spawn(|| {
-                let tries = (0..40).map(|_| swarm.try_submit(&swarm.shell("true")));
-                tries.fold((Vec::new(), 0), |(mut jobs, missing), result| match result {
-                    Ok(job) => {
-                        jobs.push(job);
-                        (jobs, missing)
-                    }
-                    Err(_) => (jobs, missing + 1),
-                })
+            let (answers, answered) = mpsc::channel();
+            let swarm = &swarm;
+            scope.spawn(move || {
+                for _ in 0..40 {
+                    // The other end hears all of them.
+                    let _ = answers.send(swarm.try_submit(&swarm.shell("true")));
+                }
             });
-            std::thread::sleep(Duration::from_millis(150));
+            // The kill meets a submit under way, each time another one.
+            let before = 2 + round as usize % 30;
+            let mut results: Vec<_> = (0..before).map(|_| answered.recv_timeout(PATIENCE)).collect();
             swarm.kill_core();
             swarm.start_core();
-            let (jobs, missing) = submitting.join().expect("submitting does not panic");
-            accepted.extend(jobs);
-            unanswered += missing;
+            results.extend(answered.into_iter().map(Ok));
+            for result in results {
+                match result.expect("submits are answered in time") {
+                    Ok(job) => accepted.push(job),
+                    Err(_) => unanswered += 1,
+                }
+            }
         });
     }
     assert!(!accepted.is_empty());
@@ -285,6 +311,6 @@ fn an_asked_for_stop_is_orderly_and_leaves_containers_to_the_next_start() {
     assert_eq!(status.code(), Some(0), "the worker ended with {status}");
     assert_eq!(swarm.containers(job), before, "a stop of the worker ended the container");
     swarm.start_worker();
-    swarm.ran_once(job, LONG_LOG);
+    swarm.ran_once(job, SHORT_LOG);
     swarm.judge("orderly stop", true);
 }

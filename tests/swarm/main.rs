@@ -2,9 +2,14 @@
 //! what the store holds and what the engine did. `SWARM_TEST_TIER=full` multiplies the counts; lines beginning with
 //! `REPORT ` are figures.
 
+mod demo;
 mod faults;
 mod harness;
 mod inputs;
 mod jobs;
+mod limits;
+mod logs;
+mod modules;
+mod readme;
 mod schedules;
 mod up;

@@ -24,4 +24,11 @@ fn up_runs_jobs_survives_a_kill_and_stops_in_order() {
     swarm.judge("swarm up", true);
     let status = swarm.core().take().expect("it runs").terminate(Duration::from_secs(30));
     assert_eq!(status.code(), Some(0), "it ended with {status}");
+
+    // What is configured wins over what `up` would choose, at a later start too.
+    swarm.start_core_in(&[("SWARM_CORE_ALLOW_ROOT", "false")]);
+    swarm.wait_ready();
+    let (ended, _) = swarm.run(&["--user", "0"], &["sh", "-c", "id -u"]);
+    assert!(ended.code == Some(126) && ended.stderr.contains("as root"), "{ended:?}");
+    swarm.judge("swarm up without root", true);
 }

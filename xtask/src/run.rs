@@ -78,18 +78,25 @@ pub(crate) fn stream(
     stop: &Stop,
     read: &mut dyn FnMut(&str),
 ) -> Result<Ending> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
-    let (sender, lines) = sync_channel(1024);
-    pump(child.stdout.take(), false, sender.clone());
-    pump(child.stderr.take(), true, sender);
+    let (program, mut child, lines) = start(command)?;
     let mut take = |line: &Line| show(line, read);
     let ending = follow(&mut child, &lines, deadline, stop, &mut take);
     if !matches!(ending, Ok(Ending::Exit(_))) {
         end_group(&mut child, &lines, &mut take);
     }
     ending.with_context(|| format!("waiting for {program}"))
+}
+
+/// Starts `command` in a process group of its own, so that a second Ctrl-C does not end what cleans up; gives its name,
+/// the child, and what it prints on both streams.
+fn start(command: &mut Command) -> Result<(String, Child, Receiver<Line>)> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
+    let (sender, lines) = sync_channel(1024);
+    pump(child.stdout.take(), false, sender.clone());
+    pump(child.stderr.take(), true, sender);
+    Ok((program, child, lines))
 }
 
 /// Reads a pipe line by line on a thread, which ends with the pipe or with its reader.
@@ -179,13 +186,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// As [`output`], with another deadline.
 pub(crate) fn output_until(command: &mut Command, deadline: Instant) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    // In a group of its own too, so that a second Ctrl-C does not end what cleans up.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
-    let (sender, lines) = sync_channel(1024);
-    pump(child.stdout.take(), false, sender.clone());
-    pump(child.stderr.take(), true, sender);
+    let (program, mut child, lines) = start(command)?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut take = |line: &Line| if line.is_error { &mut err } else { &mut out }.extend_from_slice(&line.bytes);
     drain(&lines, deadline, &mut take);

@@ -45,6 +45,13 @@ impl Findings {
         Self { problems, ..Self::default() }
     }
 
+    fn and(mut self, other: Self) -> Self {
+        self.tally.add(other.tally);
+        self.problems.extend(other.problems);
+        self.is_counted |= other.is_counted;
+        self
+    }
+
     fn settle(mut self) -> (Tally, Vec<String>) {
         if self.is_counted && self.problems.is_empty() && self.tally.passed + self.tally.failed == 0 {
             self.problems.push("ran no test".to_owned());
@@ -130,7 +137,8 @@ impl Runner {
             }
             // In one go with the tests, since other targets would resolve to other features and build twice.
             Stage::Build => self.cargo_stage(&["build", "--locked", "--workspace", "--bins", "--tests"], &[], deadline),
-            Stage::Unit => self.tests(&["--lib", "--bins"], deadline),
+            // Examples in the documentation cannot be named in one call with the others.
+            Stage::Unit => Ok(self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?)),
             Stage::Swarm => self.tests(&["--test", "swarm"], deadline),
             Stage::Demo => self.demo(deadline),
         }

@@ -17,6 +17,14 @@ pub(crate) struct Tally {
 const FAILURES_MAX: usize = 100;
 
 impl Tally {
+    /// Adds what another command printed.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+        self.reports.extend(other.reports);
+    }
+
     /// Reads one line of output.
     pub(crate) fn read(&mut self, line: &str) {
         let line = plain(line);

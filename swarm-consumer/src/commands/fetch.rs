@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use swarm_client::{Client, Destination};
 use swarm_protocol::api::{OutputView, TaskView};
-use swarm_protocol::text::sanitise;
+use swarm_protocol::text::{is_hostile, sanitise};
 use swarm_protocol::{AttemptNo, JobId, OutcomeKind, TaskId};
 
 use crate::cli::Fetch;
@@ -174,7 +174,9 @@ fn names(outputs: &[OutputView]) -> Done<Vec<PathBuf>> {
 
 fn plain_parts(output: &OutputView) -> Done<Vec<String>> {
     let refuse = || Failure::new(Exit::Error, format!("refused an output with the unsafe path `{}`", output.path));
-    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\\']);
+    let plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\\']) && !part.chars().any(is_hostile)
+    };
     let mut parts: Vec<String> = output.path.trim_start_matches('/').split('/').map(str::to_owned).collect();
     if !parts.iter().all(|part| plain(part)) {
         return Err(refuse());
@@ -245,7 +247,17 @@ mod tests {
 
     #[test]
     fn nothing_climbs_out_of_the_directory() {
-        for bad in ["/out/..", "/../etc/passwd", "/out//x", "", "/", "/a/./b", "/out/a\0b"] {
+        for bad in [
+            "/out/..",
+            "/../etc/passwd",
+            "/out//x",
+            "",
+            "/",
+            "/a/./b",
+            "/out/a\0b",
+            "/out/\u{1b}]52;c;eA==\u{7}",
+            "/out/\u{9b}",
+        ] {
             assert!(names(&[output(bad, false)]).is_err(), "{bad:?}");
         }
     }

@@ -8,7 +8,7 @@ use bollard::Docker;
 use bytes::Bytes;
 use chrono::Utc;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use swarm_client::Client;
+use swarm_client::{Client, ClientError};
 use swarm_protocol::Digest;
 use swarm_protocol::api::ImageView;
 use tokio_util::io::ReaderStream;
@@ -33,14 +33,23 @@ async fn push_image(client: &Client, push: &ImagePush) -> Done<Pushed> {
     let name = push.name.as_deref();
     if push.source == "-" {
         let bytes = ReaderStream::with_capacity(stdin()?, READ_BYTES);
-        return sent(upload(client, name, None, bytes).await?);
+        return sent(upload(client, name, None, bytes, "standard input").await?);
     }
     let path = Path::new(&push.source);
     let file = tokio::fs::metadata(path).await.ok().filter(std::fs::Metadata::is_file);
     if let Some(facts) = file {
         let open = tokio::fs::File::open(path).await;
         let open = open.map_err(|error| Failure::io(format!("cannot read {}", path.display()), &error))?;
-        return sent(upload(client, name, Some(facts.len()), ReaderStream::with_capacity(open, READ_BYTES)).await?);
+        return sent(
+            upload(
+                client,
+                name,
+                Some(facts.len()),
+                ReaderStream::with_capacity(open, READ_BYTES),
+                &path.display().to_string(),
+            )
+            .await?,
+        );
     }
     if is_only_a_path(&push.source) {
         let what = format!("there is no file `{}`", push.source);
@@ -88,9 +97,8 @@ async fn from_docker(client: &Client, reference: &str, name: Option<&str>) -> Do
         return Ok(Pushed { image, sent: false });
     }
     let size = found.size.and_then(|size| u64::try_from(size).ok());
-    let reference = reference.to_owned();
-    let bytes = async_stream_of(docker, reference);
-    sent(upload(client, Some(&name), size, bytes).await?)
+    let bytes = async_stream_of(docker, reference.to_owned());
+    sent(upload(client, Some(&name), size, bytes, &format!("the local Docker's `{reference}`")).await?)
 }
 
 /// The export as a stream that owns its connection.
@@ -127,13 +135,17 @@ async fn upload(
     name: Option<&str>,
     size: Option<u64>,
     bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    source: &str,
 ) -> Done<ImageView> {
     let bar = bar(size);
     let moving = bar.clone();
     let progress: swarm_client::Progress = Arc::new(move |moved| moving.set_position(moved));
     let pushed = client.upload_image(name, bytes, progress).await;
     bar.finish_and_clear();
-    Ok(pushed?)
+    pushed.map_err(|error| match error {
+        ClientError::Source(error) => Failure::io(format!("cannot read {source}"), &error),
+        error => error.into(),
+    })
 }
 
 /// A progress bar on standard error; hidden where that is no terminal.

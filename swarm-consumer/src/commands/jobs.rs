@@ -11,7 +11,7 @@ use swarm_protocol::{JobId, OutcomeKind};
 
 use crate::cli::{Ls, Show, Wait};
 use crate::exit::Exit;
-use crate::failure::{Done, Failure};
+use crate::failure::{Done, Failure, unless_gone};
 use crate::output::{Format, note, show};
 use crate::views::{Ended, Job, Jobs, Reasons, Said};
 
@@ -50,7 +50,8 @@ pub(crate) async fn show_job(client: &Client, wanted: &Show, format: Format) -> 
 }
 
 pub(crate) async fn wait(client: &Client, wait: &Wait, format: Format) -> Done<u8> {
-    let until = wait.timeout.map(|timeout| Instant::now() + timeout);
+    // An end that no clock can tell is none.
+    let until = wait.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut detail = client.wait_job(wait.job, until.map_or(WAIT_STEP, |_| Duration::ZERO)).await?;
     while !detail.job.state.is_final() {
         let left = until.map_or(WAIT_STEP, |until| until.saturating_duration_since(Instant::now()));
@@ -66,19 +67,43 @@ pub(crate) async fn wait(client: &Client, wait: &Wait, format: Format) -> Done<u
         }
         detail = client.wait_job(wait.job, step).await?;
     }
-    let (exit, why) = verdict(client, &detail).await?;
-    show(format, &Ended { detail, exit })?;
-    if let Some(why) = why {
-        note(&why);
+    let ended = Ended { verdict: verdict(client, &detail).await?, detail };
+    unless_gone(show(format, &ended))?;
+    if let Some(why) = &ended.verdict.why {
+        note(why);
     }
-    Ok(exit)
+    Ok(ended.verdict.code)
 }
 
-/// The exit code a final job stands for, and a sentence when it did not succeed: its one task's, or that of the first
-/// task of an array that did not succeed.
-pub(crate) async fn verdict(client: &Client, detail: &JobDetail) -> Done<(u8, Option<String>)> {
+/// What a final job stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// What `run` and `wait` end with.
+    pub(crate) code: u8,
+    /// For programs, which cannot tell by the code alone: `ok`, `container`, or the word of an exit code.
+    pub(crate) reason: &'static str,
+    /// A sentence when it did not succeed.
+    pub(crate) why: Option<String>,
+}
+
+impl Verdict {
+    fn of(exit: Exit) -> Self {
+        Self { code: exit.code(), reason: exit.as_str(), why: None }
+    }
+
+    fn container(code: u8) -> Self {
+        Self { code, reason: "container", why: None }
+    }
+
+    fn because(self, why: impl Into<String>) -> Self {
+        Self { why: Some(why.into()), ..self }
+    }
+}
+
+/// What a final job stands for: its one task's end, or that of the first task of an array that did not succeed.
+pub(crate) async fn verdict(client: &Client, detail: &JobDetail) -> Done<Verdict> {
     if detail.job.state == JobState::Succeeded {
-        return Ok((0, None));
+        return Ok(Verdict::of(Exit::Ok));
     }
     let job = detail.job.id;
     let mut cursor = None;
@@ -86,41 +111,45 @@ pub(crate) async fn verdict(client: &Client, detail: &JobDetail) -> Done<(u8, Op
         let page = client.tasks(job, Some(PAGE), cursor.as_deref()).await?;
         let bad = page.items.iter().find(|task| task.outcome.is_some_and(|kind| kind != OutcomeKind::Succeeded));
         if let Some(task) = bad {
-            let (exit, what) = task_verdict(task);
+            let of_task = task_verdict(task);
+            let what = swarm_protocol::text::sanitise(of_task.why.as_deref().unwrap_or_default(), false);
             let of = if detail.job.tasks.total > 1 { format!("{job}.{}", task.task) } else { job.to_string() };
             let rest = detail.job.tasks.failed.saturating_sub(1);
             let others = if rest > 0 { format!(", and {rest} more failed") } else { String::new() };
-            return Ok((exit, Some(format!("job {of}: {}{others}", swarm_protocol::text::sanitise(&what, false)))));
+            return Ok(of_task.because(format!("job {of}: {what}{others}")));
         }
         cursor = page.next;
         if cursor.is_none() || page.items.is_empty() {
-            return Ok((Exit::NoCode.code(), Some(format!("job {job} {}", detail.job.state))));
+            // Its tasks never ran, so none has an outcome.
+            let exit = if detail.job.state == JobState::Cancelled { Exit::Cancelled } else { Exit::NoCode };
+            return Ok(Verdict::of(exit).because(format!("job {job} {}", detail.job.state)));
         }
     }
 }
 
-/// The exit code of a task that did not succeed, and what happened.
-fn task_verdict(task: &TaskView) -> (u8, String) {
+/// What a task that did not succeed stands for.
+fn task_verdict(task: &TaskView) -> Verdict {
     let detail = task.detail.as_deref().map_or_else(String::new, |detail| format!(": {detail}"));
     let own = task.exit_code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0);
     match task.outcome {
         Some(OutcomeKind::Failed) => {
             let code = own.unwrap_or(Exit::Error.code());
-            (code, format!("failed with exit code {code}{detail}"))
+            Verdict::container(code).because(format!("failed with exit code {code}{detail}"))
         }
-        Some(OutcomeKind::OutOfMemory) => {
-            (own.unwrap_or(137), format!("ran out of memory{detail}; give it more with --memory"))
-        }
-        Some(OutcomeKind::TimedOut) => (Exit::TimedOut.code(), format!("ran into its timeout{detail}")),
+        Some(OutcomeKind::OutOfMemory) => Verdict::container(own.unwrap_or(137))
+            .because(format!("ran out of memory{detail}; give it more with --memory")),
+        Some(OutcomeKind::TimedOut) => Verdict::of(Exit::TimedOut).because(format!("ran into its timeout{detail}")),
         Some(OutcomeKind::Refused) => {
             // The engine's own words, the same that `docker run` judges by.
             let absent = ["executable file not found", "no such file or directory"];
             let no_command = absent.iter().any(|words| detail.contains(words));
             let exit = if no_command { Exit::NoCommand } else { Exit::NotInvocable };
-            (exit.code(), format!("could not be started{detail}"))
+            Verdict::of(exit).because(format!("could not be started{detail}"))
         }
-        Some(kind) => (Exit::NoCode.code(), format!("{kind}{detail}")),
-        None => (Exit::NoCode.code(), "has no outcome".to_owned()),
+        Some(OutcomeKind::Lost) => Verdict::of(Exit::Lost).because(format!("lost{detail}")),
+        Some(OutcomeKind::Cancelled) => Verdict::of(Exit::Cancelled).because(format!("cancelled{detail}")),
+        Some(kind) => Verdict::of(Exit::NoCode).because(format!("{kind}{detail}")),
+        None => Verdict::of(Exit::NoCode).because("has no outcome"),
     }
 }
 
@@ -149,7 +178,16 @@ mod tests {
     fn code(outcome: OutcomeKind, exit_code: Option<i32>, detail: &str) -> u8 {
         let detail = Some(detail.to_owned());
         let (task, phase, attempts) = (0, TaskPhase::Ended, Vec::new());
-        task_verdict(&TaskView { task, phase, outcome: Some(outcome), exit_code, detail, attempts }).0
+        task_verdict(&TaskView {
+            task,
+            phase,
+            outcome: Some(outcome),
+            exit_code,
+            detail,
+            attempts,
+            late_reports: Vec::new(),
+        })
+        .code
     }
 
     #[test]
@@ -160,8 +198,8 @@ mod tests {
         assert_eq!(code(OutcomeKind::OutOfMemory, Some(137), ""), 137);
         assert_eq!(code(OutcomeKind::TimedOut, None, ""), 124);
         assert_eq!(code(OutcomeKind::OutputMissing, Some(0), "/out/a"), 125);
-        assert_eq!(code(OutcomeKind::Lost, None, "engine: gone"), 125);
-        assert_eq!(code(OutcomeKind::Cancelled, None, ""), 125);
+        assert_eq!(code(OutcomeKind::Lost, None, "engine: gone"), 7);
+        assert_eq!(code(OutcomeKind::Cancelled, None, ""), 8);
         assert_eq!(code(OutcomeKind::Refused, None, "exec: \"x\": executable file not found in $PATH"), 127);
         assert_eq!(code(OutcomeKind::Refused, None, "unable to find user x"), 126);
     }

@@ -55,7 +55,7 @@ pub(crate) async fn print(
             text.write(attempt, &record)?;
         }
         if !follow {
-            return Ok(());
+            return text.finish();
         }
         // A core that stops also ends the answer; only the attempt's own end counts.
         let (moved, before) = (tail.offset(), offset);
@@ -64,7 +64,7 @@ pub(crate) async fn print(
         let it = view.attempts.iter().find(|it| it.attempt == attempt);
         let ended = it.is_none_or(|it| it.phase == TaskPhase::Ended && it.log_bytes <= offset);
         if ended || (moved == before && it.is_some_and(|it| it.phase == TaskPhase::Ended)) {
-            return Ok(());
+            return text.finish();
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

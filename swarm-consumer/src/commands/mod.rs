@@ -2,18 +2,22 @@
 
 mod fetch;
 mod image;
+mod interrupt;
 mod jobs;
 mod logs;
 mod run;
 mod schedule;
 mod session;
+mod waiting;
 
 use std::io::Write as _;
+
+pub(crate) use jobs::Verdict;
 
 use crate::cli::{Cli, Command, Global};
 use crate::exit::Exit;
 use crate::failure::{Done, Failure};
-use crate::output::{Format, show};
+use crate::output::{Format, json_text, show};
 use crate::views::ExitCodes;
 
 /// Does what the command line says and tells of errors; the exit code.
@@ -26,18 +30,18 @@ pub(crate) async fn run(cli: Cli) -> u8 {
     match act(&global, command, format).await {
         Ok(code) => code,
         Err(failure) => {
-            tell(&failure, format);
-            let own = matches!(failure.exit, Exit::TimedOut | Exit::Detached) || failure.silent;
-            if passes_code && !own { Exit::NoCode.code() } else { failure.exit.code() }
+            let exit = if passes_code { failure.exit.of_run() } else { failure.exit };
+            tell(&failure, exit, format);
+            exit.code()
         }
     }
 }
 
-fn tell(failure: &Failure, format: Format) {
+fn tell(failure: &Failure, exit: Exit, format: Format) {
     if failure.silent {
         return;
     }
-    let text = if format == Format::Json { format!("{}\n", failure.json()) } else { failure.human() };
+    let text = if format == Format::Json { format!("{}\n", json_text(&failure.json(exit))) } else { failure.human() };
     // Standard error is the last resort; when it is closed there is nobody to tell.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
@@ -47,7 +51,7 @@ async fn act(global: &Global, command: Command, format: Format) -> Done<u8> {
     let client = || crate::session::client(url);
     match command {
         Command::Login(login) => session::login(url, login, format).await,
-        Command::Logout => session::logout(&client()?, format).await,
+        Command::Logout(_) => session::logout(&client()?, format).await,
         Command::Whoami(_) => session::whoami(&client()?, format).await,
         Command::Image(command) => image::run(&client()?, command, format).await,
         Command::Run(run) => run::run(&client()?, &run, format).await,
@@ -60,6 +64,7 @@ async fn act(global: &Global, command: Command, format: Format) -> Done<u8> {
         Command::Fetch(fetch) => fetch::run(&client()?, &fetch, format).await,
         Command::Why(one) => jobs::why(&client()?, one.job, format).await,
         Command::Schedule(command) => schedule::run(&client()?, command, format).await,
+        Command::WorkerToken(token) => session::worker_token(&client()?, &token, format).await,
         Command::ExitCodes(_) => show(format, &ExitCodes).map(|()| 0),
     }
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
-use swarm_client::Client;
+use swarm_client::{Client, ClientError};
+use swarm_protocol::api::JoinTokenRequest;
 
-use crate::cli::Login;
+use crate::cli::{Login, WorkerToken};
 use crate::failure::{Done, Failure};
 use crate::output::{Format, show};
 use crate::session::credentials;
@@ -30,11 +31,21 @@ pub(crate) async fn login(url: Option<&str>, login: Login, format: Format) -> Do
     .expect("asking does not panic")?;
     let address = file.url().to_owned();
     let client = Client::new(&address, Arc::new(file.with_user(&user)))?;
-    client.login(&user, password.expose_secret()).await?;
+    client.login(&user, password.expose_secret()).await.map_err(refused)?;
     let who = client.whoami().await?;
     let text = format!("logged in to {address} as {} ({}, group {})", who.user, who.role.as_str(), who.group);
     show(format, &Said { text, json: json!(who), id: who.id.to_string() })?;
     Ok(0)
+}
+
+/// To log in again, which is what else helps against a 401, is no advice here.
+fn refused(error: ClientError) -> Failure {
+    let is_wrong = error.is_status(401);
+    let failure = Failure::from(error);
+    if !is_wrong {
+        return failure;
+    }
+    failure.hint("check both; the first start of a core leaves admin's password in DATA_DIR/admin-password")
 }
 
 fn ask_user() -> Done<String> {
@@ -82,7 +93,33 @@ pub(crate) async fn logout(client: &Client, format: Format) -> Done<u8> {
     Ok(0)
 }
 
+/// A token that a worker joins with.
+pub(crate) async fn worker_token(client: &Client, wanted: &WorkerToken, format: Format) -> Done<u8> {
+    let request = JoinTokenRequest { worker: wanted.name.clone(), expires_in_s: wanted.expires.as_secs() };
+    let made = client.join_token(&request).await?;
+    // The token alone, for it is meant for a pipe.
+    show(format, &Said { text: made.token.clone(), json: json!(made), id: made.token })?;
+    Ok(0)
+}
+
 pub(crate) async fn whoami(client: &Client, format: Format) -> Done<u8> {
     show(format, &client.whoami().await?)?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+    use crate::testserver::{Reply, Server};
+
+    #[tokio::test]
+    async fn a_wrong_password_is_not_answered_with_log_in_again() {
+        let server = Server::start(|_| Reply::problem(401, "unauthenticated")).await;
+        let client = Client::new(&server.url, Arc::new(swarm_client::MemoryTokens::default())).unwrap();
+        let failure = refused(client.login("admin", "wrong").await.unwrap_err());
+        assert_eq!(failure.exit, Exit::Auth);
+        let hint = failure.hint.unwrap();
+        assert!(!hint.contains("again") && hint.contains("admin-password"), "{hint}");
+    }
 }

@@ -24,7 +24,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use swarm_protocol::heartbeat::{CoreEnd, Handshake};
 use swarm_protocol::link::{self, Hello, ToWorker, Welcome, WorkerFacts};
 use swarm_protocol::text::sanitise;
@@ -41,35 +40,51 @@ pub use sessions::{Heard, Sessions};
 pub use udp::{BindError, bind};
 
 use crate::clock::Clock;
+use crate::config::CoreConfig;
 use crate::messages::{DispatcherMsg, HarvesterMsg, LedgerHandle, LinkTx, SchedulerMsg, Shape, Stopping};
+use crate::plan::fit::misfit;
 use crate::plan::why::why;
-use crate::store::Store;
-use crate::supervise::Gauge;
+use crate::store::{Store, Transition};
+use crate::supervise::{Gauge, until_stopped};
 use picture::{Picture, Silence};
 use records::Records;
 
-/// Heartbeat intervals of silence after which a worker is suspect and gets nothing new.
+/// Heartbeat intervals of silence after which a worker is suspect: it gets nothing new, and eager jobs leave it.
 const SILENT_INTERVALS: u64 = 3;
+/// Pause between sweeps in milliseconds.
+const SWEEP_MS: u64 = 1000;
 /// Messages handled before workers are filled.
 const BATCH: usize = 64;
 /// Characters kept of each text a worker says about itself.
 const FACT_CHARS_MAX: usize = 128;
 
 /// How the dispatcher is set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
-    /// Pause between a worker's heartbeats in milliseconds; 2000 by default.
+    /// Pause between a worker's heartbeats in milliseconds.
     pub heartbeat_interval_ms: u32,
-    /// Pause between sweeps in milliseconds; 1000 by default.
+    /// Pause between sweeps in milliseconds.
     pub sweep_ms: u64,
     /// What orders allow beyond the spec.
     pub limits: Limits,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self { heartbeat_interval_ms: 2000, sweep_ms: 1000, limits: Limits::default() }
+impl Config {
+    /// As the core's configuration says.
+    #[must_use]
+    pub fn of(config: &CoreConfig) -> Self {
+        let limits = Limits {
+            log_bytes_max: config.limits.log_bytes,
+            output_bytes_max: config.limits.output_bytes,
+            grace_ms: config.grace_ms,
+        };
+        Self { heartbeat_interval_ms: config.heartbeat_interval_ms, sweep_ms: SWEEP_MS, limits }
+    }
+
+    /// Milliseconds of silence after which a worker is suspect.
+    #[must_use]
+    pub fn suspect_after_ms(&self) -> u64 {
+        SILENT_INTERVALS * u64::from(self.heartbeat_interval_ms)
     }
 }
 
@@ -145,7 +160,7 @@ pub async fn run(
             }
             _ = tick.tick() => {
                 if dispatcher.sweep().await.is_err() {
-                    return Ok(());
+                    return until_stopped(&stop).await;
                 }
                 fill = true;
             }
@@ -154,7 +169,7 @@ pub async fn run(
                     return Ok(());
                 }
                 for message in batch.drain(..) {
-                    let Ok(wants) = dispatcher.handle(message).await else { return Ok(()) };
+                    let Ok(wants) = dispatcher.handle(message).await else { return until_stopped(&stop).await };
                     fill |= wants;
                 }
                 dispatcher.gauge.handled_many(count as u64);
@@ -163,7 +178,7 @@ pub async fn run(
             () = std::future::ready(()), if fill => {}
         }
         if fill {
-            let Ok(left) = dispatcher.fill().await else { return Ok(()) };
+            let Ok(left) = dispatcher.fill().await else { return until_stopped(&stop).await };
             more = left;
         }
     }
@@ -188,8 +203,7 @@ struct Dispatcher {
 
 impl Dispatcher {
     fn silence(&self) -> Silence {
-        let ms_max = SILENT_INTERVALS * u64::from(self.config.heartbeat_interval_ms);
-        Silence { now_ms: self.clock.boot_ms(), ms_max }
+        Silence { now_ms: self.clock.boot_ms(), ms_max: self.config.suspect_after_ms() }
     }
 
     /// Handles one message; true when workers may be given something afterwards.
@@ -210,6 +224,7 @@ impl Dispatcher {
                 self.picture.freed(worker, attempt);
                 return Ok(true);
             }
+            DispatcherMsg::Declined(worker) => self.picture.declined(worker, self.clock.boot_ms()),
             DispatcherMsg::Drain { worker, draining } => {
                 self.picture.drain(worker, draining);
                 self.send(worker, if draining { ToWorker::Drain } else { ToWorker::Resume }).await?;
@@ -224,6 +239,12 @@ impl Dispatcher {
                 let subjects = self.picture.subjects(&self.sessions, self.silence());
                 let _ = reply.send(why(&subjects, shape.0));
             }
+            DispatcherMsg::Misfit { shape, reply } => {
+                let subjects = self.picture.subjects(&self.sessions, self.silence());
+                let _ = reply.send(misfit(&subjects, shape.0));
+            }
+            // Between two messages nothing is on its way: workers are filled to the end of each round.
+            DispatcherMsg::Settled { reply } => drop(reply.send(())),
             DispatcherMsg::Workers { reply } => {
                 let _ = reply.send(self.picture.views(&self.sessions, self.silence()));
             }
@@ -259,7 +280,12 @@ impl Dispatcher {
         };
         let end = CoreEnd::new(&secret, &handshake);
         self.sessions.insert(session, worker, end, self.clock.boot_ms(), self.clock.now());
-        self.picture.connect(worker, name, tidy(hello.facts), session, tx.clone());
+        let facts = tidy(hello.facts);
+        if self.picture.facts(worker) != Some(&facts) {
+            // For answers after a restart; nothing waits for it.
+            drop(self.ledger.queue(Transition::NoteFacts { worker, facts: facts.clone() }).await?);
+        }
+        self.picture.connect(worker, name, facts, session, tx.clone());
         // The harvester must know the session before its first frames.
         self.tell(HarvesterMsg::LinkUp { worker, boot: hello.boot, session, link: tx }).await?;
         let welcome = Welcome::Accepted {

@@ -1,27 +1,19 @@
 //! From a job's record to what its worker is told. Pure.
 
-use serde::{Deserialize, Serialize};
 use swarm_protocol::AttemptId;
 use swarm_protocol::link::{InputOrder, TaskOrder};
 
 use crate::store::JobRecord;
 
 /// What an order allows beyond the spec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Encoded log bytes kept of an attempt; 64 MiB by default.
+    /// Encoded log bytes kept of an attempt.
     pub log_bytes_max: u64,
-    /// Bytes of all outputs of an attempt together; 10 GiB by default.
+    /// Bytes of all outputs of an attempt together.
     pub output_bytes_max: u64,
-    /// From SIGTERM to SIGKILL in milliseconds; 10 s by default.
+    /// From SIGTERM to SIGKILL in milliseconds.
     pub grace_ms: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { log_bytes_max: 64 << 20, output_bytes_max: 10 << 30, grace_ms: 10_000 }
-    }
 }
 
 /// The order for one attempt of `job`.
@@ -51,9 +43,10 @@ pub fn order(job: &JobRecord, attempt: AttemptId, limits: Limits) -> TaskOrder {
         timeout_ms: spec.timeout_s.map(|seconds| seconds.saturating_mul(1000)),
         lease_ms: spec.lease_s.saturating_mul(1000),
         grace_ms: limits.grace_ms,
-        log_bytes_max: limits.log_bytes_max,
+        log_bytes_max: spec.limits.log_bytes.map_or(limits.log_bytes_max, |asked| asked.min(limits.log_bytes_max)),
         output_bytes_max: limits.output_bytes_max,
         at_most_once: spec.at_most_once,
+        limits: spec.limits.clone(),
     }
 }
 
@@ -65,6 +58,8 @@ mod tests {
     use super::*;
     use crate::testing::job_record;
 
+    const LIMITS: Limits = Limits { log_bytes_max: 64 << 20, output_bytes_max: 10 << 30, grace_ms: 10_000 };
+
     #[test]
     fn an_order_says_all_that_the_spec_asks_in_milliseconds() {
         let mut job = job_record(4);
@@ -75,13 +70,25 @@ mod tests {
         job.spec.outputs.push(Output { path: "/out".into() });
         job.input_bytes = vec![77];
         job.allow_root = true;
+        job.spec.limits.pids = 7;
         let attempt = AttemptId { job: JobId(4), task: 2, attempt: 3 };
-        let order = order(&job, attempt, Limits::default());
+        let order = order(&job, attempt, LIMITS);
         assert_eq!((order.attempt, order.group, order.allow_root), (attempt, job.group, true));
         assert_eq!((order.timeout_ms, order.lease_ms, order.grace_ms), (Some(90_000), 15_000, 10_000));
         assert_eq!((order.log_bytes_max, order.output_bytes_max), (67_108_864, 10_737_418_240));
         let input = InputOrder { digest: Digest::of(b"x"), size_bytes: 77, path: "/in/x".into(), mode: 0o600 };
         assert_eq!(order.inputs, [input]);
+        assert_eq!((order.limits.pids, order.limits.disk_bytes), (7, 10 << 30));
         assert_eq!((order.outputs, order.env), (vec!["/out".to_owned()], vec![("A".to_owned(), "b".to_owned())]));
+    }
+
+    #[test]
+    fn a_job_may_ask_for_less_log_than_the_core_keeps_but_not_for_more() {
+        let kept = |asked| {
+            let mut job = job_record(4);
+            job.spec.limits.log_bytes = asked;
+            order(&job, AttemptId { job: JobId(4), task: 0, attempt: 1 }, LIMITS).log_bytes_max
+        };
+        assert_eq!((kept(None), kept(Some(4096)), kept(Some(1 << 40))), (64 << 20, 4096, 64 << 20));
     }
 }

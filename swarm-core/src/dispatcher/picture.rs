@@ -17,6 +17,9 @@ use crate::store::WorkerRecord;
 pub const SLOTS_MAX: u32 = 1024;
 /// Places in a link's queue that orders leave to other frames.
 const LINK_RESERVE: usize = 16;
+/// How long a worker that refused an order is given nothing. An idle worker is the first choice for every task, so without
+/// a pause one with a full disk would be offered, and refuse, all there is.
+const DECLINE_PAUSE_MS: u64 = 10_000;
 /// Freed attempts remembered per session.
 const FREED_MAX: usize = 4096;
 
@@ -34,6 +37,8 @@ struct Worker {
     facts: WorkerFacts,
     draining: bool,
     revoked: bool,
+    /// Until then it is given nothing, for it refused an order: boot clock.
+    declining_until_ms: u64,
     link: Option<Link>,
     heard_at: Option<Timestamp>,
     live: HashMap<AttemptId, Resources>,
@@ -86,7 +91,7 @@ impl Worker {
             () if silence_ms > silence_ms_max => Standing::Suspect { silence_ms },
             () if self.draining => Standing::Draining,
             () if !link.ready => Standing::Joining,
-            () if !heard.accepting => Standing::Declining,
+            () if !heard.accepting || now_ms < self.declining_until_ms => Standing::Declining,
             () => Standing::Ready,
         }
     }
@@ -106,6 +111,7 @@ impl Picture {
             worker.name = record.name;
             worker.draining = record.draining;
             worker.revoked = record.revoked;
+            worker.facts = record.facts.unwrap_or_default();
         }
     }
 
@@ -121,7 +127,13 @@ impl Picture {
         let worker = self.workers.entry(id).or_default();
         (worker.name, worker.facts) = (name, facts);
         worker.freed.clear();
+        worker.declining_until_ms = 0;
         worker.link.replace(Link { session, tx, ready: false }).map(|former| former.session)
+    }
+
+    /// What a worker last said it is and has.
+    pub(super) fn facts(&self, id: WorkerId) -> Option<&WorkerFacts> {
+        self.workers.get(&id).map(|worker| &worker.facts)
     }
 
     pub(super) fn is_revoked(&self, id: WorkerId) -> bool {
@@ -168,6 +180,13 @@ impl Picture {
             }
             worker.freed.push_back(attempt);
             self.roomier.insert(id);
+        }
+    }
+
+    /// It refused an order.
+    pub(super) fn declined(&mut self, id: WorkerId, now_ms: u64) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.declining_until_ms = now_ms + DECLINE_PAUSE_MS;
         }
     }
 

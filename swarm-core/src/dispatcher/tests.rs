@@ -1,11 +1,12 @@
 //! Scheduler and dispatcher together, against a store and a ledger in memory, with workers that are a queue and a socket.
 
-use std::sync::Mutex;
+use std::io::ErrorKind;
 
 use swarm_protocol::heartbeat::{Heartbeat, WorkerEnd};
-use swarm_protocol::link::{LiveSet, TaskOrder};
+use swarm_protocol::link::{LiveSet, TaskOrder, VERSION, VERSION_MIN};
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{AttemptId, BootId, GroupId, JobId, TaskRange};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::*;
@@ -26,7 +27,7 @@ struct Swarm {
     sessions: Arc<Sessions>,
     heartbeats: SocketAddr,
     /// What the harvester was told, in a few words each.
-    told: Arc<Mutex<Vec<String>>>,
+    told: watch::Sender<Vec<String>>,
     stop: CancellationToken,
 }
 
@@ -44,7 +45,7 @@ struct FakeWorker {
     socket: UdpSocket,
 }
 
-async fn harvester(mut inbox: mpsc::Receiver<HarvesterMsg>, told: Arc<Mutex<Vec<String>>>) {
+async fn harvester(mut inbox: mpsc::Receiver<HarvesterMsg>, told: watch::Sender<Vec<String>>) {
     while let Some(message) = inbox.recv().await {
         let words = match message {
             HarvesterMsg::Expect(expected) => {
@@ -60,7 +61,7 @@ async fn harvester(mut inbox: mpsc::Receiver<HarvesterMsg>, told: Arc<Mutex<Vec<
             }
             other => format!("{other:?}"),
         };
-        told.lock().unwrap().push(words);
+        told.send_modify(|told| told.push(words));
     }
 }
 
@@ -71,8 +72,9 @@ impl Swarm {
         let (scheduler, scheduler_inbox) = mpsc::channel(64);
         let (dispatcher, dispatcher_inbox) = mpsc::channel(64);
         let (to_harvester, harvester_inbox) = mpsc::channel(64);
-        let (told, sessions, stop) = (Arc::default(), Arc::new(Sessions::default()), CancellationToken::new());
-        tokio::spawn(harvester(harvester_inbox, Arc::clone(&told)));
+        let (told, sessions, stop) =
+            (watch::Sender::default(), Arc::new(Sessions::default()), CancellationToken::new());
+        tokio::spawn(harvester(harvester_inbox, told.clone()));
         let socket = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let heartbeats = socket.local_addr().unwrap();
         let deps = Deps {
@@ -85,7 +87,7 @@ impl Swarm {
             sessions: Arc::clone(&sessions),
             swarm: SwarmId(uuid::Uuid::nil()),
             epoch: Epoch(3),
-            config: Config { sweep_ms: 20, ..Config::default() },
+            config: Config { sweep_ms: 20, heartbeat_interval_ms: 2000, ..Config::of(&CoreConfig::default()) },
         };
         let gauge = Gauge::new("scheduler", &scheduler);
         let policy = PolicyConfig::default().build();
@@ -165,13 +167,9 @@ impl Swarm {
     }
 
     async fn until(&self, words: &str) {
-        let heard = async {
-            while !self.told.lock().unwrap().iter().any(|told| told == words) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let told = timeout(DEADLINE, heard).await;
-        told.unwrap_or_else(|_| panic!("never told `{words}`: {:?}", self.told.lock().unwrap()));
+        let mut told = self.told.subscribe();
+        let heard = timeout(DEADLINE, told.wait_for(|told| told.iter().any(|one| one == words))).await;
+        assert!(heard.is_ok(), "never told `{words}`: {:?}", self.told.borrow());
     }
 }
 
@@ -183,7 +181,7 @@ fn hello(cores: u32, slots: u32) -> Hello {
         os: "linux\u{1b}[31m".into(),
         ..WorkerFacts::default()
     };
-    Hello { version_min: 1, version_max: 1, boot: BootId::random(), nonce: rand::random(), facts }
+    Hello { version_min: VERSION_MIN, version_max: VERSION, boot: BootId::random(), nonce: rand::random(), facts }
 }
 
 impl FakeWorker {
@@ -203,13 +201,29 @@ impl FakeWorker {
         self.end.seal(&beat).unwrap()
     }
 
-    async fn answered(&mut self, datagram: &[u8], wait: Duration) -> bool {
+    async fn send(&self, datagram: &[u8]) {
         self.socket.send(datagram).await.unwrap();
+    }
+
+    /// Sends a heartbeat; true when the answer to it renews.
+    async fn renewed(&mut self, seq: u64) -> bool {
+        let beat = self.beat(seq);
+        self.answered(seq, &beat).await
+    }
+
+    /// As [`Self::renewed`], with the datagram of that heartbeat.
+    async fn answered(&mut self, seq: u64, beat: &[u8]) -> bool {
+        self.send(beat).await;
         let mut buffer = [0; 512];
-        match timeout(wait, self.socket.recv(&mut buffer)).await {
-            Ok(count) => self.end.open(&buffer[..count.unwrap()]).is_ok_and(|answer| answer.renewed),
-            Err(_) => false,
-        }
+        let count = timeout(DEADLINE, self.socket.recv(&mut buffer)).await.expect("an answer in time").unwrap();
+        let answer = self.end.open(&buffer[..count]).unwrap();
+        assert_eq!(answer.seq, seq);
+        answer.renewed
+    }
+
+    /// Whether all that ever came back on its socket was read.
+    fn heard_no_more(self) -> bool {
+        self.socket.into_std().unwrap().recv(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 }
 
@@ -224,12 +238,34 @@ async fn jobs_go_out_by_priority_one_per_slot_and_only_after_their_commit() {
         let order = worker.order().await;
         assert_eq!(order.attempt, AttemptId { job: JobId(job), task: 0, attempt: 1 });
         assert_eq!(swarm.memory.log().len(), count + 1);
-        let told = swarm.told.lock().unwrap().clone();
+        let told = swarm.told.borrow().clone();
         assert!(told.contains(&format!("expect {job}.0.1 on 7 after 0+0")), "{told:?}");
         swarm.settle().await;
         assert!(worker.has_nothing(), "one slot, one task");
         swarm.freed(&worker, &order).await;
     }
+}
+
+#[tokio::test]
+async fn an_idle_worker_that_refused_is_passed_over_for_a_while() {
+    let swarm = Swarm::start().await;
+    let (mut refusing, mut other) = (swarm.worker(1, 8, 8).await, swarm.worker(2, 2, 2).await);
+    swarm.tell(DispatcherMsg::Declined(refusing.id)).await;
+    // Or a round that began before could still choose it.
+    swarm.settle().await;
+    for job in 1..=3 {
+        swarm.enqueue(job, 0, 1, 1).await;
+    }
+    let (first, second) = (other.order().await, other.order().await);
+    assert_eq!([first, second].map(|order| order.attempt.job), [JobId(1), JobId(2)]);
+    swarm.settle().await;
+    assert!(refusing.has_nothing());
+    swarm.clock.advance_ms(9_999);
+    assert!(refusing.renewed(1).await);
+    swarm.settle().await;
+    assert!(refusing.has_nothing());
+    swarm.clock.advance_ms(1);
+    assert_eq!(refusing.order().await.attempt.job, JobId(3));
 }
 
 #[tokio::test]
@@ -295,7 +331,7 @@ async fn a_refused_assignment_frees_its_room() {
     swarm.enqueue(2, 0, 1, 1).await;
     assert_eq!(worker.order().await.attempt.job, JobId(2));
     assert_eq!(swarm.views().await[0].live, 1);
-    assert!(!swarm.told.lock().unwrap().iter().any(|told| told.contains("expect 1.")));
+    assert!(!swarm.told.borrow().iter().any(|told| told.contains("expect 1.")));
 }
 
 #[tokio::test]
@@ -326,35 +362,36 @@ async fn nothing_goes_to_workers_that_are_not_judged_drained_or_silent() {
     swarm.settle().await;
     assert!(worker.has_nothing());
     assert_eq!(swarm.views().await[0].state, "suspect");
-    let beat = worker.beat(1);
-    assert!(worker.answered(&beat, DEADLINE).await);
+    assert!(worker.renewed(1).await);
     assert_eq!(worker.order().await.attempt.job, JobId(3));
 }
 
 #[tokio::test]
 async fn only_fresh_heartbeats_of_the_current_session_count() {
     let swarm = Swarm::start().await;
+    // Datagrams are taken in order: when this worker is answered, what was sent before has been judged.
+    let mut other = swarm.worker(2, 1, 1).await;
     let mut old = swarm.worker(1, 1, 1).await;
     let first = old.beat(1);
-    assert!(old.answered(&first, DEADLINE).await);
-    let short = Duration::from_millis(100);
+    assert!(old.answered(1, &first).await);
     let heard = swarm.sessions.heard(old.session);
     swarm.clock.advance_ms(1000);
     let mut forged = old.beat(2);
     forged[40] ^= 1;
     let garbage = [&first[..], &forged, &[0; 4], &[1; 300], &first[..60]];
     for datagram in garbage {
-        assert!(!old.answered(datagram, short).await);
+        old.send(datagram).await;
     }
-    assert_eq!(swarm.sessions.counts(), (1, 5));
+    assert!(other.renewed(1).await);
+    assert_eq!(swarm.sessions.counts(), (2, 5));
     assert_eq!(swarm.sessions.heard(old.session), heard, "garbage is no sign of life");
 
     let mut new = swarm.worker(1, 1, 1).await;
     swarm.until("down 1").await;
     let stale = old.beat(3);
-    assert!(!old.answered(&stale, short).await);
-    let fresh = new.beat(1);
-    assert!(new.answered(&fresh, DEADLINE).await);
+    old.send(&stale).await;
+    assert!(new.renewed(1).await);
+    assert_eq!(swarm.sessions.counts(), (3, 6));
     assert_eq!(old.orders.recv().await, None, "the replaced link is dropped");
     // The end of the old link, told late, does not touch the new one.
     swarm.tell(DispatcherMsg::Disconnected { worker: old.id, session: old.session }).await;
@@ -362,7 +399,10 @@ async fn only_fresh_heartbeats_of_the_current_session_count() {
     swarm.tell(DispatcherMsg::Disconnected { worker: new.id, session: new.session }).await;
     assert_eq!(swarm.views().await[0].state, "offline");
     let late = new.beat(2);
-    assert!(!new.answered(&late, short).await);
+    new.send(&late).await;
+    assert!(other.renewed(2).await);
+    assert_eq!(swarm.sessions.counts(), (4, 7));
+    assert!(old.heard_no_more() && new.heard_no_more());
 }
 
 #[tokio::test]

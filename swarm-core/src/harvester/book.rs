@@ -1,7 +1,7 @@
 //! What the harvester knows of every live attempt, and what follows from an event. Pure: no clock, no channel, no store;
 //! each event returns the acts to carry out.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::TimeDelta;
 use swarm_protocol::link::{FinalReport, HeldAttempt, HeldPhase, LiveSet, ToWorker, live_hash};
@@ -12,15 +12,26 @@ use super::retry;
 use crate::messages::Expected;
 use crate::store::{AttemptEnd, Transition};
 
-/// How patient the book is. All in milliseconds of CLOCK_BOOTTIME.
+/// How long the report of an attempt that is said to have ended is awaited, at least, in milliseconds: ten times what a
+/// worker lets pass between its repetitions.
+const REPORT_MIN_MS: u64 = 300_000;
+
+/// How long a cancel waits for the word that its attempt was assigned, in milliseconds; that word is on its way.
+const EARLY_CANCEL_MS: u64 = 600_000;
+
+/// How patient the book is. All in milliseconds, but for the last of CLOCK_BOOTTIME.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// Added to every lease before it is judged.
     pub lease_margin_ms: u64,
     /// How long a linked worker may take to accept an order before it is asked for it back.
     pub start_deadline_ms: u64,
+    /// How long from its assignment a worker may prepare an attempt that it accepted: slot, image and inputs included.
+    pub prepare_deadline_ms: u64,
     /// After how much silence an `eager` job runs again.
     pub suspect_after_ms: u64,
+    /// SIGTERM to SIGKILL when a job is cancelled, as the worker counts.
+    pub cancel_grace_ms: u32,
 }
 
 /// What to do next, in this order.
@@ -73,19 +84,73 @@ enum Phase {
     Ending,
 }
 
+/// What the worker has of an attempt, as far as it has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// Nothing.
+    No,
+    /// In its live set: accepted and not ended.
+    Live,
+    /// Its container is gone; its log and its report are on their way.
+    Ended,
+}
+
+/// Why an attempt is given up, in one word and in several.
+type Expiry = (LossReason, String);
+
 #[derive(Debug)]
 struct Followed {
     expected: Expected,
     phase: Phase,
-    /// In the worker's live set: accepted and not yet reported as ended.
-    live: bool,
+    held: Held,
     since_ms: u64,
+    /// The worker's last word of its end: its state in the first report of a link, or a piece of its log.
+    word_ms: u64,
     cancelled: bool,
     recall_sent: bool,
     /// The session its order goes out on: a state report of that session may have crossed it on the way.
     sent_on: Option<SessionId>,
-    /// The worker's life that was allowed to start this at-most-once attempt.
+    /// The worker's life that asked to start this at-most-once attempt; its start is being committed.
+    starting: Option<BootId>,
+    /// The worker's life that was allowed to start it.
     allowed: Option<BootId>,
+    /// Where it stood before [`Phase::Ending`].
+    before: (Phase, Held),
+    /// Whether its lease began anew when the database refused its end.
+    reprieved: bool,
+}
+
+impl Followed {
+    fn ending(&mut self) {
+        self.before = (self.phase, self.held);
+        (self.phase, self.held) = (Phase::Ending, Held::No);
+    }
+
+    /// Why it is to be given up, if it is. `renewed_ms` is its worker's last renewal.
+    fn expiry(&self, renewed_ms: Option<u64>, patience: &Patience, now_ms: u64) -> Option<Expiry> {
+        // A renewal counts for what the worker said it holds; the rest runs from its assignment.
+        let renewed_ms = renewed_ms.filter(|_| self.held != Held::No).unwrap_or(0);
+        let silent_ms = now_ms.saturating_sub(renewed_ms.max(self.since_ms));
+        let wordless_ms = now_ms.saturating_sub(self.word_ms.max(self.since_ms));
+        let preparing_ms = now_ms.saturating_sub(self.since_ms);
+        let lease_ms = self.expected.lease_ms;
+        let lease = |detail| Some((LossReason::LeaseExpired, detail));
+        if silent_ms > lease_ms + patience.lease_margin_ms {
+            lease(format!("no renewal for {} s", silent_ms / 1000))
+        } else if self.held == Held::Ended && wordless_ms > lease_ms.max(REPORT_MIN_MS) + patience.lease_margin_ms {
+            lease(format!("it ended, and no report of it could be kept for {} s", wordless_ms / 1000))
+        } else if self.expected.job.spec.eager && self.held != Held::No && silent_ms > patience.suspect_after_ms {
+            lease(format!("suspected after {} s, and the job is eager", silent_ms / 1000))
+        } else if self.phase == Phase::Accepted
+            && self.held == Held::Live
+            && preparing_ms > patience.prepare_deadline_ms
+        {
+            let detail = format!("its worker had it for {} s without starting it", preparing_ms / 1000);
+            Some((LossReason::StartDeadline, detail))
+        } else {
+            None
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -103,14 +168,15 @@ pub struct Book {
     patience: Patience,
     attempts: BTreeMap<AttemptId, Followed>,
     workers: HashMap<WorkerId, Worker>,
-    /// Cancels that overtook the word that their attempts were assigned; gone when that word comes.
-    early_cancels: HashSet<AttemptId>,
+    /// Cancels that overtook the word that their attempts were assigned, by when they came: gone when that word comes, or
+    /// when it is clear that the attempt had ended before.
+    early_cancels: HashMap<AttemptId, u64>,
 }
 
 impl Book {
     /// An empty book.
     pub fn new(patience: Patience) -> Self {
-        Self { patience, attempts: BTreeMap::new(), workers: HashMap::new(), early_cancels: HashSet::new() }
+        Self { patience, attempts: BTreeMap::new(), workers: HashMap::new(), early_cancels: HashMap::new() }
     }
 
     /// Follows these attempts from now on: no lease is judged before it has run its full length from here.
@@ -118,27 +184,39 @@ impl Book {
         for expected in attempts {
             let followed = Followed {
                 phase: Phase::Sent,
-                live: false,
+                held: Held::No,
                 since_ms: now_ms,
-                cancelled: self.early_cancels.remove(&expected.attempt),
+                word_ms: now_ms,
+                cancelled: self.early_cancels.remove(&expected.attempt).is_some(),
                 recall_sent: false,
                 sent_on: self.workers.get(&expected.worker).and_then(|entry| entry.session),
+                starting: None,
                 allowed: None,
+                before: (Phase::Sent, Held::No),
+                reprieved: false,
                 expected,
             };
             self.attempts.insert(followed.expected.attempt, followed);
         }
     }
 
-    /// After a restart: as [`expect`](Self::expect), for attempts whose phase is known from the store.
+    /// As [`expect`](Self::expect), for attempts known from the store that are not followed: all of them after a
+    /// restart, later what got lost.
     pub fn restore(&mut self, attempts: Vec<(Expected, Option<Timestamp>)>, now_ms: u64) {
         for (expected, started_at) in attempts {
-            let (id, cancelled) = (expected.attempt, expected.job.cancel_requested);
+            let (id, worker, cancelled) = (expected.attempt, expected.worker, expected.job.cancel_requested);
+            if self.attempts.contains_key(&id) {
+                continue;
+            }
             self.expect(vec![expected], now_ms);
             if let Some(followed) = self.attempts.get_mut(&id) {
                 // What is only assigned may have been sent and accepted: never taken for unsent without a report.
                 followed.phase = started_at.map_or(Phase::Sent, Phase::Started);
-                followed.cancelled = cancelled;
+                followed.cancelled |= cancelled;
+                followed.sent_on = None;
+                // A worker that is linked is to report its state: a renewal without this attempt does not match.
+                let is_judged = self.workers.get(&worker).is_some_and(|entry| entry.judged);
+                followed.held = if is_judged { Held::Live } else { Held::No };
             }
         }
     }
@@ -172,13 +250,14 @@ impl Book {
 
     /// The worker has it in its spool.
     pub fn accepted(&mut self, worker: WorkerId, attempt: AttemptId) -> Vec<Act> {
+        let grace_ms = self.patience.cancel_grace_ms;
         match self.own(worker, attempt) {
             Some(followed) if followed.phase != Phase::Ending => {
-                followed.live = true;
+                followed.held = Held::Live;
                 if followed.phase == Phase::Sent {
                     followed.phase = Phase::Accepted;
                 }
-                if followed.cancelled { vec![cancel(worker, attempt)] } else { Vec::new() }
+                if followed.cancelled { vec![cancel(worker, attempt, grace_ms)] } else { Vec::new() }
             }
             _ => vec![Act::Send(worker, ToWorker::Abandon { attempt })],
         }
@@ -187,14 +266,19 @@ impl Book {
     /// An at-most-once attempt asks whether it may start. It may once in one life of the worker: a later life cannot know
     /// whether the earlier one started it.
     pub fn may_start(&mut self, worker: WorkerId, attempt: AttemptId, now: Timestamp) -> Vec<Act> {
+        let grace_ms = self.patience.cancel_grace_ms;
         let boot = self.workers.get(&worker).and_then(|entry| entry.boot);
         match self.own(worker, attempt) {
-            Some(followed) if followed.cancelled => vec![cancel(worker, attempt)],
+            Some(followed) if followed.cancelled => vec![cancel(worker, attempt, grace_ms)],
             Some(followed) if matches!(followed.phase, Phase::Accepted | Phase::Sent) => {
                 followed.phase = Phase::Started(now);
-                followed.allowed = boot;
+                followed.starting = boot;
                 let transition = Transition::Start { attempt, worker, started_at: now };
                 vec![Act::Start { transition, allow: Some((attempt, worker)) }]
+            }
+            // The answer follows the commit.
+            Some(Followed { phase: Phase::Started(_), starting, .. }) if starting.is_some() && *starting == boot => {
+                Vec::new()
             }
             Some(Followed { phase: Phase::Started(_), allowed, .. }) if allowed.is_some() && *allowed == boot => {
                 vec![Act::Send(worker, ToWorker::StartCommitted { attempt })]
@@ -209,6 +293,27 @@ impl Book {
         }
     }
 
+    /// The start that an at-most-once attempt asked for is committed: whether the worker that asked may be told.
+    pub fn start_committed(&mut self, worker: WorkerId, attempt: AttemptId) -> bool {
+        let boot = self.workers.get(&worker).and_then(|entry| entry.boot);
+        let Some(followed) = self.own(worker, attempt) else { return false };
+        followed.allowed = followed.starting.take();
+        followed.allowed == boot && matches!(followed.phase, Phase::Started(_))
+    }
+
+    /// The store refuses the start that an at-most-once attempt asked for. Without a word of the core it never starts,
+    /// so it counts as given back.
+    pub fn start_refused(&mut self, worker: WorkerId, attempt: AttemptId) -> Vec<Act> {
+        let Some(followed) = self.own(worker, attempt) else { return Vec::new() };
+        if followed.starting.take().is_none() || !matches!(followed.phase, Phase::Started(_)) {
+            return Vec::new();
+        }
+        followed.phase = Phase::Accepted;
+        let mut acts = vec![Act::Send(worker, ToWorker::Abandon { attempt })];
+        acts.extend(self.given_back(worker, attempt));
+        acts
+    }
+
     /// Its container runs.
     pub fn started(&mut self, worker: WorkerId, attempt: AttemptId, at: Timestamp) -> Vec<Act> {
         match self.own(worker, attempt) {
@@ -221,6 +326,11 @@ impl Book {
         }
     }
 
+    /// A piece of its log arrived: whether it is to be kept.
+    pub fn log_came(&mut self, worker: WorkerId, attempt: AttemptId, now_ms: u64) -> bool {
+        self.own(worker, attempt).map(|followed| followed.word_ms = now_ms).is_some()
+    }
+
     /// A final report arrived; its log and outputs are to be checked first.
     pub fn finished(&mut self, worker: WorkerId, mut report: Box<FinalReport>) -> Vec<Act> {
         match self.own(worker, report.attempt) {
@@ -231,8 +341,8 @@ impl Book {
                 {
                     report.started_at_us = u64::try_from(at.timestamp_micros()).ok();
                 }
-                followed.live = false;
-                followed.phase = Phase::Ending;
+                followed.held = Held::Ended;
+                followed.ending();
                 vec![Act::Verify(worker, report)]
             }
             // It is being committed: the acknowledgement follows.
@@ -252,9 +362,11 @@ impl Book {
         let Some(followed) = self.own(worker, report.attempt) else {
             return vec![Act::Supersede(worker, Box::new(report))];
         };
-        let outcome = match problem {
-            None => report.outcome,
-            Some(detail) => Outcome::Lost { reason: LossReason::Transfer, detail },
+        let problem = problem.or_else(|| misnamed(&followed.expected, &report));
+        // Nothing is handed out of a report that does not hold.
+        let (outcome, outputs) = match problem {
+            None => (report.outcome, report.outputs),
+            Some(detail) => (Outcome::Lost { reason: LossReason::Transfer, detail }, Vec::new()),
         };
         let stamp =
             |us: Option<u64>| us.and_then(|us| chrono::DateTime::from_timestamp_micros(i64::try_from(us).ok()?));
@@ -277,7 +389,8 @@ impl Book {
             may_have_run,
             log_bytes: report.log_bytes,
             log_cut_bytes: report.log_cut_bytes,
-            outputs: report.outputs,
+            outputs,
+            usage: Some(report.usage),
         };
         vec![Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: true }]
     }
@@ -286,8 +399,7 @@ impl Book {
     pub fn given_back(&mut self, worker: WorkerId, attempt: AttemptId) -> Vec<Act> {
         match self.own(worker, attempt) {
             Some(followed) if matches!(followed.phase, Phase::Sent | Phase::Accepted) => {
-                followed.phase = Phase::Ending;
-                followed.live = false;
+                followed.ending();
                 vec![Act::Recall(Box::new(followed.expected.clone()))]
             }
             _ => Vec::new(),
@@ -307,10 +419,14 @@ impl Book {
     ) -> Vec<Act> {
         let mut acts = Vec::new();
         let reported: HashMap<_, _> = held.iter().map(|held| (held.attempt, held.phase)).collect();
+        let is_first = self.workers.get(&worker).is_some_and(|entry| !entry.judged);
         let followed: Vec<_> = self.followed_on(worker);
         for attempt in followed {
             match reported.get(&attempt) {
-                Some(phase) => acts.extend(self.still_held(worker, attempt, *phase)),
+                Some(phase) => {
+                    acts.extend(self.still_held(worker, attempt, *phase));
+                    self.note_end(attempt, *phase, is_first, now_ms);
+                }
                 None => acts.extend(self.not_held(worker, session, attempt, now)),
             }
         }
@@ -337,11 +453,11 @@ impl Book {
     }
 
     fn still_held(&mut self, worker: WorkerId, attempt: AttemptId, phase: HeldPhase) -> Vec<Act> {
+        let grace_ms = self.patience.cancel_grace_ms;
         let Some(followed) = self.own(worker, attempt) else { return Vec::new() };
         if followed.phase == Phase::Ending {
             return Vec::new();
         }
-        followed.live = phase != HeldPhase::Ended;
         let mut acts = Vec::new();
         if let HeldPhase::Running { started_at_us } = phase
             && !matches!(followed.phase, Phase::Started(_))
@@ -353,10 +469,23 @@ impl Book {
         } else if followed.phase == Phase::Sent {
             followed.phase = Phase::Accepted;
         }
-        if followed.cancelled && followed.live {
-            acts.push(cancel(worker, attempt));
+        if followed.cancelled && phase != HeldPhase::Ended {
+            acts.push(cancel(worker, attempt, grace_ms));
         }
         acts
+    }
+
+    /// Whether a reported attempt has ended. The first report that says so, and the first of each link, begin the wait
+    /// for the final report anew; others would let a worker that cannot read its own log be waited for without end.
+    fn note_end(&mut self, attempt: AttemptId, phase: HeldPhase, is_first: bool, now_ms: u64) {
+        let Some(followed) = self.attempts.get_mut(&attempt).filter(|followed| followed.phase != Phase::Ending) else {
+            return;
+        };
+        let held = if phase == HeldPhase::Ended { Held::Ended } else { Held::Live };
+        if is_first || followed.held != held {
+            followed.word_ms = now_ms;
+        }
+        followed.held = held;
     }
 
     /// The worker's own word that it does not have it. What was never accepted never began; what was accepted is gone
@@ -379,8 +508,8 @@ impl Book {
     fn lose(&mut self, attempt: AttemptId, reason: LossReason, detail: String, now: Timestamp) -> Option<Act> {
         let followed = self.attempts.get_mut(&attempt)?;
         let started_at = if let Phase::Started(at) = followed.phase { Some(at) } else { None };
-        followed.phase = Phase::Ending;
-        followed.live = false;
+        followed.ending();
+        followed.reprieved = false;
         let expected = followed.expected.clone();
         // A committed order may have reached the worker, and the worker may have started it; only the start of an
         // at-most-once attempt is known to wait for its own commit.
@@ -398,13 +527,15 @@ impl Book {
             log_bytes: 0,
             log_cut_bytes: 0,
             outputs: Vec::new(),
+            usage: None,
         };
         Some(Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: false })
     }
 
-    /// Renews the leases of everything in the worker's live set, if that is what the worker says it holds.
+    /// Renews the leases of all that the worker holds, if its live set is what the worker says it is. What has ended is
+    /// not in that set, but its worker is there and will report.
     pub fn renew(&mut self, worker: WorkerId, session: SessionId, live: LiveSet, now_ms: u64) -> bool {
-        let own = self.attempts.values().filter(|f| f.live && f.expected.worker == worker);
+        let own = self.attempts.values().filter(|f| f.held == Held::Live && f.expected.worker == worker);
         let ours = live_hash(own.map(|followed| &followed.expected.attempt));
         let Some(entry) = self.workers.get_mut(&worker) else { return false };
         let matched = entry.session == Some(session) && entry.judged && ours == live;
@@ -415,14 +546,15 @@ impl Book {
     }
 
     /// The cancel of these attempts is committed.
-    pub fn cancel(&mut self, attempts: &[(AttemptId, WorkerId)]) -> Vec<Act> {
+    pub fn cancel(&mut self, attempts: &[(AttemptId, WorkerId)], now_ms: u64) -> Vec<Act> {
+        let grace_ms = self.patience.cancel_grace_ms;
         let mut acts = Vec::new();
         for &(attempt, worker) in attempts {
             if let Some(followed) = self.own(worker, attempt) {
                 followed.cancelled = true;
-                acts.push(cancel(worker, attempt));
+                acts.push(cancel(worker, attempt, grace_ms));
             } else {
-                self.early_cancels.insert(attempt);
+                self.early_cancels.insert(attempt, now_ms);
             }
         }
         acts
@@ -451,16 +583,13 @@ impl Book {
     pub fn sweep(&mut self, now_ms: u64, now: Timestamp) -> Vec<Act> {
         let mut acts = Vec::new();
         let mut expired = Vec::new();
+        self.early_cancels.retain(|_, came_ms| now_ms.saturating_sub(*came_ms) <= EARLY_CANCEL_MS);
         for followed in self.attempts.values_mut().filter(|followed| followed.phase != Phase::Ending) {
-            let Expected { attempt, worker, lease_ms, ref job, .. } = followed.expected;
+            let Expected { attempt, worker, .. } = followed.expected;
             let entry = self.workers.get(&worker);
-            // A renewal counts for what the worker said it holds; the rest runs from its assignment.
-            let renewed_ms = entry.filter(|_| followed.live).map_or(0, |entry| entry.renewed_ms);
-            let silent_ms = now_ms.saturating_sub(renewed_ms.max(followed.since_ms));
-            if silent_ms > lease_ms + self.patience.lease_margin_ms {
-                expired.push((attempt, format!("no renewal for {} s", silent_ms / 1000)));
-            } else if job.spec.eager && followed.live && silent_ms > self.patience.suspect_after_ms {
-                expired.push((attempt, format!("suspected after {} s, and the job is eager", silent_ms / 1000)));
+            if let Some((reason, detail)) = followed.expiry(entry.map(|entry| entry.renewed_ms), &self.patience, now_ms)
+            {
+                expired.push((attempt, reason, detail));
             } else if followed.phase == Phase::Sent
                 && !followed.recall_sent
                 && entry.is_some_and(|entry| entry.judged)
@@ -470,8 +599,8 @@ impl Book {
                 acts.push(Act::Send(worker, ToWorker::Recall { attempts: vec![attempt] }));
             }
         }
-        for (attempt, detail) in expired {
-            acts.extend(self.lose(attempt, LossReason::LeaseExpired, detail, now));
+        for (attempt, reason, detail) in expired {
+            acts.extend(self.lose(attempt, reason, detail, now));
         }
         acts
     }
@@ -481,14 +610,37 @@ impl Book {
         self.attempts.remove(&attempt);
     }
 
+    /// The database refuses its end or recall: it is followed as before. A lease begins anew, so that its worker can
+    /// repeat its report, but reports that are refused again do not prolong that.
+    pub fn refused(&mut self, attempt: AttemptId, now_ms: u64) {
+        if let Some(followed) = self.attempts.get_mut(&attempt) {
+            (followed.phase, followed.held) = followed.before;
+            followed.recall_sent = false;
+            if !std::mem::replace(&mut followed.reprieved, true) {
+                followed.since_ms = now_ms;
+            }
+        }
+    }
+
     /// The worker an attempt is followed on.
     pub fn worker_of(&self, attempt: AttemptId) -> Option<WorkerId> {
         self.attempts.get(&attempt).map(|followed| followed.expected.worker)
     }
 }
 
-fn cancel(worker: WorkerId, attempt: AttemptId) -> Act {
-    Act::Send(worker, ToWorker::Cancel { attempt, grace_ms: crate::harvester::CANCEL_GRACE_MS })
+/// What is wrong with the paths of a report's outputs: they are those of the job, or none when it did not succeed.
+fn misnamed(expected: &Expected, report: &FinalReport) -> Option<String> {
+    let wanted: BTreeSet<_> = expected.job.spec.outputs.iter().map(|output| output.path.as_str()).collect();
+    let named: BTreeSet<_> = report.outputs.iter().map(|output| output.path.as_str()).collect();
+    if named.len() != report.outputs.len() || !named.is_subset(&wanted) {
+        return Some("it reports outputs that the job does not have".to_owned());
+    }
+    let missing = wanted.difference(&named).next().filter(|_| report.outcome == Outcome::Succeeded);
+    missing.map(|path| format!("its output {path} is missing from the report"))
+}
+
+fn cancel(worker: WorkerId, attempt: AttemptId, grace_ms: u32) -> Act {
+    Act::Send(worker, ToWorker::Cancel { attempt, grace_ms })
 }
 
 /// `ms` milliseconds as a time difference.

@@ -4,14 +4,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use sha2::{Digest as _, Sha256};
-use swarm_protocol::link::{FinalReport, ToWorker};
+use swarm_protocol::link::{FinalReport, OutputReport, ToWorker};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::blobs::{BlobError, BlobStore, LogKey};
 use crate::messages::LinkTx;
+use crate::store::Store;
+use crate::supervise::Gauge;
 
 /// How many pieces may wait for the disk.
 const QUEUE: usize = 1024;
@@ -37,30 +40,53 @@ pub enum LogWork {
         worker: WorkerId,
         /// The report.
         report: Box<FinalReport>,
-        /// The report again, and what is missing.
-        reply: oneshot::Sender<(WorkerId, FinalReport, Option<String>)>,
+        /// The report again, and what was found.
+        reply: oneshot::Sender<(WorkerId, FinalReport, Checked)>,
     },
+    /// The attempt is followed no more.
+    Forget(AttemptId),
 }
 
-/// Starts the thread. It ends when every sender is gone and the queue is empty.
+/// What came of checking a report.
+#[derive(Debug)]
+pub enum Checked {
+    /// Log and outputs are all there.
+    Whole,
+    /// The report does not hold, and never will.
+    Wrong(String),
+    /// Of its log only so many bytes are stored: its worker has the rest.
+    Short(u64),
+    /// Disk or database cannot be read now.
+    Unread(String),
+}
+
+/// Starts the thread. It ends when every sender is gone and the queue is empty; until then it holds the logs it writes,
+/// so nothing else can append to them.
 ///
 /// # Errors
 /// When the operating system gives no thread.
-pub fn start(blobs: Arc<dyn BlobStore>, log_bytes_max: u64) -> std::io::Result<mpsc::Sender<LogWork>> {
+pub fn start(
+    blobs: Arc<dyn BlobStore>,
+    store: Arc<dyn Store>,
+    log_bytes_max: u64,
+    gauge: Gauge,
+) -> std::io::Result<(mpsc::Sender<LogWork>, JoinHandle<()>)> {
     let (sender, mut inbox) = mpsc::channel(QUEUE);
-    std::thread::Builder::new().name("log-writer".into()).spawn(move || {
-        let mut writer = Writer { blobs, log_bytes_max, hashes: HashMap::new() };
+    let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
+        let mut writer = Writer { blobs, store, log_bytes_max, gauge, hashes: HashMap::new() };
         while let Some(work) = inbox.blocking_recv() {
             writer.handle(work);
         }
     })?;
-    Ok(sender)
+    Ok((sender, thread))
 }
 
 struct Writer {
     blobs: Arc<dyn BlobStore>,
+    store: Arc<dyn Store>,
     log_bytes_max: u64,
-    /// Running hash and length of the logs being written.
+    gauge: Gauge,
+    /// Running hash and length of the logs of attempts that are followed.
     hashes: HashMap<AttemptId, (Sha256, u64)>,
 }
 
@@ -73,16 +99,18 @@ impl Writer {
                 Err(BlobError::Gap { have, .. }) => {
                     drop(link.try_send(ToWorker::LogStored { attempt, offset: have }));
                 }
+                // Not acknowledged: its worker sends it again, at the latest when its report is found to be ahead of it.
                 Err(error) => {
-                    tracing::warn!(%attempt, "a piece of log was not stored: {:#}", anyhow::Error::new(error));
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::warn!(%attempt, "a piece of log was not stored: {error}");
+                    self.gauge.error(&format_args!("log of attempt {attempt} was not stored: {error}"));
                 }
             },
             LogWork::Verify { worker, report, reply } => {
-                let problem =
-                    self.verify(&report).unwrap_or_else(|error| Some(format!("{:#}", anyhow::Error::new(error))));
-                self.hashes.remove(&report.attempt);
-                drop(reply.send((worker, *report, problem)));
+                let checked = self.check(&report);
+                drop(reply.send((worker, *report, checked)));
             }
+            LogWork::Forget(attempt) => drop(self.hashes.remove(&attempt)),
         }
     }
 
@@ -120,21 +148,93 @@ impl Writer {
         Ok(self.hashes.get_mut(&attempt).expect("just inserted"))
     }
 
-    /// What is wrong with the report, if anything.
-    fn verify(&mut self, report: &FinalReport) -> Result<Option<String>, BlobError> {
+    fn check(&mut self, report: &FinalReport) -> Checked {
+        let checked = self.check_log(report).unwrap_or_else(unreadable);
+        if !matches!(checked, Checked::Whole) || report.outputs.is_empty() {
+            return checked;
+        }
+        // A digest is not a right: a worker that merely knows one could hand out what it was never given.
+        let sent = match self.store.sent_outputs(report.attempt) {
+            Ok(sent) => sent,
+            Err(error) => return Checked::Unread(text(error)),
+        };
+        let is_sent = |output: &OutputReport| sent.contains(&(output.digest, output.size_bytes));
+        if let Some(unsent) = report.outputs.iter().find(|output| !is_sent(output)) {
+            return Checked::Wrong(format!("its output {} was not sent by this attempt", unsent.path));
+        }
+        self.check_outputs(report).unwrap_or_else(unreadable)
+    }
+
+    fn check_log(&mut self, report: &FinalReport) -> Result<Checked, BlobError> {
         let (hash, len) = self.hash_of(report.attempt)?;
-        if *len != report.log_bytes {
-            return Ok(Some(format!("{len} of {} bytes of its log arrived", report.log_bytes)));
-        }
-        if Digest(hash.clone().finalize().into()) != report.log_digest {
-            return Ok(Some("its log does not have the digest it reported".to_owned()));
-        }
+        let (hash, len) = (hash.clone(), *len);
+        Ok(if len < report.log_bytes.min(self.log_bytes_max) {
+            Checked::Short(len)
+        } else if len != report.log_bytes {
+            Checked::Wrong(format!("{len} of {} bytes of its log arrived", report.log_bytes))
+        } else if Digest(hash.finalize().into()) != report.log_digest {
+            Checked::Wrong("its log does not have the digest it reported".to_owned())
+        } else {
+            Checked::Whole
+        })
+    }
+
+    fn check_outputs(&self, report: &FinalReport) -> Result<Checked, BlobError> {
         for output in &report.outputs {
-            match self.blobs.size(&output.digest)? {
-                Some(size) if size == output.size_bytes => {}
-                _ => return Ok(Some(format!("output {} is not stored as reported", output.path))),
+            if self.blobs.size(&output.digest)? != Some(output.size_bytes) {
+                return Ok(Checked::Wrong(format!("its output {} is not stored as reported", output.path)));
             }
         }
-        Ok(None)
+        Ok(Checked::Whole)
+    }
+}
+
+/// What is damaged stays so; what the system refuses now it may give later.
+fn unreadable(error: BlobError) -> Checked {
+    if matches!(error, BlobError::Io { .. }) { Checked::Unread(text(error)) } else { Checked::Wrong(text(error)) }
+}
+
+fn text(error: impl Into<anyhow::Error>) -> String {
+    format!("{:#}", error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::{JobId, Outcome};
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::blobs::{DiskBlobs, MasterKey};
+    use crate::testing::{Memory, report};
+
+    #[test]
+    fn what_is_kept_of_a_log_in_memory_goes_with_its_attempt_however_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = Arc::new(MasterKey::from_bytes(Zeroizing::new([1; 32])));
+        let blobs = Arc::new(DiskBlobs::open(dir.path(), key).unwrap());
+        let mut writer = Writer {
+            blobs,
+            store: Arc::new(Memory::default()),
+            log_bytes_max: 100,
+            gauge: Gauge::without_inbox("harvester"),
+            hashes: HashMap::new(),
+        };
+        let (link, mut stored) = mpsc::channel(8);
+        let id = |job| AttemptId { job: JobId(job), task: 0, attempt: 1 };
+        for job in 1..=3 {
+            let (attempt, bytes) = (id(job), b"abc".to_vec());
+            writer.handle(LogWork::Append { attempt, offset: 0, bytes, link: link.clone() });
+            assert_eq!(stored.try_recv(), Ok(ToWorker::LogStored { attempt, offset: 3 }));
+        }
+        let reported =
+            FinalReport { log_bytes: 3, log_digest: Digest::of(b"abc"), ..report(id(1), Outcome::Succeeded) };
+        for _ in 0..2 {
+            let (reply, mut answer) = oneshot::channel();
+            writer.handle(LogWork::Verify { worker: WorkerId(1), report: Box::new(reported.clone()), reply });
+            assert!(matches!(answer.try_recv().unwrap().2, Checked::Whole));
+        }
+        writer.handle(LogWork::Forget(id(1)));
+        writer.handle(LogWork::Forget(id(2)));
+        assert_eq!(writer.hashes.keys().collect::<Vec<_>>(), [&id(3)]);
     }
 }

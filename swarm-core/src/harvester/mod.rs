@@ -2,10 +2,11 @@
 //! writes the one final record, and decides on retry.
 //!
 //! It owns the [`book`] of live attempts. It is woken by link frames, heartbeats and a sweep a second, and promises:
-//! an attempt ends by its own worker's report, by that worker's word that it is gone, by the end of its lease, or by an
-//! admin's word, and by nothing else; a report is acknowledged only after its commit.
+//! an attempt ends by its own worker's report, by that worker's word that it is gone, by the end of its lease or of
+//! the time to start, or by an admin's word, and by nothing else; a report is acknowledged only after its commit.
 
 pub mod book;
+mod late;
 pub mod logs;
 pub mod retry;
 #[cfg(test)]
@@ -24,15 +25,15 @@ use tokio_util::sync::CancellationToken;
 use crate::blobs::BlobStore;
 use crate::clock::Clock;
 use crate::dispatcher::Sessions;
-use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, Runnable, Shape};
+use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, Runnable};
 use crate::messages::{SchedulerMsg, Stopping};
+use crate::recover::work_of;
 use crate::store::{Applied, AttemptEnd, Next, Refusal, Store, Transition, Work};
 use crate::supervise::Gauge;
 use book::{Act, Book, Patience};
-use logs::LogWork;
+use late::{Late, LateReport};
+use logs::{Checked, LogWork};
 
-/// SIGTERM to SIGKILL when a job is cancelled, in milliseconds; as docker's default.
-pub const CANCEL_GRACE_MS: u32 = 10_000;
 /// Pause between sweeps.
 const SWEEP: Duration = Duration::from_secs(1);
 /// A sweep this late says that the core itself was away.
@@ -43,7 +44,7 @@ const STALLED_MS: u64 = 3_000;
 pub struct Deps {
     /// Where transitions go.
     pub ledger: LedgerHandle,
-    /// To tell a doubled report from a late one.
+    /// To tell a doubled report from a late one, and what an attempt has sent.
     pub store: Arc<dyn Store>,
     /// Where logs and outputs are.
     pub blobs: Arc<dyn BlobStore>,
@@ -67,8 +68,14 @@ pub struct Deps {
 enum Back {
     /// The attempt is followed no more.
     Settled(AttemptId),
+    /// The end of the attempt cannot be checked or stored; it is followed on.
+    Refused(AttemptId, String),
+    /// The start that an at-most-once attempt asked for is committed, or refused.
+    Start { attempt: AttemptId, worker: WorkerId, committed: bool },
     /// Log and outputs were checked.
-    Verified(WorkerId, Box<FinalReport>, Option<String>),
+    Checked(WorkerId, Box<FinalReport>, Checked),
+    /// A late report of this worker is settled.
+    Late(WorkerId),
     /// Nothing to do.
     Nothing,
 }
@@ -76,7 +83,7 @@ enum Back {
 /// Runs until `stop`; `restored` are the attempts that were live when the core started, with their starts.
 ///
 /// # Errors
-/// When the thread for logs cannot be started.
+/// When the thread for logs cannot be started, or ended.
 pub async fn run(
     mut inbox: mpsc::Receiver<HarvesterMsg>,
     deps: Deps,
@@ -84,20 +91,43 @@ pub async fn run(
     gauge: Gauge,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let logs = logs::start(Arc::clone(&deps.blobs), deps.log_bytes_max)?;
-    let mut harvester =
-        Harvester { book: Book::new(deps.patience), links: HashMap::new(), logs, tasks: JoinSet::new(), deps, gauge };
+    let (logs, writer) =
+        logs::start(Arc::clone(&deps.blobs), Arc::clone(&deps.store), deps.log_bytes_max, gauge.clone())?;
+    let mut harvester = Harvester {
+        book: Book::new(deps.patience),
+        late: Late::default(),
+        links: HashMap::new(),
+        logs,
+        tasks: JoinSet::new(),
+        deps,
+        gauge,
+    };
     harvester.book.restore(restored, harvester.deps.clock.boot_ms());
+    let ended = serve(&mut inbox, &mut harvester, &stop).await;
+    // What is being committed is let finish: the ledger drains its queue before it ends.
+    while harvester.tasks.join_next().await.is_some() {}
+    drop(harvester);
+    // A core that starts anew in this process must find no log held by the one before it.
+    let joined = tokio::task::spawn_blocking(move || writer.join()).await?;
+    ended.and(joined.map_err(|_| anyhow::anyhow!("the thread for logs panicked")))
+}
+
+async fn serve(
+    inbox: &mut mpsc::Receiver<HarvesterMsg>,
+    harvester: &mut Harvester,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut swept_ms = harvester.deps.clock.boot_ms();
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return Ok(()),
             message = inbox.recv() => match message {
                 Some(message) => harvester.handle(message).await,
-                None => break,
+                None => return Ok(()),
             },
+            () = harvester.logs.closed() => anyhow::bail!("the thread for logs ended"),
             Some(back) = harvester.tasks.join_next() => harvester.come_back(back?).await,
             _ = sweep.tick() => {
                 let now_ms = harvester.deps.clock.boot_ms();
@@ -111,16 +141,14 @@ pub async fn run(
             }
         }
     }
-    // What is being committed is let finish: the ledger drains its queue before it ends.
-    while harvester.tasks.join_next().await.is_some() {}
-    Ok(())
 }
 
 struct Harvester {
     book: Book,
+    late: Late,
     links: HashMap<WorkerId, (SessionId, LinkTx)>,
     logs: mpsc::Sender<LogWork>,
-    /// One for each commit or check under way: bounded by the number of live attempts.
+    /// One for each commit or check under way: bounded by the number of live attempts and of workers.
     tasks: JoinSet<Back>,
     deps: Deps,
     gauge: Gauge,
@@ -162,7 +190,16 @@ impl Harvester {
                 let _ = reply.send(self.book.renew(worker, session, live, now_ms));
                 Vec::new()
             }
-            HarvesterMsg::Cancel(attempts) => self.book.cancel(&attempts),
+            HarvesterMsg::Cancel(attempts) => self.book.cancel(&attempts, now_ms),
+            HarvesterMsg::Unfollowed { mut attempts, reply } => {
+                attempts.retain(|attempt| self.book.worker_of(*attempt).is_none());
+                let _ = reply.send(attempts);
+                Vec::new()
+            }
+            HarvesterMsg::Follow(attempts) => {
+                self.book.restore(attempts, now_ms);
+                Vec::new()
+            }
             HarvesterMsg::DeclareLost { worker, reply } => {
                 let acts = self.book.declare_lost(worker, now);
                 let _ = reply.send(acts.len() as u64);
@@ -182,7 +219,7 @@ impl Harvester {
                 self.book.started(worker, attempt, at.unwrap_or(now))
             }
             ToCore::Log { attempt, offset, bytes } => {
-                if self.book.worker_of(attempt) == Some(worker)
+                if self.book.log_came(worker, attempt, now_ms)
                     && let Some((_, link)) = self.links.get(&worker)
                 {
                     let work = LogWork::Append { attempt, offset, bytes, link: link.clone() };
@@ -195,8 +232,14 @@ impl Harvester {
                 attempts.into_iter().flat_map(|attempt| self.book.given_back(worker, attempt)).collect()
             }
             ToCore::Declined { attempt, reason } => {
-                tracing::debug!(%worker, %attempt, reason = swarm_protocol::text::sanitise(&reason, false), "declined");
-                self.book.given_back(worker, attempt)
+                let acts = self.book.given_back(worker, attempt);
+                if !acts.is_empty() {
+                    let reason = swarm_protocol::text::sanitise(&reason, false);
+                    tracing::warn!(%worker, %attempt, reason, "the worker refuses an order");
+                    // A full inbox costs another order that is refused.
+                    let _ = self.deps.dispatcher.try_send(DispatcherMsg::Declined(worker));
+                }
+                acts
             }
             ToCore::Renew { seq, live } => {
                 let matched = self.book.renew(worker, session, live, now_ms);
@@ -211,12 +254,51 @@ impl Harvester {
     async fn come_back(&mut self, back: Back) {
         match back {
             Back::Nothing => {}
-            Back::Settled(attempt) => self.book.settled(attempt),
-            Back::Verified(worker, report, problem) => {
-                let acts = self.book.verified(worker, *report, problem, self.deps.clock.now());
+            Back::Late(worker) => {
+                if let Some(next) = self.late.settled(worker) {
+                    self.settle_late(worker, next);
+                }
+            }
+            Back::Settled(attempt) => {
+                self.book.settled(attempt);
+                drop(self.logs.send(LogWork::Forget(attempt)).await);
+            }
+            Back::Refused(attempt, reason) => {
+                self.gauge.error(&format_args!("the end of attempt {attempt} cannot be stored: {reason}"));
+                self.book.refused(attempt, self.deps.clock.boot_ms());
+            }
+            Back::Start { attempt, worker, committed: true } => {
+                if self.book.start_committed(worker, attempt) {
+                    self.allow(attempt, worker);
+                }
+            }
+            Back::Start { attempt, worker, committed: false } => {
+                let acts = self.book.start_refused(worker, attempt);
                 self.carry_out(acts).await;
             }
+            Back::Checked(worker, report, found) => self.checked(worker, *report, found).await,
         }
+    }
+
+    /// A report whose log or outputs cannot be found now is followed on: its worker repeats both.
+    async fn checked(&mut self, worker: WorkerId, report: FinalReport, found: Checked) {
+        let (attempt, now_ms) = (report.attempt, self.deps.clock.boot_ms());
+        let problem = match found {
+            Checked::Whole => None,
+            Checked::Wrong(problem) => Some(problem),
+            Checked::Short(have) => {
+                tracing::info!(%attempt, have, of = report.log_bytes, "a report came ahead of its log");
+                self.send(worker, ToWorker::LogStored { attempt, offset: have });
+                return self.book.refused(attempt, now_ms);
+            }
+            Checked::Unread(error) => {
+                tracing::warn!(%attempt, "a report cannot be checked now: {error}");
+                self.gauge.error(&format_args!("the report of attempt {attempt} cannot be checked: {error}"));
+                return self.book.refused(attempt, now_ms);
+            }
+        };
+        let acts = self.book.verified(worker, report, problem, self.deps.clock.now());
+        self.carry_out(acts).await;
     }
 
     async fn carry_out(&mut self, acts: Vec<Act>) {
@@ -225,8 +307,7 @@ impl Harvester {
             match act {
                 Act::Send(worker, frame) => self.send(worker, frame),
                 Act::Start { transition, allow } => {
-                    let link = allow.and_then(|(attempt, worker)| Some((attempt, self.links.get(&worker)?.1.clone())));
-                    self.tasks.spawn(commit_start(deps, transition, link));
+                    self.tasks.spawn(commit_start(deps, transition, allow));
                 }
                 Act::Recall(expected) => drop(self.tasks.spawn(commit_recall(deps, *expected))),
                 Act::End { expected, end, acknowledge } => {
@@ -237,14 +318,16 @@ impl Harvester {
                     let (reply, answer) = oneshot::channel();
                     drop(self.logs.send(LogWork::Verify { worker, report, reply }).await);
                     self.tasks.spawn(async move {
-                        answer.await.map_or(Back::Nothing, |(worker, report, problem)| {
-                            Back::Verified(worker, Box::new(report), problem)
+                        let checked = answer.await;
+                        checked.map_or(Back::Nothing, |(worker, report, found)| {
+                            Back::Checked(worker, Box::new(report), found)
                         })
                     });
                 }
                 Act::Supersede(worker, report) => {
-                    let link = self.links.get(&worker).map(|(_, link)| link.clone());
-                    self.tasks.spawn(commit_superseded(deps, worker, *report, link));
+                    if let Some(first) = self.late.add(worker, *report) {
+                        self.settle_late(worker, first);
+                    }
                 }
                 Act::Ready { worker, session, held } => {
                     self.tasks.spawn(async move {
@@ -253,6 +336,22 @@ impl Harvester {
                     });
                 }
             }
+        }
+    }
+
+    fn settle_late(&mut self, worker: WorkerId, late: LateReport) {
+        let link = self.links.get(&worker).map(|(_, link)| link.clone());
+        self.tasks.spawn(commit_superseded(self.deps.clone(), worker, late, link));
+    }
+
+    /// Tells a worker that its start is committed; it asks again only on another link, so a full queue is waited for.
+    fn allow(&mut self, attempt: AttemptId, worker: WorkerId) {
+        if let Some((_, link)) = self.links.get(&worker) {
+            let link = link.clone();
+            self.tasks.spawn(async move {
+                drop(link.send(ToWorker::StartCommitted { attempt }).await);
+                Back::Nothing
+            });
         }
     }
 
@@ -266,29 +365,34 @@ impl Harvester {
     }
 }
 
-async fn commit_start(deps: Deps, transition: Transition, allow: Option<(AttemptId, LinkTx)>) -> Back {
-    match deps.ledger.commit(transition).await {
-        Ok(Ok(_)) => {
-            if let Some((attempt, link)) = allow {
-                drop(link.send(ToWorker::StartCommitted { attempt }).await);
-            }
+async fn commit_start(deps: Deps, transition: Transition, allow: Option<(AttemptId, WorkerId)>) -> Back {
+    let committed = match deps.ledger.commit(transition).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(refusal)) => {
+            tracing::debug!("a start was refused: {refusal}");
+            false
         }
-        Ok(Err(refusal)) => tracing::debug!("a start was refused: {refusal}"),
-        Err(Stopping) => {}
-    }
-    Back::Nothing
+        Err(Stopping) => return Back::Nothing,
+    };
+    allow.map_or(Back::Nothing, |(attempt, worker)| Back::Start { attempt, worker, committed })
 }
 
 async fn commit_recall(deps: Deps, expected: Expected) -> Back {
-    let Expected { attempt, worker, .. } = expected;
-    match deps.ledger.commit(Transition::Recall { attempt, worker, at: deps.clock.now() }).await {
-        // Its job was cancelled meanwhile: the recall ended the task.
+    let (attempt, worker, at) = (expected.attempt, expected.worker, deps.clock.now());
+    match deps.ledger.commit(Transition::Recall { attempt, worker, at }).await {
+        // Its job was cancelled meanwhile, or there is no attempt number left: the recall ended the task.
         Ok(Ok(Applied::Ended { .. })) => {}
         Ok(Ok(_)) => {
-            if let Some(work) = next_attempt(&expected, deps.clock.now()) {
-                drop(deps.scheduler.send(SchedulerMsg::Enqueue(work)).await);
+            let pause = retry::after_recall(&expected);
+            match next_attempt(&expected) {
+                Some(work) if pause.is_zero() => drop(deps.scheduler.send(SchedulerMsg::Enqueue(work)).await),
+                Some(work) => {
+                    drop(deps.hibernator.send(HibernatorMsg::Hold { until: at + pause, work }).await);
+                }
+                None => {}
             }
         }
+        Ok(Err(Refusal::Broken(reason))) => return Back::Refused(attempt, reason),
         Ok(Err(refusal)) => tracing::debug!(%attempt, "a recall was refused: {refusal}"),
         Err(Stopping) => return Back::Nothing,
     }
@@ -302,14 +406,16 @@ async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, link: Optio
         Ok(Ok(Applied::Ended { job_ended })) => {
             tracing::info!(%attempt, %worker, outcome = outcome.kind().as_str(), job_ended, "attempt ended");
             if let Next::Retry { not_before } = next
-                && let Some(work) = next_attempt(&expected, not_before)
+                && let Some(work) = next_attempt(&expected)
             {
                 drop(deps.hibernator.send(HibernatorMsg::Hold { until: not_before, work }).await);
             }
         }
         Ok(Ok(_)) => {}
         Ok(Err(Refusal::Broken(reason))) => {
+            // Not acknowledged: its worker repeats the report.
             tracing::error!(%attempt, "the end of an attempt cannot be stored: {reason}");
+            return Back::Refused(attempt, reason);
         }
         Ok(Err(refusal)) => {
             tracing::info!(%attempt, "a report was overtaken: {refusal}");
@@ -330,8 +436,8 @@ async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, link: Optio
 }
 
 /// A report about an attempt that is not followed: a repetition of what is recorded, or too late.
-async fn commit_superseded(deps: Deps, worker: WorkerId, report: FinalReport, link: Option<LinkTx>) -> Back {
-    let (attempt, outcome) = (report.attempt, report.outcome);
+async fn commit_superseded(deps: Deps, worker: WorkerId, late: LateReport, link: Option<LinkTx>) -> Back {
+    let LateReport { attempt, outcome } = late;
     let store = Arc::clone(&deps.store);
     let known = tokio::task::spawn_blocking(move || store.attempt(attempt)).await;
     let repeated =
@@ -339,24 +445,19 @@ async fn commit_superseded(deps: Deps, worker: WorkerId, report: FinalReport, li
     if !repeated {
         let at = deps.clock.now();
         if deps.ledger.commit(Transition::Superseded { attempt, worker, outcome, at }).await.is_err() {
-            return Back::Nothing;
+            return Back::Late(worker);
         }
     }
     if let Some(link) = link {
-        drop(link.send(ToWorker::FinishStored { attempt }).await);
+        // A link whose queue is full is a worker that does not read; it repeats the report.
+        drop(link.try_send(ToWorker::FinishStored { attempt }));
     }
-    Back::Nothing
+    Back::Late(worker)
 }
 
-/// The task's next attempt as something to run.
-fn next_attempt(expected: &Expected, runnable_since: Timestamp) -> Option<Runnable> {
-    let AttemptId { job, task, attempt } = expected.attempt;
-    Some(Runnable {
-        job,
-        group: expected.job.group,
-        priority: expected.job.spec.priority,
-        runnable_since,
-        shape: Shape(expected.needs),
-        work: Work::Again(vec![(task, attempt.checked_add(1)?)]),
-    })
+/// The task's next attempt as something to run. It is as old as its job: what was lost does not queue up anew.
+fn next_attempt(expected: &Expected) -> Option<Runnable> {
+    let AttemptId { task, attempt, .. } = expected.attempt;
+    let work = Work::Again(vec![(task, attempt.checked_add(1)?)]);
+    Some(work_of(&expected.job, work))
 }

@@ -1,5 +1,6 @@
 //! Whether a task runs again, and when. Pure.
 
+use chrono::TimeDelta;
 use swarm_protocol::{Outcome, Timestamp};
 
 use super::book::delta_ms;
@@ -18,15 +19,25 @@ pub fn after(expected: &Expected, outcome: &Outcome, may_have_run: bool, now: Ti
     let (used, budget) = match outcome {
         Outcome::Succeeded | Outcome::Cancelled | Outcome::Refused { .. } => return Next::Final,
         Outcome::Lost { .. } => (expected.losses, spec.retries.lost),
-        Outcome::Failed { .. } | Outcome::OutOfMemory { .. } | Outcome::TimedOut | Outcome::OutputMissing { .. } => {
-            (expected.failures, spec.retries.failed)
-        }
+        Outcome::Failed { .. }
+        | Outcome::OutOfMemory { .. }
+        | Outcome::OutOfDisk { .. }
+        | Outcome::TimedOut
+        | Outcome::OutputMissing { .. } => (expected.failures, spec.retries.failed),
     };
     let ran = may_have_run || !outcome.is_lost();
     if used >= budget || (spec.at_most_once && ran) {
         return Next::Final;
     }
     Next::Retry { not_before: now + delta_ms(backoff_ms(used)) }
+}
+
+/// How long a task waits that its worker has just given back unstarted: not at all the first time, and longer each time
+/// after that, or workers that refuse everything would be offered it in a spin.
+pub fn after_recall(expected: &Expected) -> TimeDelta {
+    let earlier = expected.attempt.attempt.saturating_sub(1);
+    let recalls = earlier.saturating_sub(expected.losses).saturating_sub(expected.failures);
+    recalls.checked_sub(1).map_or(TimeDelta::zero(), |repeated| delta_ms(backoff_ms(repeated)))
 }
 
 fn backoff_ms(used: u16) -> u64 {
@@ -68,6 +79,17 @@ mod tests {
         let once = |e: &mut Expected| std::sync::Arc::make_mut(&mut e.job).spec.at_most_once = true;
         assert!(!decide(once, &lost(), true));
         assert!(decide(once, &lost(), false), "it provably never ran");
+    }
+
+    #[test]
+    fn only_what_was_given_back_before_waits_after_a_recall() {
+        let pause_ms = |attempt, losses| {
+            let given_back = Expected { losses, ..expected(1, attempt) };
+            after_recall(&given_back).num_milliseconds()
+        };
+        assert_eq!([1, 2, 3, 4].map(|attempt| pause_ms(attempt, 0)), [0, 1_000, 2_000, 4_000]);
+        assert_eq!(pause_ms(3, 2), 0, "the earlier attempts ran");
+        assert_eq!(pause_ms(u16::MAX, 0), 300_000);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use swarm_protocol::link::{FinalReport, HeldAttempt, HeldPhase, LiveSet, ToWorker, live_hash};
-use swarm_protocol::spec::JobSpec;
+use swarm_protocol::link::{FinalReport, HeldAttempt, HeldPhase, LiveSet, OutputReport, ToWorker, live_hash};
+use swarm_protocol::spec::{JobSpec, Output};
 use swarm_protocol::state::TaskCounts;
 use swarm_protocol::{
     AttemptId, BootId, Digest, GroupId, JobId, LossReason, Outcome, SessionId, Timestamp, UserId, WorkerId,
@@ -16,7 +16,13 @@ use crate::store::{AttemptEnd, JobRecord, Next};
 const WORKER: WorkerId = WorkerId(7);
 const SESSION: SessionId = SessionId(1);
 const LEASE_MS: u64 = 30_000;
-const PATIENCE: Patience = Patience { lease_margin_ms: 5_000, start_deadline_ms: 10_000, suspect_after_ms: 4_000 };
+const PATIENCE: Patience = Patience {
+    lease_margin_ms: 5_000,
+    start_deadline_ms: 10_000,
+    prepare_deadline_ms: 3_600_000,
+    suspect_after_ms: 4_000,
+    cancel_grace_ms: 3_000,
+};
 
 pub(super) fn expected(job: u64, attempt: u16) -> Expected {
     let spec = JobSpec::new("image");
@@ -74,17 +80,7 @@ fn ends(acts: &[Act]) -> Vec<&AttemptEnd> {
 }
 
 fn report(job: u64) -> Box<FinalReport> {
-    Box::new(FinalReport {
-        attempt: id(job),
-        outcome: Outcome::Succeeded,
-        started_at_us: Some(1),
-        finished_at_us: Some(2),
-        ran_ms: Some(1),
-        log_bytes: 0,
-        log_digest: Digest::of(b""),
-        log_cut_bytes: 0,
-        outputs: Vec::new(),
-    })
+    Box::new(crate::testing::report(id(job), Outcome::Succeeded))
 }
 
 #[test]
@@ -108,6 +104,44 @@ fn a_matching_renewal_prolongs_and_a_mismatch_does_not() {
     assert!(book.renew(WORKER, SESSION, live_hash([&id(1)]), 20_000));
     let acts = book.sweep(LEASE_MS + 5_001, now());
     assert_eq!(ends(&acts).iter().map(|end| end.attempt).collect::<Vec<_>>(), [id(2)], "never accepted, not renewed");
+}
+
+#[test]
+fn an_attempt_that_ended_is_awaited_while_its_worker_renews_and_its_log_comes() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    book.started(WORKER, id(1), now());
+    let ended = LEASE_MS * 80;
+    book.renew(WORKER, SESSION, live_hash([&id(1)]), ended);
+    assert!(!book.renew(WORKER, SESSION, LiveSet::default(), ended), "the report is spooled, and the core not told");
+    book.state_report(WORKER, SESSION, 2, &[held(1, HeldPhase::Ended)], ended, now());
+    assert!(ends(&book.sweep(ended + LEASE_MS, now())).is_empty(), "counted from the report, not from the assignment");
+    let mut at_ms = ended;
+    for _ in 0..40 {
+        at_ms += LEASE_MS;
+        assert!(book.renew(WORKER, SESSION, LiveSet::default(), at_ms));
+        assert!(book.log_came(WORKER, id(1), at_ms));
+        assert!(ends(&book.sweep(at_ms + LEASE_MS, now())).is_empty());
+    }
+    let acts = book.sweep(at_ms + LEASE_MS + 5_001, now());
+    assert_eq!(ends(&acts).len(), 1, "its worker is silent");
+}
+
+#[test]
+fn an_attempt_that_ended_is_not_awaited_for_ever_without_a_word_of_it() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    for at_ms in (0..=300_000).step_by(1_000) {
+        book.state_report(WORKER, SESSION, 2, &[held(1, HeldPhase::Ended)], at_ms, now());
+        assert!(ends(&book.sweep(at_ms, now())).is_empty());
+    }
+    book.link_up(WORKER, BootId::random(), SessionId(2), 300_000);
+    book.state_report(WORKER, SessionId(2), 1, &[held(1, HeldPhase::Ended)], 300_000, now());
+    for at_ms in (300_000..=605_000).step_by(1_000) {
+        book.state_report(WORKER, SessionId(2), 2, &[held(1, HeldPhase::Ended)], at_ms, now());
+        assert!(ends(&book.sweep(at_ms, now())).is_empty(), "a new link has the same time again");
+    }
+    assert_eq!(ends(&book.sweep(605_001, now())).len(), 1);
 }
 
 #[test]
@@ -189,11 +223,28 @@ fn an_at_most_once_start_is_allowed_in_one_life_of_the_worker_only() {
     book.expect(vec![once], 0);
     book.accepted(WORKER, id(1));
     assert!(matches!(book.may_start(WORKER, id(1), now())[..], [Act::Start { allow: Some(_), .. }]));
+    book.link_up(WORKER, boot, SESSION, 0);
+    assert!(book.may_start(WORKER, id(1), now()).is_empty(), "nothing is allowed before its commit");
+    assert!(book.start_committed(WORKER, id(1)));
     assert!(matches!(book.may_start(WORKER, id(1), now())[..], [Act::Send(_, ToWorker::StartCommitted { .. })]));
     book.link_up(WORKER, BootId::random(), SessionId(2), 0);
     let acts = book.may_start(WORKER, id(1), now());
     assert!(matches!(acts[0], Act::Send(_, ToWorker::Abandon { .. })), "{acts:?}");
     assert_eq!(ends(&acts)[0].next, Next::Final);
+}
+
+#[test]
+fn an_at_most_once_start_that_is_refused_is_not_allowed_but_taken_back() {
+    let mut book = Book::new(PATIENCE);
+    book.link_up(WORKER, BootId::random(), SESSION, 0);
+    let mut once = expected(1, 1);
+    Arc::make_mut(&mut once.job).spec.at_most_once = true;
+    book.expect(vec![once], 0);
+    book.accepted(WORKER, id(1));
+    book.may_start(WORKER, id(1), now());
+    let acts = book.start_refused(WORKER, id(1));
+    assert!(matches!(&acts[..], [Act::Send(_, ToWorker::Abandon { .. }), Act::Recall(_)]), "{acts:?}");
+    assert!(!book.start_committed(WORKER, id(1)));
 }
 
 #[test]
@@ -217,10 +268,10 @@ fn a_started_attempt_cannot_be_given_back() {
 fn a_cancel_is_repeated_when_the_worker_comes_back() {
     let mut book = book_with(&[1]);
     book.accepted(WORKER, id(1));
-    assert_eq!(book.cancel(&[(id(1), WORKER)]).len(), 1);
+    assert_eq!(book.cancel(&[(id(1), WORKER)], 0).len(), 1);
     book.link_up(WORKER, BootId::random(), SessionId(2), 1);
     let acts = book.state_report(WORKER, SessionId(2), 1, &[held(1, HeldPhase::Pending)], 1, now());
-    assert!(acts.iter().any(|act| matches!(act, Act::Send(_, ToWorker::Cancel { .. }))));
+    assert!(acts.iter().any(|act| matches!(act, Act::Send(_, ToWorker::Cancel { grace_ms: 3_000, .. }))));
 }
 
 #[test]
@@ -249,10 +300,57 @@ fn a_state_report_that_crossed_an_order_does_not_give_it_back() {
 #[test]
 fn a_cancel_that_overtakes_its_assignment_is_remembered() {
     let mut book = book_with(&[]);
-    assert!(book.cancel(&[(id(1), WORKER)]).is_empty());
-    book.expect(vec![expected(1, 1)], 0);
+    assert!(book.cancel(&[(id(1), WORKER), (id(2), WORKER)], 0).is_empty());
+    book.sweep(1_000, now());
+    book.expect(vec![expected(1, 1)], 1_000);
     let acts = book.accepted(WORKER, id(1));
-    assert!(matches!(&acts[..], [Act::Send(_, ToWorker::Cancel { .. })]), "{acts:?}");
+    assert!(matches!(&acts[..], [Act::Send(_, ToWorker::Cancel { grace_ms: 3_000, .. })]), "{acts:?}");
+    book.sweep(600_001, now());
+    book.expect(vec![expected(2, 1)], 600_001);
+    assert!(book.accepted(WORKER, id(2)).is_empty(), "not kept for ever");
+}
+
+#[test]
+fn an_accepted_attempt_that_never_starts_is_given_up() {
+    let mut book = book_with(&[1, 2, 3]);
+    for job in 1..=3 {
+        book.accepted(WORKER, id(job));
+    }
+    book.started(WORKER, id(2), now());
+    book.state_report(WORKER, SESSION, 2, &[1, 2, 3].map(|job| held(job, phase_of(job))), 3_600_000, now());
+    assert!(ends(&book.sweep(3_600_000, now())).is_empty());
+    let acts = book.sweep(3_600_001, now());
+    let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
+    assert_eq!(end.attempt, id(1), "the second runs, and the third has ended");
+    assert!(matches!(end.outcome, Outcome::Lost { reason: LossReason::StartDeadline, .. }) && end.may_have_run);
+}
+
+fn phase_of(job: u64) -> HeldPhase {
+    match job {
+        1 => HeldPhase::Pending,
+        2 => HeldPhase::Running { started_at_us: 5 },
+        _ => HeldPhase::Ended,
+    }
+}
+
+#[test]
+fn a_worker_declared_lost_loses_what_it_had_and_what_it_reported_counts() {
+    let mut book = book_with(&[1, 2, 3]);
+    let other = WorkerId(8);
+    book.expect(vec![Expected { worker: other, ..expected(4, 1) }], 0);
+    book.accepted(WORKER, id(1));
+    book.started(WORKER, id(1), now());
+    book.finished(WORKER, report(2));
+    let acts = book.declare_lost(WORKER, now());
+    let lost = ends(&acts);
+    assert_eq!(lost.iter().map(|end| end.attempt).collect::<Vec<_>>(), [id(1), id(3)]);
+    for end in lost {
+        let Outcome::Lost { reason: LossReason::DeclaredLost, detail } = &end.outcome else { panic!("{end:?}") };
+        assert!(detail.contains("may still run") && end.may_have_run && matches!(end.next, Next::Retry { .. }));
+    }
+    assert!(book.declare_lost(WORKER, now()).is_empty(), "once");
+    assert_eq!(ends(&book.verified(WORKER, *report(2), None, now()))[0].outcome, Outcome::Succeeded);
+    assert_eq!(book.declare_lost(other, now()).len(), 1);
 }
 
 #[test]
@@ -285,4 +383,89 @@ fn an_end_is_never_before_its_start() {
     let acts = book.verified(WORKER, *swapped, None, now());
     let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
     assert_eq!(Some(end.ended_at), end.started_at);
+}
+
+#[test]
+fn an_end_that_the_database_refuses_is_awaited_again_for_a_lease() {
+    let mut book = book_with(&[1]);
+    book.accepted(WORKER, id(1));
+    book.started(WORKER, id(1), now());
+    let later = LEASE_MS * 9;
+    assert!(book.renew(WORKER, SESSION, live_hash([&id(1)]), later));
+    for repeat in 0..3 {
+        let at = later + repeat * LEASE_MS / 3;
+        assert!(matches!(book.finished(WORKER, report(1))[..], [Act::Verify(..)]), "repeated");
+        book.refused(id(1), at);
+        assert!(ends(&book.sweep(at, now())).is_empty());
+    }
+    let acts = book.sweep(later + LEASE_MS + 5_001, now());
+    let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
+    assert!(end.outcome.is_lost() && end.started_at.is_some());
+    book.refused(id(1), later * 2);
+    assert!(ends(&book.sweep(later * 2 + LEASE_MS, now())).is_empty(), "not judged again every second");
+    assert_eq!(ends(&book.sweep(later * 2 + LEASE_MS + 5_001, now())).len(), 1);
+}
+
+#[test]
+fn an_end_that_the_database_refuses_outlasts_a_short_lease_until_its_report_is_repeated() {
+    let mut book = book_with(&[]);
+    book.expect(vec![Expected { lease_ms: 15_000, ..expected(1, 1) }], 0);
+    book.accepted(WORKER, id(1));
+    book.finished(WORKER, report(1));
+    book.refused(id(1), 1_000);
+    for at_ms in (1_000..=31_000).step_by(500) {
+        assert!(book.renew(WORKER, SESSION, LiveSet::default(), at_ms), "reported, so not in the worker's live set");
+        assert!(ends(&book.sweep(at_ms, now())).is_empty(), "at {at_ms} ms");
+    }
+    assert!(matches!(book.finished(WORKER, report(1))[..], [Act::Verify(..)]));
+}
+
+#[test]
+fn what_got_lost_is_followed_again_and_asked_for() {
+    let mut book = book_with(&[]);
+    book.restore(vec![(expected(1, 1), None), (expected(2, 1), Some(now()))], 7);
+    book.restore(vec![(expected(1, 1), Some(now()))], 8);
+    assert!(!book.renew(WORKER, SESSION, LiveSet::default(), 9), "the worker is to report its state");
+    let acts = book.state_report(WORKER, SESSION, 2, &[], 9, now());
+    assert!(acts.iter().any(|act| matches!(act, Act::Recall(back) if back.attempt == id(1))), "{acts:?}");
+    assert_eq!(ends(&acts).iter().map(|end| end.attempt).collect::<Vec<_>>(), [id(2)]);
+}
+
+#[test]
+fn a_report_hands_out_what_the_job_asked_for_and_nothing_else() {
+    let outputs = |paths: &[&str]| {
+        let output = |path: &&str| OutputReport {
+            path: (*path).to_owned(),
+            digest: Digest::of(b"x"),
+            size_bytes: 1,
+            is_dir: false,
+            mode: 0o644,
+        };
+        paths.iter().map(output).collect::<Vec<_>>()
+    };
+    let failed = Outcome::Failed { exit_code: 1 };
+    for (paths, outcome, problem, holds) in [
+        (&["/out/a", "/out/b"][..], Outcome::Succeeded, None, true),
+        (&["/out/a"][..], Outcome::Succeeded, None, false),
+        (&["/out/a", "/out/b", "/etc/shadow"][..], Outcome::Succeeded, None, false),
+        (&["/out/a", "/out/a", "/out/b"][..], Outcome::Succeeded, None, false),
+        (&[][..], failed.clone(), None, true),
+        (&["/etc/shadow"][..], failed, None, false),
+        (&["/out/a", "/out/b"][..], Outcome::Succeeded, Some("not sent".to_owned()), false),
+    ] {
+        let mut book = book_with(&[]);
+        let mut one = expected(1, 1);
+        Arc::make_mut(&mut one.job).spec.outputs = ["/out/a", "/out/b"].map(|path| Output { path: path.into() }).into();
+        book.expect(vec![one], 0);
+        let report = Box::new(FinalReport { outcome: outcome.clone(), outputs: outputs(paths), ..*report(1) });
+        book.finished(WORKER, report.clone());
+        let acts = book.verified(WORKER, *report, problem, now());
+        let [end] = ends(&acts)[..] else { panic!("{acts:?}") };
+        if holds {
+            assert_eq!((&end.outcome, &end.outputs), (&outcome, &outputs(paths)));
+        } else {
+            assert!(matches!(end.outcome, Outcome::Lost { reason: LossReason::Transfer, .. }), "{paths:?}");
+            assert!(end.outputs.is_empty(), "{paths:?}");
+        }
+    }
 }

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use swarm_protocol::GroupId;
 use swarm_protocol::TaskRange;
 use swarm_protocol::spec::Resources;
@@ -45,9 +43,8 @@ impl Run {
     async fn settle(&self) {
         for _ in 0..3 {
             self.inbox.send(HibernatorMsg::Remove(JobId(0))).await.unwrap();
-            while self.inbox.capacity() < self.inbox.max_capacity() {
-                tokio::task::yield_now().await;
-            }
+            // All its places are free: the message is taken.
+            drop(self.inbox.reserve_many(self.inbox.max_capacity()).await.unwrap());
         }
     }
 }
@@ -69,14 +66,6 @@ fn launches(memory: &Memory) -> Vec<Timestamp> {
         _ => None,
     };
     memory.log().into_iter().filter_map(launch).collect()
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "the condition did not come true");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 #[tokio::test]
@@ -114,7 +103,7 @@ async fn each_instant_is_launched_once_across_restarts_and_clock_jumps() {
     // A store that does not remember the instant as considered still has its launch.
     memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
     let mut run = start(&memory, &clock, Vec::new());
-    until(|| memory.all_schedules()[0].considered_until == at(600)).await;
+    memory.until(|memory| memory.all_schedules()[0].considered_until == at(600)).await;
     assert!(run.released.try_recv().is_err());
     // Set back, and forward again.
     clock.set_wall(at(300));
@@ -133,7 +122,7 @@ async fn after_an_absence_the_latest_instant_runs_and_the_others_are_counted() {
     memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
     let mut run = start(&memory, &clock, Vec::new());
     assert_eq!(run.released().await, JobId(1));
-    until(|| memory.all_schedules()[0].missed == 17).await;
+    memory.until(|memory| memory.all_schedules()[0].missed == 17).await;
     assert_eq!(launches(&memory), [at(3 * 3600)]);
     assert_eq!(memory.all_schedules()[0].considered_until, at(0) + TimeDelta::hours(3));
 
@@ -151,5 +140,32 @@ async fn after_an_absence_the_latest_instant_runs_and_the_others_are_counted() {
     run.settle().await;
     clock.set_wall(at(4 * 3600 + 600));
     assert_eq!(run.released().await, JobId(2));
+    run.stop.cancel();
+}
+
+#[tokio::test]
+async fn a_changed_schedule_that_cannot_be_read_is_read_again() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
+    let mut run = start(&memory, &clock, Vec::new());
+    memory.set_unreadable(true);
+    memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
+    run.inbox.send(HibernatorMsg::ScheduleChanged(ScheduleId(1))).await.unwrap();
+    run.settle().await;
+    memory.set_unreadable(false);
+    clock.set_wall(at(600));
+    assert_eq!(run.released().await, JobId(1));
+    run.stop.cancel();
+}
+
+#[tokio::test]
+async fn it_says_what_it_holds() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
+    let run = start(&memory, &clock, vec![(at(60), delayed(1)), (at(90), delayed(2))]);
+    run.inbox.send(HibernatorMsg::Remove(JobId(2))).await.unwrap();
+    let mut tasks = Tasks::default();
+    (1..=3).for_each(|job| tasks.add(JobId(job), &Work::Fresh(TaskRange::one(0))));
+    let (reply, unheld) = oneshot::channel();
+    run.inbox.send(HibernatorMsg::Unheld { tasks, reply }).await.unwrap();
+    assert_eq!(unheld.await.unwrap().jobs().into_iter().collect::<Vec<_>>(), [JobId(2), JobId(3)]);
     run.stop.cancel();
 }

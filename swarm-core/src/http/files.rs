@@ -23,7 +23,7 @@ pub(super) async fn upload(
     state: &State<Arc<ApiState>>,
     uploads: &State<Uploads>,
 ) -> Answer<With<Json<FileView>>> {
-    let info = receive_blob(state, uploads, data, state.config.limits.upload_bytes, headers.expected?).await?;
+    let info = receive_blob(state, &uploads.users, data, state.config.limits.upload_bytes, headers.expected?).await?;
     let (group, at) = (consumer.0.group, state.clock.now());
     let link = Transition::LinkBlob { group, digest: info.digest, size_bytes: info.size_bytes, at };
     state.commit(link).await?;

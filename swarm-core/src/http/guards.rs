@@ -189,8 +189,12 @@ async fn body<T: DeserializeOwned>(request: &Request<'_>, data: Data<'_>) -> Ans
     Ok(Body { value: parse(&bytes)?, digest: Digest::of(&bytes) })
 }
 
-/// Reads JSON; an error names the field. serde_json bounds the depth at 128.
+/// Reads a JSON object; an error names the field. serde_json bounds the depth at 128.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+    if let Some(kind) = other_kind(bytes) {
+        let problem = format!("must be a JSON object, not {kind}");
+        return Err(invalid("body", problem, "send the fields between { and }"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -199,6 +203,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     })?;
     json.end().map_err(|error| wrong_json("body".to_owned(), &error))?;
     Ok(value)
+}
+
+/// What the JSON begins with instead of an object, if it may be JSON at all.
+fn other_kind(bytes: &[u8]) -> Option<&'static str> {
+    match bytes.trim_ascii_start().first()? {
+        b'[' => Some("an array"),
+        b'"' => Some("a string"),
+        b'-' | b'0'..=b'9' => Some("a number"),
+        b't' | b'f' => Some("a boolean"),
+        b'n' => Some("null"),
+        _ => None,
+    }
 }
 
 fn wrong_json(field: String, error: &serde_json::Error) -> Failure {

@@ -14,7 +14,7 @@ use swarm_protocol::{JobId, TaskIndex};
 
 use super::guards::{Body, Consumer, Headers, User, With, limit, optional, param};
 use super::problem::{Answer, invalid, not_found, unavailable};
-use super::submit::{prepare, submit as hand_over};
+use super::submit::{prepare_job, submit as hand_over};
 use super::why::{Facts, answer};
 use super::{ApiState, ask};
 use crate::archive::{job_detail, job_state, job_view, task_view};
@@ -55,16 +55,19 @@ pub(super) async fn visible_task(
     Ok((job, task))
 }
 
-#[post("/jobs", data = "<body>")]
+#[post("/jobs?<must_fit>", data = "<body>")]
 pub(super) async fn submit(
     consumer: Consumer,
+    must_fit: Option<&str>,
     headers: Headers,
     body: Body<JobSpec>,
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<Submitted>>> {
     let idempotency = headers.idempotency?.map(|key| (key, body.digest));
     let account = &*consumer.0;
-    let prepared = prepare(state, account.group, body.value, "").await?;
+    let key = idempotency.as_ref().map(|(key, _)| key.as_str());
+    let must_fit = optional("must_fit", must_fit)?.unwrap_or(false);
+    let prepared = prepare_job(state, account.group, body.value, key, must_fit).await?;
     let submitted = hand_over(state, account, account.group, prepared, idempotency).await?;
     let status = if submitted.repeated { Status::Ok } else { Status::Created };
     Ok(Custom(status, Json(submitted)))
@@ -173,15 +176,15 @@ pub(super) async fn why(user: User, job: &str, state: &State<Arc<ApiState>>) -> 
     let now = state.clock.now();
     let mut facts = Facts { now, ..Facts::default() };
     let job = record.id;
-    if !job_state(&record, now).is_final() {
+    let standing = job_state(&record, now);
+    if !standing.is_final() {
         let first = record.spec.tasks().first;
         facts.tasks = state.read(move |store| store.tasks(job, first, WHY_TASKS)).await?;
     }
-    if job_state(&record, now) == JobState::Waiting {
+    if matches!(standing, JobState::Waiting | JobState::Running) && record.counts.waiting > 0 {
         facts.position = ask(&state.handles.scheduler, |reply| SchedulerMsg::Position { job, reply }).await?;
         let shape = Shape(record.needs());
         facts.placing = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Why { shape, reply }).await?;
-        facts.workers = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Workers { reply }).await?;
     }
     Ok(Json(answer(&record, &facts, &|worker| state.worker_name(worker))))
 }

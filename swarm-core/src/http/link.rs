@@ -10,7 +10,9 @@ use rocket::{State, get};
 use rocket_ws::frame::{CloseCode, CloseFrame};
 use rocket_ws::stream::DuplexStream;
 use rocket_ws::{Channel, Config, Message, WebSocket};
-use swarm_protocol::link::{FRAMES_MAX, Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, Welcome, decode, encode};
+use swarm_protocol::link::{
+    FRAMES_MAX, HANDSHAKE, Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, Welcome, decode, encode,
+};
 use swarm_protocol::{SessionId, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout};
@@ -118,7 +120,7 @@ async fn handshake(
         Welcome::Accepted { version, session, .. } => Ok((*version, *session)),
         Welcome::Refused { reason, .. } => Err(end(CloseCode::Policy, reason.clone())),
     };
-    let sent = send(sink, Message::Binary(encode(1, &[welcome]))).await;
+    let sent = send(sink, Message::Binary(encode(HANDSHAKE, &[welcome]))).await;
     match (accepted, sent) {
         (Ok((version, id)), Ok(())) => Ok(Session { state: Arc::clone(state), peer: peer.clone(), id, version }),
         (Ok((_, session)), Err(end)) => {
@@ -133,7 +135,8 @@ async fn read_hello(stream: &mut Stream) -> Result<Hello, End> {
     loop {
         match stream.next().await {
             Some(Ok(Message::Binary(bytes))) => {
-                let frames = decode::<Hello>(1, &bytes).map_err(|error| end(CloseCode::Protocol, error.to_string()))?;
+                let frames =
+                    decode::<Hello>(HANDSHAKE, &bytes).map_err(|error| end(CloseCode::Protocol, error.to_string()))?;
                 let one: Result<[Hello; 1], _> = frames.try_into();
                 return one.map(|[hello]| hello).map_err(|_| end(CloseCode::Protocol, "not exactly one hello"));
             }

@@ -63,7 +63,7 @@ impl Reader {
             let ended = !self.follow || self.has_ended().await?;
             let (blobs, key, offset) = (Arc::clone(&self.state.blobs), LogKey::from(self.attempt), self.offset);
             let bytes = blocking::run(move || blobs.log_read(&key, offset, CHUNK_BYTES)).await;
-            let bytes = bytes.map_err(io::Error::other)?;
+            let bytes = self.state.served(bytes).map_err(io::Error::other)?;
             if !bytes.is_empty() {
                 self.offset += bytes.len() as u64;
                 self.pause = POLL_MIN;

@@ -41,7 +41,7 @@ use crate::identity::Identity;
 use crate::logger::LoggerHandle;
 use crate::messages::Handles;
 use crate::store::{Applied, Store, StoreError, Transition};
-use crate::supervise::Supervisor;
+use crate::supervise::{Gauge, Supervisor};
 use problem::Answer;
 
 /// Where the API is mounted.
@@ -69,6 +69,8 @@ pub struct ApiState {
     pub swarm: SwarmId,
     /// The term of this core.
     pub epoch: Epoch,
+    /// What the archive, which answers within requests, counts about itself.
+    pub archive: Gauge,
     /// The core's own log, where there is one.
     pub logger: Option<LoggerHandle>,
 }
@@ -82,8 +84,11 @@ pub struct Listener {
     pub bound: Option<oneshot::Sender<SocketAddr>>,
 }
 
-/// Permits for the uploads under way, `limits.uploads` of them.
-struct Uploads(Arc<Semaphore>);
+/// Permits for the uploads under way, `limits.uploads` for each side: users cannot hold up the workers' outputs.
+struct Uploads {
+    users: Arc<Semaphore>,
+    workers: Arc<Semaphore>,
+}
 
 impl ApiState {
     /// Reads from the store on a thread that may block.
@@ -92,7 +97,16 @@ impl ApiState {
         read: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Answer<T> {
         let store = Arc::clone(&self.store);
-        Ok(blocking::run(move || read(&*store)).await?)
+        Ok(self.served(blocking::run(move || read(&*store)).await)?)
+    }
+
+    /// Counts a read of the archive's, and its error if it failed.
+    fn served<T, E: std::fmt::Display>(&self, answer: Result<T, E>) -> Result<T, E> {
+        self.archive.handled();
+        if let Err(error) = &answer {
+            self.archive.error(error);
+        }
+        answer
     }
 
     /// Commits one transition.
@@ -134,6 +148,7 @@ fn api_routes() -> Vec<Route> {
         login::whoami,
         users::list,
         users::create,
+        users::reset,
         workers::list,
         workers::create_token,
         workers::join,
@@ -191,7 +206,8 @@ fn build(state: ApiState, address: SocketAddr) -> Rocket<Build> {
         shutdown,
         ..Config::release_default()
     };
-    let uploads = Uploads(Arc::new(Semaphore::new(state.config.limits.uploads as usize)));
+    let permits = || Arc::new(Semaphore::new(state.config.limits.uploads as usize));
+    let uploads = Uploads { users: permits(), workers: permits() };
     rocket::custom(config)
         .manage(uploads)
         .manage(Arc::new(state))

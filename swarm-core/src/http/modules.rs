@@ -10,13 +10,15 @@ use swarm_protocol::api::{ModuleView, Page};
 use super::ApiState;
 use super::guards::{Operator, User, optional};
 use super::problem::{Answer, internal, invalid};
-use crate::logger::Filter;
+use crate::logger::{Filter, LoggerHandle};
 
 const LINES_MAX: usize = 10_000;
 
 #[get("/modules")]
 pub(super) fn list(_user: User, state: &State<Arc<ApiState>>) -> Json<Page<ModuleView>> {
-    Json(Page { items: state.supervisor.views(), next: None })
+    let mut items = state.supervisor.views();
+    items.extend(state.logger.as_ref().map(LoggerHandle::view));
+    Json(Page { items, next: None })
 }
 
 #[get("/log?<lines>")]

@@ -204,7 +204,10 @@ fn catch_all(status: Status, request: &Request<'_>) -> Failure {
                 Problem::new(404, "not-found", "Not found", detail).into()
             }
             413 => too_large("the body", 1 << 20),
-            code @ 500.. => Problem::new(code, "internal", "The core failed", "the core failed at this request").into(),
+            code @ 500.. => {
+                tracing::error!("{method} {path} failed with status {code}");
+                Problem::new(code, "internal", "The core failed", "the core failed at this request").into()
+            }
             code => {
                 let detail = format!("{method} {path} cannot be answered: {}", status.reason_lossy());
                 Problem::new(code, "bad-request", "The request cannot be answered", detail).into()

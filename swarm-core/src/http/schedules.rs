@@ -8,11 +8,11 @@ use rocket::{State, delete, get, post};
 use swarm_protocol::ScheduleId;
 use swarm_protocol::api::{LaunchView, Page, Role, ScheduleRequest, ScheduleView, Submitted};
 use swarm_protocol::problem::{FieldError, Problem};
-use swarm_protocol::validate::is_name;
+use swarm_protocol::validate::{NAME_HINT, is_name};
 
 use super::guards::{Body, Consumer, User, With, created, param};
 use super::problem::{Answer, invalid, not_found};
-use super::submit::{Prepared, prepare, submit};
+use super::submit::{prepare, submit};
 use super::{ApiState, tell};
 use crate::identity::Account;
 use crate::messages::HibernatorMsg;
@@ -38,7 +38,7 @@ fn view(state: &ApiState, record: &ScheduleRecord) -> ScheduleView {
         next,
         last: record.last.map(|(nominal_at, job)| LaunchView { nominal_at, job }),
         missed: record.missed,
-        spec: record.spec.clone(),
+        spec: record.job.spec.clone(),
     }
 }
 
@@ -74,17 +74,16 @@ pub(super) async fn create(
     let account = &*consumer.0;
     let ScheduleRequest { name, cron, zone, spec } = body.value;
     if !is_name(&name) {
-        let hint = "use at most 128 letters, digits, `.`, `_`, `-`, `/`, beginning with a letter or digit";
-        return Err(invalid("name", "is not a name", hint));
+        return Err(invalid("name", "is not a name", NAME_HINT));
     }
     CronRule::parse(&cron, &zone).map_err(|error| Problem::invalid(vec![cron_fault(error)]))?;
     if spec.start_at.is_some() {
         return Err(invalid("spec.start_at", "has no meaning in a schedule", "leave it out: `cron` says when"));
     }
-    let Prepared { spec, image, input_bytes } = prepare(state, account.group, spec, "spec.").await?;
+    let job = prepare(state, account.group, spec, "spec.").await?;
     let created_at = state.clock.now();
     let (owner, group) = (account.id, account.group);
-    let new = NewSchedule { owner, group, name, cron, zone, spec, image, input_bytes, created_at };
+    let new = NewSchedule { owner, group, name, cron, zone, job, created_at };
     let Applied::Schedule(id) = state.commit(Transition::CreateSchedule(Box::new(new))).await? else {
         return Err(Refusal::Broken("the store made no schedule".to_owned()).into());
     };
@@ -141,8 +140,7 @@ pub(super) async fn trigger(
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<Submitted>>> {
     let record = visible(state, &consumer.0, schedule).await?;
-    let prepared = Prepared { spec: record.spec, image: record.image, input_bytes: record.input_bytes };
-    let submitted = submit(state, &consumer.0, record.group, prepared, None).await?;
+    let submitted = submit(state, &consumer.0, record.group, record.job, None).await?;
     let (by, id, job) = (&consumer.0.name, record.id, submitted.job);
     crate::audit!(user = by, job.id = %job, "`{by}` triggered schedule {id}: job {job}");
     Ok(created(submitted))

@@ -1,31 +1,71 @@
 //! From a spec as it came to a job that can be committed: every field checked, the image pinned, the inputs found.
 
 use swarm_protocol::GroupId;
-use swarm_protocol::api::Submitted;
+use swarm_protocol::api::{Submitted, Warning};
 use swarm_protocol::link::ImageOrder;
 use swarm_protocol::problem::{FieldError, Problem};
-use swarm_protocol::spec::JobSpec;
-use swarm_protocol::validate::validate;
+use swarm_protocol::spec::{JobSpec, Resources};
+use swarm_protocol::validate::{start_fault, validate};
 
 use super::problem::{Answer, Failure, conflict};
 use super::{ApiState, ask};
 use crate::clock::truncate;
 use crate::identity::Account;
 use crate::images::ImageRef;
-use crate::messages::ReceiverMsg;
-use crate::store::{Applied, NewJob, Refusal, Store, StoreError};
+use crate::messages::{DispatcherMsg, ReceiverMsg, Shape};
+use crate::store::{Applied, NewJob, Prepared, Refusal, Store, StoreError};
 
-/// A spec that may be run: what it refers to exists and is its group's.
-pub(super) struct Prepared {
-    pub(super) spec: JobSpec,
-    pub(super) image: ImageOrder,
-    pub(super) input_bytes: Vec<u64>,
+/// As [`prepare`] for a job that is submitted now: its start must lie ahead and, if it `must_fit`, some worker must be
+/// large enough, unless `key` made this job before.
+pub(super) async fn prepare_job(
+    state: &ApiState,
+    group: GroupId,
+    spec: JobSpec,
+    key: Option<&str>,
+    must_fit: bool,
+) -> Answer<Prepared> {
+    let late = spec.start_at.and_then(|start_at| start_fault(start_at, state.clock.now()));
+    let misfit = if must_fit { misfit(state, spec.resources).await? } else { None };
+    let known = match key.map(str::to_owned).filter(|_| late.is_some() || misfit.is_some()) {
+        Some(key) => state.read(move |store| store.job_of_key(group, &key)).await?,
+        None => None,
+    };
+    let (late, misfit) = if known.is_some() { (None, None) } else { (late, misfit) };
+    let prepared = prepare_with(state, group, spec, "", late).await?;
+    match misfit {
+        None => Ok(prepared),
+        Some(Warning { field, problem, hint, .. }) => {
+            let detail = format!("{field}: {problem}");
+            let mut refusal =
+                Problem::new(422, "no-worker-fits", "No worker could ever run it", detail).with_hint(&hint);
+            refusal.errors.push(FieldError::new(field, problem, hint));
+            Err(refusal.into())
+        }
+    }
 }
 
-/// Checks a spec and looks up what it refers to. Errors name every wrong field; `prefix` goes before their paths.
-pub(super) async fn prepare(state: &ApiState, group: GroupId, mut spec: JobSpec, prefix: &str) -> Answer<Prepared> {
+/// Why no worker known could ever run a task of these needs.
+async fn misfit(state: &ApiState, needs: Resources) -> Answer<Option<Warning>> {
+    let shape = Shape(needs);
+    ask(&state.handles.dispatcher, |reply| DispatcherMsg::Misfit { shape, reply }).await
+}
+
+/// Checks a spec and looks up what it refers to, which must be its group's. Errors name every wrong field; `prefix` goes
+/// before their paths.
+pub(super) async fn prepare(state: &ApiState, group: GroupId, spec: JobSpec, prefix: &str) -> Answer<Prepared> {
+    prepare_with(state, group, spec, prefix, None).await
+}
+
+async fn prepare_with(
+    state: &ApiState,
+    group: GroupId,
+    mut spec: JobSpec,
+    prefix: &str,
+    fault: Option<FieldError>,
+) -> Answer<Prepared> {
     spec.start_at = spec.start_at.map(truncate);
     let mut faults = validate(&spec).err().unwrap_or_default();
+    faults.extend(fault);
     let known = state.read(move |store| resolve(store, group, spec)).await?;
     let (spec, image, input_bytes, unresolved) = known;
     // A field that is malformed is not also reported as unknown.
@@ -79,24 +119,18 @@ pub(super) async fn submit(
     state: &ApiState,
     account: &Account,
     group: GroupId,
-    prepared: Prepared,
+    job: Prepared,
     idempotency: Option<(String, swarm_protocol::Digest)>,
 ) -> Answer<Submitted> {
-    let Prepared { spec, image, input_bytes } = prepared;
-    let keyed = idempotency.is_some();
+    let (keyed, needs) = (idempotency.is_some(), job.spec.resources);
     let submitted_at = state.clock.now();
-    let new = Box::new(NewJob {
-        owner: account.id,
-        group,
-        spec,
-        image,
-        input_bytes,
-        submitted_at,
-        idempotency,
-        launch: None,
-    });
+    let new = Box::new(NewJob { owner: account.id, group, job, submitted_at, idempotency, launch: None });
     match ask(&state.handles.receiver, |reply| ReceiverMsg::Submit { new, reply }).await? {
-        Ok(Applied::Job { job, repeated }) => Ok(Submitted { job, repeated }),
+        Ok(Applied::Job { job, repeated }) => {
+            // The job is accepted, whatever becomes of its warnings.
+            let warnings = misfit(state, needs).await.unwrap_or_default().into_iter().collect();
+            Ok(Submitted { job, repeated, warnings })
+        }
         Ok(other) => Err(Refusal::Broken(format!("the receiver answered {other:?}")).into()),
         Err(Refusal::Conflict(_)) if keyed => {
             let detail = "this Idempotency-Key was used for another job";

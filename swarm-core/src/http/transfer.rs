@@ -15,16 +15,18 @@ use rocket::response::{Responder, Response, Result as Responded};
 use swarm_protocol::Digest;
 use swarm_protocol::problem::Problem;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::io::StreamReader;
 
+use super::ApiState;
 use super::problem::{Answer, Failure, cut_short, internal, too_large, unavailable};
-use super::{ApiState, Uploads};
 use crate::blobs::{BlobInfo, BlobRead, BlobStore};
 use crate::blocking;
 
 /// The longest pause within an upload.
 pub(crate) const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes that earn an upload another second: slower ones end, for they keep others waiting.
+const BYTES_PER_S_MIN: u32 = 16 << 10;
 /// What is still read of a refused upload, so that its sender comes to read the answer.
 pub(crate) const DRAIN_BYTES_MAX: u64 = 16 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,15 +55,15 @@ impl Read for Pipe {
     }
 }
 
-/// Feeds a body of at most `bytes_max` to `consume`, which may block.
+/// Feeds a body of at most `bytes_max` to `consume`, which may block, once one of `uploads` is free.
 pub(crate) async fn receive<T: Send + 'static>(
     state: &ApiState,
-    uploads: &Uploads,
+    uploads: &Arc<Semaphore>,
     data: Data<'_>,
     bytes_max: u64,
     consume: impl FnOnce(Pipe) -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
-    let permit = Arc::clone(&uploads.0).acquire_owned().await.map_err(|_| crate::messages::Stopping)?;
+    let permit = Arc::clone(uploads).acquire_owned().await.map_err(|_| crate::messages::Stopping)?;
     let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
     let work = tokio::spawn(blocking::run(move || {
         let _held = permit;
@@ -69,7 +71,7 @@ pub(crate) async fn receive<T: Send + 'static>(
     }));
     let mut body = data.open((bytes_max + DRAIN_BYTES_MAX).bytes());
     tokio::select! {
-        () = pump(&mut body, bytes_max, sender) => {}
+        () = pump(&mut body, bytes_max, sender, Patience::default()) => {}
         // The pump's sender is dropped; the consumer sees an end, and its answer no longer matters.
         () = state.stop().cancelled() => return Err(unavailable("the core is stopping")),
     }
@@ -80,16 +82,42 @@ pub(crate) async fn receive<T: Send + 'static>(
     answer
 }
 
-async fn pump(body: &mut (impl AsyncRead + Unpin), bytes_max: u64, sender: mpsc::Sender<io::Result<Bytes>>) {
+/// How long an upload may still pause: spent by waiting, earned by bytes, never more than [`CHUNK_TIMEOUT`].
+struct Patience {
+    left: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { left: CHUNK_TIMEOUT }
+    }
+}
+
+impl Patience {
+    fn spend(&mut self, waited: Duration, bytes: usize) {
+        let earned = Duration::from_secs(bytes as u64) / BYTES_PER_S_MIN;
+        self.left = (self.left.saturating_sub(waited) + earned).min(CHUNK_TIMEOUT);
+    }
+}
+
+async fn pump(
+    body: &mut (impl AsyncRead + Unpin),
+    bytes_max: u64,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    mut patience: Patience,
+) {
     let (mut buffer, mut left) = (BytesMut::new(), bytes_max);
     loop {
         buffer.reserve(CHUNK_BYTES);
-        let chunk = match tokio::time::timeout(CHUNK_TIMEOUT, body.read_buf(&mut buffer)).await {
+        // Only waiting for the sender counts: that the disk is slow is not its fault.
+        let asked = tokio::time::Instant::now();
+        let chunk = match tokio::time::timeout(patience.left, body.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => return,
             Ok(Ok(_)) => Ok(buffer.split().freeze()),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no bytes came for a minute")),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the upload stalled or is too slow")),
         };
+        patience.spend(asked.elapsed(), chunk.as_ref().map_or(0, Bytes::len));
         let chunk = chunk.and_then(|bytes| match left.checked_sub(bytes.len() as u64) {
             Some(rest) => {
                 left = rest;
@@ -111,10 +139,10 @@ pub(crate) async fn drain(body: &mut (impl AsyncRead + Unpin)) {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
 }
 
-/// Stores a body as a blob.
+/// Stores a body as a blob, once one of `uploads` is free.
 pub(crate) async fn receive_blob(
     state: &ApiState,
-    uploads: &Uploads,
+    uploads: &Arc<Semaphore>,
     data: Data<'_>,
     bytes_max: u64,
     expected: Option<Digest>,
@@ -155,8 +183,9 @@ pub(crate) struct Download {
 pub(crate) async fn send_blob(state: &ApiState, digest: Digest, range: Option<&str>) -> Answer<Download> {
     let wanted = range.and_then(range_start);
     let blobs: Arc<dyn BlobStore> = Arc::clone(&state.blobs);
+    let blob = state.served(blocking::run(move || blobs.open(&digest)).await)?;
     blocking::run(move || {
-        let mut blob = blobs.open(&digest)?;
+        let mut blob = blob;
         let size_bytes = blob.size_bytes();
         if let Some(from) = wanted {
             if from >= size_bytes {
@@ -234,7 +263,42 @@ impl<R: Unpin> AsyncSeek for Unseekable<R> {
 
 #[cfg(test)]
 mod tests {
-    use super::range_start;
+    use super::*;
+
+    #[test]
+    fn patience_is_earned_by_bytes_and_has_a_bound() {
+        let mut patience = Patience::default();
+        patience.spend(Duration::from_secs(50), 1);
+        assert!(patience.left < Duration::from_secs(11));
+        patience.spend(Duration::from_secs(1), 16 << 10);
+        assert!((10..11).contains(&patience.left.as_secs()), "just fast enough: {:?}", patience.left);
+        patience.spend(Duration::ZERO, 1 << 30);
+        assert_eq!(patience.left, CHUNK_TIMEOUT);
+        patience.spend(Duration::from_secs(99), 0);
+        assert_eq!(patience.left, Duration::ZERO);
+    }
+
+    /// It never pauses for as long as it may, and is ended all the same.
+    #[tokio::test]
+    async fn an_upload_that_crawls_is_ended() {
+        let crawling = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        let (sender, mut chunks) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_WAITING);
+        let mut body = Box::pin(StreamReader::new(Box::pin(crawling)));
+        let last = async {
+            let mut last = None;
+            while let Some(chunk) = chunks.recv().await {
+                last = Some(chunk);
+            }
+            last.expect("an error at the end")
+        };
+        let patience = Patience { left: Duration::from_millis(400) };
+        let both = async { tokio::join!(pump(&mut body, u64::MAX, sender, patience), last) };
+        let ((), last) = tokio::time::timeout(Duration::from_secs(30), both).await.expect("an end");
+        assert_eq!(last.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn one_form_of_range_is_understood() {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use rocket::response::status::NoContent;
 use rocket::serde::json::Json;
 use rocket::{State, get, post};
-use swarm_protocol::api::{Page, UserRequest, UserView};
+use swarm_protocol::UserId;
+use swarm_protocol::api::{Page, UserRequest, UserResetRequest, UserView};
 
 use super::ApiState;
-use super::guards::{Admin, Body, With, created};
-use super::problem::Answer;
+use super::guards::{Admin, Body, With, created, param};
+use super::problem::{Answer, not_found};
 use crate::identity::Account;
 
 fn view(account: &Account) -> UserView {
@@ -37,4 +39,21 @@ pub(super) async fn create(
     let (by, name) = (&admin.0.name, &account.name);
     crate::audit!(user = by, "`{by}` made the account `{name}` with the role {}", account.role.as_str());
     Ok(created(view(&account)))
+}
+
+/// Ends all sessions of an account whose password was lost or stolen, and sets another one.
+#[post("/users/<user>/reset", data = "<body>")]
+pub(super) async fn reset(
+    admin: Admin,
+    user: &str,
+    body: Body<UserResetRequest>,
+    state: &State<Arc<ApiState>>,
+) -> Answer<NoContent> {
+    let id: UserId = param("user", user)?;
+    let account = state.identity.account(id).ok_or_else(|| not_found("user", id))?;
+    let what = if body.value.password.is_some() { "password and sessions" } else { "sessions" };
+    state.identity.reset_user(&account, body.value).await?;
+    let (by, name) = (&admin.0.name, &account.name);
+    crate::audit!(user = by, "`{by}` reset the {what} of the account `{name}`");
+    Ok(NoContent)
 }

@@ -2,22 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use swarm_protocol::api::{Why, WhyReason, WorkerView};
+use swarm_protocol::api::{Why, WhyReason};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{Timestamp, WorkerId};
 
 use crate::archive::job_state;
+use crate::plan::why::hint;
 use crate::store::{JobRecord, LivePhase, TaskRecord};
 
 /// What is known beside the job itself.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) now: Timestamp,
-    /// Jobs that would be offered before this one; none when it is not queued.
+    /// Jobs that would be offered before this one; none when none of its tasks is queued.
     pub(super) position: Option<u64>,
     /// Why its tasks are not placed, worker by worker; empty when they would fit.
     pub(super) placing: Vec<WhyReason>,
-    pub(super) workers: Vec<WorkerView>,
     /// Its first tasks.
     pub(super) tasks: Vec<TaskRecord>,
 }
@@ -31,7 +31,7 @@ pub(super) fn answer(job: &JobRecord, facts: &Facts, name_of: &dyn Fn(WorkerId) 
     let state = job_state(job, facts.now);
     let (summary, reasons, hint) = match state {
         JobState::Delayed => delayed(job),
-        JobState::Waiting => waiting(job, facts),
+        JobState::Waiting => waiting(facts),
         JobState::Running => running(job, facts, name_of),
         JobState::Succeeded | JobState::Failed | JobState::Cancelled => ended(job, state),
     };
@@ -46,19 +46,26 @@ fn delayed(job: &JobRecord) -> Parts {
     (text.clone(), vec![reason("delayed", text, None)], None)
 }
 
-fn waiting(job: &JobRecord, facts: &Facts) -> Parts {
-    let mut reasons = Vec::new();
-    let mut hint = None;
-    if let Some((text, way_out)) = impossible(job, &facts.workers) {
-        reasons.push(reason("impossible", text, None));
-        hint = Some(way_out);
-    }
+fn waiting(facts: &Facts) -> Parts {
+    let reasons = obstacles(facts);
+    let first = sentence(&reasons[0]);
+    let summary = match reasons.len() - 1 {
+        0 => format!("Waiting. {first}"),
+        1 => format!("Waiting. {first} (1 more reason)"),
+        more => format!("Waiting. {first} ({more} more reasons)"),
+    };
+    (summary, reasons, hint(&facts.placing))
+}
+
+/// What keeps the tasks that wait from starting; never empty.
+fn obstacles(facts: &Facts) -> Vec<WhyReason> {
+    let mut reasons = facts.placing.clone();
     if let Some(until) = backoff(facts) {
         let text =
             format!("A failed attempt is tried again at {}.", until.to_rfc3339_opts(chrono::SecondsFormat::Secs, true));
-        reasons.push(reason("backoff", text, None));
+        let first = usize::from(reasons.first().is_some_and(|reason| reason.worker.is_none()));
+        reasons.insert(first, reason("backoff", text, None));
     }
-    reasons.extend(facts.placing.iter().cloned());
     match facts.position {
         Some(0) | None => {}
         Some(1) => reasons.push(reason("behind", "One job is ahead of it.", None)),
@@ -68,37 +75,17 @@ fn waiting(job: &JobRecord, facts: &Facts) -> Parts {
         let text = "It is next and there is room: it starts within moments.";
         reasons.push(reason("starting", text, None));
     }
-    let more = reasons.len() - 1;
-    let summary = match more {
-        0 => format!("Waiting. {}", reasons[0].text),
-        _ => format!("Waiting. {} ({more} more reasons)", reasons[0].text),
-    };
-    (summary, reasons, hint)
+    reasons
 }
 
-/// Whether no worker known could ever take one of its tasks, even if it were idle.
-fn impossible(job: &JobRecord, workers: &[WorkerView]) -> Option<(String, String)> {
-    let able: Vec<_> = workers.iter().filter(|worker| worker.state != "revoked" && worker.facts.slots > 0).collect();
-    if able.is_empty() {
-        let hint = "start a worker, or `worker token` for a new one".to_owned();
-        return Some(("No worker is connected.".to_owned(), hint));
-    }
-    let needs = job.needs();
-    let fits = |worker: &&WorkerView| {
-        worker.facts.cpu_millis >= needs.cpu_millis && worker.facts.memory_bytes >= needs.memory_bytes
+fn sentence(reason: &WhyReason) -> String {
+    let text = match &reason.worker {
+        Some(worker) => format!("On {worker}: {}", reason.text),
+        None => reason.text.clone(),
     };
-    if able.iter().any(fits) {
-        return None;
-    }
-    let cpu = able.iter().map(|worker| worker.facts.cpu_millis).max().unwrap_or(0);
-    let memory = able.iter().map(|worker| worker.facts.memory_bytes).max().unwrap_or(0);
-    let text = format!(
-        "No worker is large enough, even idle: a task needs {} thousandths of a core and {} MiB; the largest offers are {cpu} and {} MiB.",
-        needs.cpu_millis,
-        needs.memory_bytes >> 20,
-        memory >> 20,
-    );
-    Some((text, "ask for less, or add a larger worker".to_owned()))
+    let mut rest = text.trim_end_matches('.').chars();
+    let first = rest.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}.", rest.as_str())
 }
 
 /// The earliest end of a backoff, when every task looked at that waits again is in one.
@@ -126,9 +113,15 @@ fn running(job: &JobRecord, facts: &Facts, name_of: &dyn Fn(WorkerId) -> String)
         reasons.insert(0, reason("cancelling", "A cancel was asked for; its workers are stopping it.", None));
     }
     let counts = &job.counts;
-    let summary =
+    let mut summary =
         format!("Running: {} of {} tasks are on workers, {} wait.", counts.live, counts.total, counts.waiting);
-    (summary, reasons, None)
+    if counts.waiting == 0 {
+        return (summary, reasons, None);
+    }
+    let obstacles = obstacles(facts);
+    summary = format!("{summary} {}", sentence(&obstacles[0]));
+    reasons.extend(obstacles);
+    (summary, reasons, hint(&facts.placing))
 }
 
 fn ended(job: &JobRecord, state: JobState) -> Parts {
@@ -149,24 +142,10 @@ fn ended(job: &JobRecord, state: JobState) -> Parts {
 #[cfg(test)]
 mod tests {
     use swarm_protocol::JobId;
-    use swarm_protocol::link::WorkerFacts;
 
     use super::*;
     use crate::archive::tests::{instant, job_record};
     use crate::store::LiveTask;
-
-    fn worker(cpu_millis: u32) -> WorkerView {
-        WorkerView {
-            id: WorkerId(1),
-            name: "big".into(),
-            state: "ready".into(),
-            facts: WorkerFacts { cpu_millis, memory_bytes: 1 << 40, slots: 4, ..WorkerFacts::default() },
-            live: 0,
-            used_cpu_millis: 0,
-            used_memory_bytes: 0,
-            heard_at: None,
-        }
-    }
 
     fn codes(job: &JobRecord, facts: &Facts) -> (String, Vec<String>) {
         let why = answer(job, facts, &|id| format!("worker-{id}"));
@@ -176,18 +155,22 @@ mod tests {
     #[test]
     fn each_cause_of_waiting_has_its_reason() {
         let mut job = job_record();
-        let mut facts = Facts { now: instant(10), workers: vec![worker(4000)], ..Facts::default() };
+        let mut facts = Facts { now: instant(10), ..Facts::default() };
         assert_eq!(codes(&job, &facts).1, ["starting"]);
         facts.position = Some(2);
-        facts.placing = vec![reason("memory", "big has too little memory left", Some("big".into()))];
-        assert_eq!(codes(&job, &facts).1, ["memory", "behind"]);
+        facts.placing = vec![reason("memory", "1 GiB of memory short", Some("big".into()))];
+        let (summary, reasons) = codes(&job, &facts);
+        assert_eq!(reasons, ["memory", "behind"]);
+        assert_eq!(summary, "Waiting. On big: 1 GiB of memory short. (1 more reason)");
         let phase = LivePhase::Waiting { not_before: instant(60) };
         let live = LiveTask { job: JobId(1), task: 0, attempt: 2, phase, losses: 1, failures: 0 };
-        facts.tasks = vec![TaskRecord { task: 0, live: Some(live), outcome: None, attempts: Vec::new() }];
+        facts.tasks =
+            vec![TaskRecord { task: 0, live: Some(live), outcome: None, attempts: Vec::new(), late: Vec::new() }];
         assert_eq!(codes(&job, &facts).1, ["backoff", "memory", "behind"]);
-        job.spec.resources.cpu_millis = 5000;
-        assert_eq!(codes(&job, &facts).1[0], "impossible");
-        assert_eq!(codes(&job, &Facts::default()).1[0], "impossible", "no worker at all");
+        facts.placing.insert(0, reason("too-big", "a task needs 64 cores", None));
+        let why = answer(&job, &facts, &|id| format!("worker-{id}"));
+        assert_eq!(why.summary, "Waiting. A task needs 64 cores. (3 more reasons)");
+        assert_eq!(why.hint.as_deref(), Some("ask for less, or add a bigger worker"));
         job.spec.start_at = Some(instant(99));
         let (summary, reasons) = codes(&job, &facts);
         assert!(summary.contains("1970-01-01T00:01:39Z"), "{summary}");
@@ -200,13 +183,26 @@ mod tests {
         (job.counts.waiting, job.counts.live, job.cancel_requested) = (0, 1, true);
         let phase = LivePhase::Assigned { worker: WorkerId(7), at: instant(1) };
         let live = LiveTask { job: JobId(1), task: 0, attempt: 1, phase, losses: 0, failures: 0 };
-        let task = TaskRecord { task: 0, live: Some(live), outcome: None, attempts: Vec::new() };
+        let task = TaskRecord { task: 0, live: Some(live), outcome: None, attempts: Vec::new(), late: Vec::new() };
         let facts = Facts { now: instant(10), tasks: vec![task], ..Facts::default() };
         let why = answer(&job, &facts, &|id| format!("worker-{id}"));
         assert_eq!(why.reasons[0].code, "cancelling");
         assert_eq!(why.reasons[1].worker.as_deref(), Some("worker-7"));
+        assert_eq!(why.reasons.len(), 2, "nothing of it waits");
         (job.counts.live, job.counts.failed) = (0, 1);
         let (summary, _) = codes(&job, &facts);
         assert_eq!(summary, "1 of 1 tasks failed.");
+    }
+    #[test]
+    fn the_waiting_part_of_a_running_array_has_its_reasons() {
+        let mut job = job_record();
+        (job.counts.total, job.counts.waiting, job.counts.live) = (3, 2, 1);
+        let placing = vec![reason("slots", "all 2 slots are taken", Some("big".into()))];
+        let facts = Facts { now: instant(10), position: Some(1), placing, ..Facts::default() };
+        let why = answer(&job, &facts, &|id| format!("worker-{id}"));
+        let codes: Vec<&str> = why.reasons.iter().map(|reason| reason.code.as_str()).collect();
+        assert_eq!(codes, ["slots", "behind"]);
+        assert_eq!(why.summary, "Running: 1 of 3 tasks are on workers, 2 wait. On big: all 2 slots are taken.");
+        assert!(why.hint.is_some());
     }
 }

@@ -12,7 +12,7 @@ use super::guards::{Headers, With, Worker, created, param};
 use super::problem::{Answer, not_found};
 use super::transfer::{Download, receive_blob, send_blob};
 use super::{ApiState, Uploads};
-use crate::store::{JobRecord, LivePhase, LiveTask};
+use crate::store::{JobRecord, LivePhase, LiveTask, Refusal, Transition};
 
 fn attempt(job: &str, task: &str, attempt: &str) -> Answer<AttemptId> {
     Ok(AttemptId { job: param("job", job)?, task: param("task", task)?, attempt: param("attempt", attempt)? })
@@ -40,6 +40,13 @@ async fn held(state: &ApiState, worker: &Worker, attempt: AttemptId) -> Answer<(
     let live = state.read(move |store| store.live_task(attempt.task_id())).await?;
     let held = live.is_some_and(|live| is_held(&live, attempt, worker.0.id));
     if held { Ok(()) } else { Err(not_found("attempt", attempt)) }
+}
+
+/// What is left of the bytes that all outputs of an attempt may have. One that is sent again counts once.
+async fn room(state: &ApiState, attempt: AttemptId, again: Option<&Digest>) -> Answer<u64> {
+    let sent = state.read(move |store| store.sent_outputs(attempt)).await?;
+    let others = sent.iter().filter(|(digest, _)| Some(digest) != again).map(|(_, size_bytes)| size_bytes);
+    Ok(state.config.limits.output_bytes.saturating_sub(others.sum()))
 }
 
 #[get("/link/attempts/<job>/<task>/<attempt_no>/blobs/<digest>")]
@@ -76,6 +83,14 @@ pub(super) async fn output(
 ) -> Answer<With<Json<FileView>>> {
     let id = attempt(job, task, attempt_no)?;
     held(state, &worker, id).await?;
-    let info = receive_blob(state, uploads, data, state.config.limits.output_bytes, headers.expected?).await?;
+    let expected = headers.expected?;
+    let bytes_max = room(state, id, expected.as_ref()).await?;
+    let info = receive_blob(state, &uploads.workers, data, bytes_max, expected).await?;
+    let (digest, size_bytes) = (info.digest, info.size_bytes);
+    let send = Transition::SendOutput { attempt: id, worker: worker.0.id, digest, size_bytes };
+    match state.handles.ledger.commit(send).await? {
+        Err(Refusal::Stale(_)) => return Err(not_found("attempt", id)),
+        verdict => drop(verdict?),
+    }
     Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
 }

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use swarm_protocol::{AttemptId, Digest, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, UserId};
+use swarm_protocol::{
+    AttemptId, Digest, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp, UserId,
+};
 
 use super::*;
 use crate::messages::{LedgerHandle, Stopping};
@@ -22,6 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 enum Trouble {
     /// The database cannot be reached.
     Unreachable,
+    /// It refuses a statement, without saying that the fault is its own.
+    Refused,
     /// It committed, but the answer was lost.
     AnswerLost,
     /// It rolled back, and nobody knows.
@@ -55,6 +59,7 @@ impl Store for Troubled {
         match trouble {
             _ if self.dead => Err(gone()),
             Some(Trouble::Unreachable) => Err(gone()),
+            Some(Trouble::Refused) => Err(StoreError::Statement("in a tongue nobody knows".into())),
             // Nothing of these verdicts holds.
             Some(Trouble::CommitLost) => lost(vec![Ok(Applied::Done); transitions.len()]),
             None | Some(Trouble::AnswerLost) => {
@@ -71,10 +76,14 @@ impl Store for Troubled {
         batch_committed(epoch: Epoch, number: u64) -> bool;
         load() -> Snapshot;
         job(job: JobId) -> Option<JobRecord>;
+        job_of_key(group: GroupId, key: &str) -> Option<JobId>;
         jobs(filter: &JobFilter) -> Vec<JobRecord>;
         tasks(job: JobId, from: TaskIndex, limit: u32) -> Vec<TaskRecord>;
         attempt(attempt: AttemptId) -> Option<AttemptRecord>;
         live_task(task: TaskId) -> Option<LiveTask>;
+        fresh_tasks(after: Option<JobId>, now: Timestamp, limit: u32) -> Vec<(JobId, TaskRange)>;
+        live_tasks(after: Option<TaskId>, limit: u32) -> Vec<LiveTask>;
+        sent_outputs(attempt: AttemptId) -> Vec<(Digest, u64)>;
         linked_blob(group: GroupId, digest: &Digest) -> Option<u64>;
         image(group: GroupId, reference: &str) -> Option<ImageRecord>;
         images(group: GroupId) -> Vec<ImageRecord>;
@@ -83,7 +92,7 @@ impl Store for Troubled {
         user(name: &str) -> Option<UserRecord>;
         users() -> Vec<UserRecord>;
         refresh_token(hash: &Digest) -> Option<RefreshRecord>;
-        revoked_jwts() -> Vec<uuid::Uuid>;
+        revoked_jwts(now: Timestamp) -> Vec<(uuid::Uuid, Timestamp)>;
         workers() -> Vec<WorkerRecord>;
     }
 }
@@ -181,6 +190,16 @@ async fn a_broken_transition_is_refused_alone() {
         }
     }
     assert_eq!(rig.durable().len(), 7);
+    rig.stop.cancel();
+    end(module).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_that_passes_breaks_nothing() {
+    let mut rig = Rig::new(Bench::sqlite(), &[Trouble::Refused, Trouble::Unreachable, Trouble::Refused], false);
+    let module = rig.start();
+    assert!(made_user(answer(rig.queue("eve").await).await));
+    assert_eq!(rig.durable(), ["eve"]);
     rig.stop.cancel();
     end(module).await.unwrap();
 }

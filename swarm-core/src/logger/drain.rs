@@ -27,16 +27,19 @@ enum Order {
 /// The sending side of a writer thread.
 pub(super) struct Drain {
     orders: SyncSender<Order>,
-    losses: Arc<Losses>,
+    tally: Arc<Tally>,
 }
 
+/// What a drain counts.
 #[derive(Default)]
-struct Losses {
+struct Tally {
+    /// Orders that wait for the writer.
+    waiting: AtomicU64,
     total: AtomicU64,
     unreported: AtomicU64,
 }
 
-impl Losses {
+impl Tally {
     fn add(&self, count: u64) {
         self.total.fetch_add(count, Ordering::Relaxed);
         self.unreported.fetch_add(count, Ordering::Relaxed);
@@ -47,24 +50,33 @@ impl Drain {
     /// Starts the thread `name`, which ends when the drain is dropped.
     pub(super) fn start(name: &str, capacity: usize, sink: impl Sink) -> io::Result<Self> {
         let (orders, inbox) = sync_channel(capacity);
-        let losses = Arc::new(Losses::default());
-        let shared = Arc::clone(&losses);
+        let tally = Arc::new(Tally::default());
+        let shared = Arc::clone(&tally);
         thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || Worker { sink, losses: shared, pending: 0 }.run(&inbox))?;
-        Ok(Self { orders, losses })
+            .spawn(move || Worker { sink, tally: shared, pending: 0 }.run(&inbox))?;
+        Ok(Self { orders, tally })
     }
 
     /// Hands `entry` over if there is room, and counts it as dropped otherwise. Never blocks.
     pub(super) fn offer(&self, entry: &Arc<Entry>) {
+        // Counted first, or the writer could take it before.
+        self.tally.waiting.fetch_add(1, Ordering::Relaxed);
         if self.orders.try_send(Order::Write(Arc::clone(entry))).is_err() {
-            self.losses.add(1);
+            self.tally.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.tally.add(1);
         }
+    }
+
+    /// Reads how many entries wait for the writer.
+    pub(super) fn depth(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let tally = Arc::clone(&self.tally);
+        move || tally.waiting.load(Ordering::Relaxed)
     }
 
     /// How many entries were lost so far.
     pub(super) fn dropped(&self) -> u64 {
-        self.losses.total.load(Ordering::Relaxed)
+        self.tally.total.load(Ordering::Relaxed)
     }
 
     /// Waits until everything offered so far is written, or the deadline has passed.
@@ -85,7 +97,7 @@ impl Drain {
 
 struct Worker<S> {
     sink: S,
-    losses: Arc<Losses>,
+    tally: Arc<Tally>,
     /// Entries in the sink's buffer, not yet flushed.
     pending: u64,
 }
@@ -107,6 +119,7 @@ impl<S: Sink> Worker<S> {
             };
             match order {
                 Order::Write(entry) => {
+                    self.tally.waiting.fetch_sub(1, Ordering::Relaxed);
                     self.report_losses();
                     self.write(&entry);
                 }
@@ -122,12 +135,12 @@ impl<S: Sink> Worker<S> {
     }
 
     fn report_losses(&mut self) {
-        let count = self.losses.unreported.swap(0, Ordering::Relaxed);
+        let count = self.tally.unreported.swap(0, Ordering::Relaxed);
         if count > 0 {
             let message =
                 format!("{count} log entries were dropped here: the writer could not keep up or could not write");
             if self.sink.write(&Entry::own(Level::Warn, message)).is_err() {
-                self.losses.unreported.fetch_add(count, Ordering::Relaxed);
+                self.tally.unreported.fetch_add(count, Ordering::Relaxed);
             }
         }
     }
@@ -135,7 +148,7 @@ impl<S: Sink> Worker<S> {
     fn write(&mut self, entry: &Entry) {
         match self.sink.write(entry) {
             Ok(()) => self.pending += 1,
-            Err(_) => self.losses.add(1 + std::mem::take(&mut self.pending)),
+            Err(_) => self.tally.add(1 + std::mem::take(&mut self.pending)),
         }
     }
 
@@ -143,7 +156,7 @@ impl<S: Sink> Worker<S> {
     fn flush(&mut self, sync: bool) -> bool {
         let done = self.sink.flush(sync).is_ok();
         if !done {
-            self.losses.add(self.pending);
+            self.tally.add(self.pending);
         }
         self.pending = 0;
         done

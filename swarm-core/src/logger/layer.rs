@@ -47,8 +47,17 @@ impl LogLayer {
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         // The level or tag of these is known only once their values are: `on_event` decides.
         decides_late(metadata)
-            || self.shared.filter().lets((*metadata.level()).into(), metadata.target(), tail(metadata))
+            || self.shared.filter().lets(level_of(metadata, metadata.target()), metadata.target(), tail(metadata))
     }
+}
+
+/// Rocket reports as errors and warnings what single requests are, and strangers may send as many as they like: that is
+/// worth no more than debug. What fails in the core itself is logged by the core. Rocket's macros speak as the module
+/// that they are used in, with `_` behind it.
+fn level_of(metadata: &Metadata<'_>, target: &str) -> Level {
+    let level = (*metadata.level()).into();
+    let of_rocket = target.split("::").next() == Some("rocket") || target.ends_with("::_");
+    if of_rocket { Level::Debug.min(level) } else { level }
 }
 
 fn decides_late(metadata: &Metadata<'_>) -> bool {
@@ -104,7 +113,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
         event.record(&mut seen);
         // Records of the `log` crate all share one target; the real one is in a field.
         let target = seen.log_target.take().unwrap_or_else(|| metadata.target().to_owned());
-        let level = seen.level.unwrap_or_else(|| (*metadata.level()).into());
+        let level = seen.level.unwrap_or_else(|| level_of(metadata, &target));
         let tag = seen.tag.take().unwrap_or_else(|| target.rsplit("::").next().unwrap_or_default().to_owned());
         if !self.shared.filter().lets(level, &target, Some(&tag)) {
             return;

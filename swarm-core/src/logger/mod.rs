@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use swarm_protocol::api::ModuleView;
 use tracing::Dispatch;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -31,6 +32,7 @@ pub use entry::{Entry, Level};
 pub use filter::{Filter, FilterError};
 pub use ring::Subscription;
 
+use crate::supervise::Gauge;
 use drain::Drain;
 use layer::LogLayer;
 use ring::Ring;
@@ -129,6 +131,8 @@ pub(crate) struct Shared {
     filter: RwLock<Arc<Filter>>,
     ring: Ring,
     drains: Vec<Drain>,
+    /// Entries taken in, and those that wait for the slowest writer.
+    gauge: Gauge,
 }
 
 impl Shared {
@@ -140,6 +144,7 @@ impl Shared {
     /// Takes in one entry: the same order in the ring, for readers and for the writers.
     fn accept(&self, entry: Entry) {
         self.ring.push(entry, |entry| self.drains.iter().for_each(|drain| drain.offer(entry)));
+        self.gauge.handled();
     }
 }
 
@@ -182,7 +187,11 @@ fn build(
         drains.push(Drain::start("log-stderr", WRITER_QUEUE, sink).map_err(LoggerError::Thread)?);
     }
     let filter = RwLock::new(Arc::new(filter));
-    let shared = Arc::new(Shared { filter, ring: Ring::new(config.ring_entries), drains });
+    let depths: Vec<_> = drains.iter().map(Drain::depth).collect();
+    let gauge = Gauge::with_depth("logger", WRITER_QUEUE as u64, move || {
+        depths.iter().map(|depth| depth()).max().unwrap_or_default()
+    });
+    let shared = Arc::new(Shared { filter, ring: Ring::new(config.ring_entries), drains, gauge });
     let (layer, settling) = LogLayer::new(Arc::clone(&shared), settling);
     Ok(((LoggerHandle { shared }, settling), tracing_subscriber::registry().with(layer)))
 }
@@ -222,6 +231,14 @@ impl LoggerHandle {
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.shared.drains.iter().map(Drain::dropped).sum()
+    }
+
+    /// Its status among the modules: entries dropped count as errors.
+    #[must_use]
+    pub fn view(&self) -> ModuleView {
+        let dropped = self.dropped();
+        let last_error = (dropped > 0).then(|| format!("{dropped} entries were dropped by writers"));
+        ModuleView { errors: dropped, last_error, ..self.shared.gauge.view() }
     }
 
     /// Waits until everything logged so far is written and the file is synced, at most for `limit`; false if it was not

@@ -242,6 +242,8 @@ fn files_are_put_aside_by_size_and_the_oldest_goes() {
     let expected: Vec<u64> = (numbers[0]..=60).collect();
     assert_eq!(numbers, expected, "nothing is lost between the files");
     assert_eq!(handle.dropped(), 0);
+    let view = handle.view();
+    assert_eq!((view.name.as_str(), view.handled, view.queue_depth, view.errors), ("logger", 60, 0, 0));
 }
 
 #[test]
@@ -272,7 +274,8 @@ fn the_global_logger_serves_people_and_libraries() {
         lines,
         [
             r#"audit  tests: first user="ada l""#,
-            "warn   server: from a library with its own target",
+            "warn   library: from a library with its own target",
+            "debug  server: a request that matched no route",
             "debug  tests: second n=1",
             r"error  tests: third\nline",
         ]
@@ -286,9 +289,13 @@ fn log_globally() {
     error!("not shown");
     log::error!("not shown");
     audit!(user = "ada l", "first");
-    handle.set_filter("rocket=debug,tests=debug,off").unwrap();
-    log::warn!(target: "rocket::server", "from a library with its own target");
-    log::trace!(target: "rocket::server", "too fine");
+    handle.set_filter("info").unwrap();
+    log::error!(target: "rocket::server::_", "not shown: anyone may cause it");
+    log::error!(target: "swarm_core::http::jobs::_", "not shown either: a guard refused somebody");
+    handle.set_filter("library=debug,rocket=debug,tests=debug,off").unwrap();
+    log::warn!(target: "some::library", "from a library with its own target");
+    log::trace!(target: "some::library", "too fine");
+    log::error!(target: "rocket::server", "a request that matched no route");
     log::error!(target: "elsewhere", "not shown");
     debug!(n = 1, "second");
     error!("third\nline");

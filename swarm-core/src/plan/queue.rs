@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use swarm_protocol::{AttemptNo, GroupId, JobId, TaskIndex, TaskRange, TaskSet, Timestamp};
 
 use super::policy::{Candidate, Key, Policy};
+use super::sweep::Tasks;
 use crate::messages::{Runnable, Shape};
 use crate::store::Work;
 
@@ -159,6 +160,16 @@ impl RunQueue {
         true
     }
 
+    /// Takes out of `tasks` what waits here.
+    pub fn take_held(&self, tasks: &mut Tasks) {
+        for job in tasks.jobs() {
+            let Some((shape, key)) = self.jobs.get(&job) else { continue };
+            let Some(entry) = self.lanes.get(shape).and_then(|lane| lane.entries.get(key)) else { continue };
+            entry.fresh.ranges().iter().for_each(|range| tasks.remove(job, &Work::Fresh(*range)));
+            tasks.remove_again(job, |task| entry.again.get(&task).copied());
+        }
+    }
+
     /// How many jobs are before this one: all with a better key, but for those parked in other lanes. O(n).
     #[must_use]
     pub fn position(&self, job: JobId) -> Option<u64> {
@@ -280,6 +291,24 @@ mod tests {
         assert!(queue.remove(JobId(2)));
         assert_eq!(queue.next(1), None);
         assert_eq!(queue.position(JobId(2)), None);
+    }
+
+    #[test]
+    fn it_says_what_it_holds() {
+        let mut queue = queue();
+        queue.enqueue(&runnable(1, 0, 1, fresh(0, 9)));
+        queue.enqueue(&runnable(1, 0, 1, Work::Again(vec![(20, 3)])));
+        queue.enqueue(&runnable(2, 0, 1, fresh(0, 0)));
+        queue.park(shape(1));
+        let mut asked = Tasks::default();
+        let asking =
+            [(1, fresh(8, 11)), (1, Work::Again(vec![(20, 3), (20, 4), (21, 2)])), (2, fresh(0, 0)), (3, fresh(1, 1))];
+        asking.iter().for_each(|(job, work)| asked.add(JobId(*job), work));
+        queue.take_held(&mut asked);
+        let mut left = Tasks::default();
+        let lost = [(1, fresh(10, 11)), (1, Work::Again(vec![(20, 4), (21, 2)])), (3, fresh(1, 1))];
+        lost.iter().for_each(|(job, work)| left.add(JobId(*job), work));
+        assert_eq!(asked, left);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Why a task is not placed now: every worker with its complete reason, the most hopeful worker first.
 
-use swarm_protocol::api::WhyReason;
+use swarm_protocol::api::{Warning, WhyReason};
 use swarm_protocol::spec::Resources;
 
+use super::fit::{bytes, cores, misfit};
 use super::place::Amount;
 
 /// Whether a worker takes new work, and if not, why.
@@ -85,24 +86,10 @@ pub fn hint(reasons: &[WhyReason]) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// The reason that concerns all workers: none was ever big enough.
+/// The reason that concerns all workers: none is big enough.
 fn largest(workers: &[Subject], needs: Resources) -> Vec<WhyReason> {
-    if workers.iter().any(|worker| worker.capacity.fits(needs)) {
-        return Vec::new();
-    }
-    let known: Vec<_> = workers.iter().filter(|worker| worker.capacity != Amount::default()).collect();
-    let memory = known.iter().map(|worker| worker.capacity.memory_bytes).max().unwrap_or(0);
-    let cpu = known.iter().map(|worker| worker.capacity.cpu_millis).max().unwrap_or(0);
-    let text = if known.is_empty() {
-        return Vec::new();
-    } else if needs.memory_bytes > memory {
-        format!("needs {} of memory, the largest worker has {}", bytes(needs.memory_bytes), bytes(memory))
-    } else if u64::from(needs.cpu_millis) > cpu {
-        format!("needs {} cores, the largest worker has {}", cores(u64::from(needs.cpu_millis)), cores(cpu))
-    } else {
-        "no single worker has the cores, the memory and a slot that it needs".to_owned()
-    };
-    vec![WhyReason { code: "too-big".into(), text, worker: None }]
+    let reason = |misfit: Warning| WhyReason { code: "too-big".into(), text: misfit.problem, worker: None };
+    misfit(workers, needs).map(reason).into_iter().collect()
 }
 
 fn judge(worker: &Subject, needs: Resources) -> (Hope, WhyReason) {
@@ -150,23 +137,6 @@ fn shortages(free: Amount, needs: Resources) -> Vec<(&'static str, String)> {
         short.push(("slots", "no free slot".to_owned()));
     }
     short
-}
-
-/// Thousandths of cores as people write them: `2`, `0.5`, `1.25`.
-fn cores(millis: u64) -> String {
-    (millis as f64 / 1000.0).to_string()
-}
-
-/// Bytes in the largest binary unit that keeps them at one or more, with at most one decimal.
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let rounded = (value * 10.0).round() / 10.0;
-    format!("{rounded} {}", UNITS[unit])
 }
 
 #[cfg(test)]
@@ -232,7 +202,7 @@ mod tests {
     fn what_no_worker_can_ever_take_is_said_first() {
         let workers = [worker("a", Standing::Ready, 8, 24), worker("b", Standing::Ready, 8, 16)];
         let reasons = why(&workers, Resources { cpu_millis: 1000, memory_bytes: 64 * GIB });
-        assert_eq!(reasons[0].text, "needs 64 GiB of memory, the largest worker has 24 GiB");
+        assert_eq!(reasons[0].text, "a task needs 64 GiB of memory; the largest worker, a, has 24 GiB");
         assert_eq!(reasons.len(), 3);
         assert!(hint(&reasons).unwrap().contains("less"));
         let reasons = why(&[], Resources::default());

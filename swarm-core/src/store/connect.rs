@@ -144,6 +144,11 @@ impl Location {
                     "SET synchronous_commit = on; SET client_min_messages = warning; \
                      SET idle_in_transaction_session_timeout = '30s';",
                 )?;
+                // Errors are told apart by their English text, which only a superuser may ask for.
+                conn.batch_execute(
+                    "SELECT set_config('lc_messages', 'C', false) FROM pg_roles \
+                     WHERE rolname = current_user AND rolsuper;",
+                )?;
                 if purpose == Purpose::Read {
                     conn.batch_execute("SET default_transaction_read_only = on;")?;
                 }

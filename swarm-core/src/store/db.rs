@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::r2d2::Pool;
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use swarm_protocol::{AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, Timestamp};
+use diesel::result::Error as DieselError;
+use swarm_protocol::{
+    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
+};
 
 use super::connect::{Conn, Location, OpenError, Purpose, Readers, both, migrate};
+use super::faults::lost;
 use super::schema::{epoch, last_batch, swarm};
 use super::sqltypes::{Fault, int, number, uuid};
 use super::{
@@ -131,31 +134,6 @@ impl<T> Unfinished<T> {
     }
 }
 
-fn lost(error: DieselError) -> StoreError {
-    StoreError::Connection(Box::new(error))
-}
-
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Corrupt(what) => Self::Corrupt { what },
-            Fault::Database(error) if is_of_the_disk_or_link(&error) => lost(error),
-            Fault::Database(error) => Self::Statement(Box::new(error)),
-        }
-    }
-}
-
-/// Whether `error` is no fault of the statement: the same one may well succeed later. Diesel gives no codes for
-/// SQLite's errors, so their fixed texts are compared (SQLite's `sqlite3ErrStr`).
-fn is_of_the_disk_or_link(error: &DieselError) -> bool {
-    let DieselError::DatabaseError(kind, info) = error else { return false };
-    match kind {
-        DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::SerializationFailure => true,
-        _ => ["database or disk is full", "disk I/O error", "database is locked", "unable to open database file"]
-            .contains(&info.message()),
-    }
-}
-
 fn swarm_id(conn: &mut Conn) -> QueryResult<SwarmId> {
     let bytes: Vec<u8> = both!(conn, c => swarm::table.select(swarm::swarm_id).first(c))?;
     uuid(&bytes, "swarm.swarm_id")
@@ -211,6 +189,10 @@ impl Store for Db {
         self.read(|conn| read::jobs::one(conn, job))
     }
 
+    fn job_of_key(&self, group: GroupId, key: &str) -> Result<Option<JobId>, StoreError> {
+        self.read(|conn| read::jobs::of_key(conn, group, key))
+    }
+
     fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRecord>, StoreError> {
         self.read(|conn| read::jobs::list(conn, filter))
     }
@@ -225,6 +207,23 @@ impl Store for Db {
 
     fn live_task(&self, task: TaskId) -> Result<Option<LiveTask>, StoreError> {
         self.read(|conn| read::tasks::live(conn, task))
+    }
+
+    fn fresh_tasks(
+        &self,
+        after: Option<JobId>,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<(JobId, TaskRange)>, StoreError> {
+        self.read(|conn| read::jobs::fresh(conn, after, now, limit))
+    }
+
+    fn live_tasks(&self, after: Option<TaskId>, limit: u32) -> Result<Vec<LiveTask>, StoreError> {
+        self.read(|conn| read::tasks::live_after(conn, after, limit))
+    }
+
+    fn sent_outputs(&self, attempt: AttemptId) -> Result<Vec<(Digest, u64)>, StoreError> {
+        self.read(|conn| read::content::sent_outputs(conn, attempt))
     }
 
     fn linked_blob(&self, group: GroupId, digest: &Digest) -> Result<Option<u64>, StoreError> {
@@ -259,8 +258,8 @@ impl Store for Db {
         self.read(|conn| read::identity::refresh_token(conn, hash))
     }
 
-    fn revoked_jwts(&self) -> Result<Vec<uuid::Uuid>, StoreError> {
-        self.read(read::identity::revoked_jwts)
+    fn revoked_jwts(&self, now: Timestamp) -> Result<Vec<(uuid::Uuid, Timestamp)>, StoreError> {
+        self.read(|conn| read::identity::revoked_jwts(conn, now))
     }
 
     fn workers(&self) -> Result<Vec<WorkerRecord>, StoreError> {

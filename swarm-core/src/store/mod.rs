@@ -14,16 +14,26 @@ mod commit;
 pub(crate) mod conformance;
 mod connect;
 mod db;
+mod faults;
 mod read;
+mod records;
 mod schema;
 mod sqltypes;
-pub mod types;
+mod transition;
+mod verdict;
 
 pub use connect::OpenError;
 pub use db::Db;
-pub use types::*;
+pub use records::{
+    AttemptRecord, ImageRecord, JobFilter, JobRecord, LateReport, LivePhase, LiveTask, Prepared, RefreshRecord,
+    ScheduleRecord, Snapshot, TaskRecord, UserRecord, WorkerRecord,
+};
+pub use transition::{AttemptEnd, NewImage, NewJob, NewSchedule, NewUser, Next, SENT_MAX, Transition, Work};
+pub use verdict::{Applied, Refusal, Verdict};
 
-use swarm_protocol::{AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex};
+use swarm_protocol::{
+    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
+};
 
 /// What went wrong below the verbs.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +46,7 @@ pub enum StoreError {
         /// The epoch in the store.
         theirs: Epoch,
     },
-    /// The database cannot be reached, or its disk fails; nothing was done, and the same may succeed later.
+    /// The database cannot be reached, or cannot write now; nothing was done, and the same may succeed later.
     #[error("the database cannot be reached")]
     Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The connection failed while the database was committing; whether it did is to be found out by
@@ -100,6 +110,12 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     fn job(&self, job: JobId) -> Result<Option<JobRecord>, StoreError>;
 
+    /// The job that a submit of `group` with this idempotency key made.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn job_of_key(&self, group: GroupId, key: &str) -> Result<Option<JobId>, StoreError>;
+
     /// Jobs by `filter`, newest first.
     ///
     /// # Errors
@@ -123,6 +139,30 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`].
     fn live_task(&self, task: TaskId) -> Result<Option<LiveTask>, StoreError>;
+
+    /// Up to `limit` jobs above `after` by number that have tasks which never left the waiting state and may run at
+    /// `now`, with those tasks; not of cancelled jobs.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn fresh_tasks(
+        &self,
+        after: Option<JobId>,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<(JobId, TaskRange)>, StoreError>;
+
+    /// Up to `limit` live rows after that of `after`, by job and task.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn live_tasks(&self, after: Option<TaskId>, limit: u32) -> Result<Vec<LiveTask>, StoreError>;
+
+    /// The blobs that a live attempt has sent as its outputs, with their sizes in bytes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn sent_outputs(&self, attempt: AttemptId) -> Result<Vec<(Digest, u64)>, StoreError>;
 
     /// Whether `group` may read blob `digest`, and its size.
     ///
@@ -172,11 +212,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     fn refresh_token(&self, hash: &Digest) -> Result<Option<RefreshRecord>, StoreError>;
 
-    /// Revoked JWT ids that have not expired yet.
+    /// Revoked JWT ids that have not expired at `now`, and when they do.
     ///
     /// # Errors
     /// [`StoreError`].
-    fn revoked_jwts(&self) -> Result<Vec<uuid::Uuid>, StoreError>;
+    fn revoked_jwts(&self, now: Timestamp) -> Result<Vec<(uuid::Uuid, Timestamp)>, StoreError>;
 
     /// All workers, revoked ones included, by number.
     ///

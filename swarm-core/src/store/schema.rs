@@ -87,6 +87,7 @@ diesel::table! {
         revoked -> Bool,
         draining -> Bool,
         created_at -> BigInt,
+        facts -> Nullable<Text>,
     }
 }
 
@@ -148,6 +149,7 @@ diesel::table! {
         log_bytes -> BigInt,
         log_cut_bytes -> BigInt,
         outputs -> Text,
+        usage -> Nullable<Text>,
     }
 }
 
@@ -158,6 +160,16 @@ diesel::table! {
         last_task -> BigInt,
         outcome -> Text,
         ended_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    sent_outputs (job_id, task, attempt, digest) {
+        job_id -> BigInt,
+        task -> BigInt,
+        attempt -> Integer,
+        digest -> Binary,
+        size_bytes -> BigInt,
     }
 }
 
@@ -225,6 +237,7 @@ diesel::joinable!(jobs -> users (owner_id));
 diesel::joinable!(jobs -> owner_groups (group_id));
 diesel::joinable!(schedules -> users (owner_id));
 diesel::joinable!(attempts -> workers (worker_id));
+diesel::joinable!(superseded -> workers (worker_id));
 diesel::joinable!(live_tasks -> jobs (job_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
@@ -234,6 +247,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     jobs,
     schedules,
     attempts,
+    superseded,
     workers,
     live_tasks,
 );

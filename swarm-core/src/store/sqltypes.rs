@@ -174,6 +174,7 @@ pub(super) struct AttemptRow {
     pub(super) log_bytes: i64,
     pub(super) log_cut_bytes: i64,
     pub(super) outputs: String,
+    pub(super) usage: Option<String>,
 }
 
 /// A row of `ended_ranges`.

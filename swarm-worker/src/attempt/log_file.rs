@@ -16,8 +16,10 @@ use tokio::io::AsyncWriteExt;
 use crate::durable;
 use crate::runtime::LogItem;
 
-/// Room kept for the final cut mark: its header and the digits of any count.
-const MARK_BYTES: u64 = HEADER_BYTES as u64 + 20;
+/// Room kept for the final cut mark: its header, `>=` and the digits of any count.
+const MARK_BYTES: u64 = HEADER_BYTES as u64 + 22;
+/// What the engine's log takes for an entry beside its bytes, at most: times, stream, parts of a long line.
+const ENTRY_BYTES: u64 = 128;
 /// What a mark says when the engine lost entries nobody counted.
 const AT_LEAST_ONE: &[u8] = b">=1";
 
@@ -48,9 +50,16 @@ pub(super) struct LogFile {
     hasher: Sha256,
     bytes: u64,
     bytes_max: u64,
+    /// Payload bytes of this replay, and what they take in the engine's log at most.
+    seen: u64,
+    engine_bytes: u64,
     /// Payload bytes dropped at the bound; once anything is dropped, everything after it is.
     dropped: u64,
     full: bool,
+    /// More may have been dropped than was counted.
+    is_vague: bool,
+    /// The engine no longer has what the file begins with, so that nothing proves the file to be whole.
+    is_torn: bool,
     /// Entries were lost at the engine.
     gap: bool,
     last_at_us: u64,
@@ -71,8 +80,12 @@ impl LogFile {
             hasher: past.hasher,
             bytes: past.bytes,
             bytes_max,
+            seen: 0,
+            engine_bytes: 0,
             dropped: 0,
             full: false,
+            is_vague: false,
+            is_torn: false,
             gap: past.gap,
             last_at_us: past.last_at_us,
             replay,
@@ -82,6 +95,17 @@ impl LogFile {
     /// Bytes in the file.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Payload bytes of this replay so far, known or new.
+    pub(super) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// Allows for what the engine has rotated away, which keeps `engine_keeps` bytes of log at least, when an earlier
+    /// replay had seen `seen_before` bytes: what is dropped here then is only counted as far as the engine still has it.
+    pub(super) fn allow_for_rotation(&mut self, engine_keeps: u64, seen_before: u64) {
+        self.is_vague |= seen_before > self.seen || self.engine_bytes >= engine_keeps;
     }
 
     /// Appends what of these entries is new.
@@ -96,26 +120,33 @@ impl LogFile {
     }
 
     fn admit(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
+        self.seen += record.bytes.len() as u64;
+        self.engine_bytes += record.bytes.len() as u64 + ENTRY_BYTES;
         let verdict = self.replay.judge(record);
+        // The engine has rotated its log: while it does, a reader may be given entries twice or miss some.
+        self.is_torn |= matches!(self.replay, Replay::Seeking { .. });
         if verdict == Verdict::Known {
             return;
         }
         if verdict == Verdict::NewAfterGap {
             self.gap = true;
-            self.take(&mark(record.at_us, AT_LEAST_ONE.to_vec()), out);
+            // Without room for the mark, the last one speaks for both.
+            self.is_vague |= !self.take(&mark(record.at_us, AT_LEAST_ONE.to_vec()), out);
         }
         self.last_at_us = record.at_us;
-        self.take(record, out);
+        if !self.take(record, out) {
+            self.dropped += record.bytes.len() as u64;
+        }
     }
 
-    fn take(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
+    /// Encodes a record where there is room.
+    fn take(&mut self, record: &LogRecord, out: &mut Vec<u8>) -> bool {
         let room = self.bytes_max.saturating_sub(MARK_BYTES).saturating_sub(self.bytes + out.len() as u64);
         self.full |= (HEADER_BYTES + record.bytes.len()) as u64 > room;
-        if self.full {
-            self.dropped += record.bytes.len() as u64;
-        } else {
+        if !self.full {
             record.encode(out);
         }
+        !self.full
     }
 
     async fn write(&mut self, out: &[u8]) -> io::Result<()> {
@@ -129,16 +160,18 @@ impl LogFile {
         Ok(())
     }
 
-    /// Ends the log: the last mark, if anything was dropped. `incomplete` says that the engine failed before the end.
+    /// Ends the log: the last mark, if anything was dropped or may be missing. `incomplete` says that the engine failed
+    /// before the end.
     pub(super) async fn finish(mut self, incomplete: bool) -> io::Result<LogEnd> {
+        let may_lack = incomplete || self.is_torn;
+        let cut_bytes = self.dropped.max(u64::from(may_lack || self.gap));
         let mut out = Vec::new();
-        if self.dropped > 0 {
-            mark(self.last_at_us, self.dropped.to_string().into_bytes()).encode(&mut out);
-        } else if incomplete {
-            mark(self.last_at_us, AT_LEAST_ONE.to_vec()).encode(&mut out);
+        if self.dropped > 0 || may_lack {
+            let at_least = if self.is_vague || may_lack { ">=" } else { "" };
+            let text = format!("{at_least}{}", self.dropped.max(1));
+            mark(self.last_at_us, text.into_bytes()).encode(&mut out);
         }
         self.write(&out).await?;
-        let cut_bytes = self.dropped + u64::from(self.gap || (incomplete && self.dropped == 0));
         Ok(LogEnd { bytes: self.bytes, digest: Digest(self.hasher.finalize().into()), cut_bytes })
     }
 }
@@ -291,11 +324,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (end, bytes) = logged(&dir.path().join("a"), &[items(0..9)], 100).await;
         assert!(bytes.len() <= 100);
-        // 21 bytes a record fit into 100 - 33 three times; six payloads of 7 bytes are dropped.
+        // 21 bytes a record fit into 100 - 35 three times; six payloads of 7 bytes are dropped.
         assert_eq!(end.cut_bytes, 42);
         assert!(bytes.ends_with(b"42"));
         let (again, resumed) = logged(&dir.path().join("b"), &[items(0..5), items(0..9)], 100).await;
         assert_eq!((again, resumed), (end, bytes));
+    }
+
+    #[tokio::test]
+    async fn a_count_that_rotation_makes_too_small_says_at_least() {
+        let dir = tempfile::tempdir().unwrap();
+        let cut_of = async |name: &str, replays: &[Vec<LogItem>], engine_keeps| {
+            let path = dir.path().join(name);
+            let mut seen_max = 0;
+            for replay in replays {
+                let mut log = LogFile::open(&path, 100).await.unwrap();
+                log.append(replay.clone()).await.unwrap();
+                log.allow_for_rotation(engine_keeps, seen_max);
+                seen_max = log.seen().max(seen_max);
+                log.finish(false).await.unwrap();
+            }
+            let bytes = std::fs::read(path).unwrap();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            text[text.find("line 2\n").unwrap() + 7 + HEADER_BYTES..].to_owned()
+        };
+        // All lines alike, as those of one endless line are: only the counts tell that some are gone.
+        let alike = |count: usize| vec![item(5, "line 2\n"); count];
+        let (some, all) = (alike(6), alike(9));
+        let keeps_all = 1 << 20;
+        assert!(cut_of("a", std::slice::from_ref(&all), keeps_all).await.ends_with("42"));
+        assert!(!cut_of("a", std::slice::from_ref(&all), keeps_all).await.ends_with(">=42"));
+        assert!(cut_of("b", &[all.clone(), some], keeps_all).await.ends_with(">=21"), "nine were seen before");
+        assert!(cut_of("c", &[all], 9 * (7 + ENTRY_BYTES)).await.ends_with(">=42"), "the engine may have had more");
     }
 
     #[tokio::test]
@@ -305,7 +365,8 @@ mod tests {
         assert_eq!(end.cut_bytes, 1);
         assert!(String::from_utf8_lossy(&bytes).contains(">=1"));
         let (end, bytes) = logged(&dir.path().join("b"), &[items(0..4), items(2..6)], 1 << 20).await;
-        assert_eq!(end.cut_bytes, 0, "entries overlap, so none is missing");
-        assert_eq!(bytes, logged(&dir.path().join("c"), &[items(0..6)], 1 << 20).await.1);
+        assert_eq!(end.cut_bytes, 1, "entries overlap, but the engine has rotated");
+        assert!(bytes.starts_with(&logged(&dir.path().join("c"), &[items(0..6)], 1 << 20).await.1));
+        assert!(bytes.ends_with(b">=1"));
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::log_file::{LogEnd, LogFile};
 use super::{Attempt, End, spool_end};
-use crate::runtime::ContainerId;
+use crate::runtime::{ContainerId, LogLimits};
 
 /// Entries written together at most.
 const BATCH_ITEMS: usize = 512;
@@ -15,12 +15,22 @@ const BATCH_ITEMS: usize = 512;
 const REST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Times the log of an ended container is asked for.
 const REST_TRIES: u32 = 3;
+/// The engine's smallest log file.
+const FILE_BYTES_MIN: u64 = 16 << 20;
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// What the engine keeps of a log of which `log_bytes_max` encoded bytes are wanted. While engine 20.10 rotates its files,
+/// a reader that follows is given entries twice or misses some; so the first file alone holds more than is wanted, for
+/// lines of some length at least, and the second one is there because the newest may be empty.
+pub(super) fn engine_limits(log_bytes_max: u64) -> LogLimits {
+    LogLimits { file_bytes: (log_bytes_max / 2).saturating_mul(3).max(FILE_BYTES_MIN), files: 2 }
+}
 
 impl Attempt {
     /// Copies the whole log; `exited` turns true when the container has ended.
     pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
-        let mut tries = 0;
+        let (mut tries, mut seen_max) = (0, 0);
+        let engine_keeps = engine_limits(self.order.log_bytes_max).file_bytes;
         loop {
             // Only a replay that began after the end of the container is complete: an engine that follows a log may drop
             // what the container wrote last, as 20.10 does with a line that has no newline.
@@ -28,6 +38,8 @@ impl Attempt {
             let mut log =
                 LogFile::open(&self.entry.log(), self.order.log_bytes_max).await.map_err(|e| spool_end(&e))?;
             let copied = self.copy_once(id, &mut log, exited.clone()).await?;
+            log.allow_for_rotation(engine_keeps, seen_max);
+            seen_max = log.seen().max(seen_max);
             if copied && final_pass {
                 return log.finish(false).await.map_err(|error| spool_end(&error));
             }

@@ -1,7 +1,7 @@
 //! What a container leaves behind: fetched from the engine, checked, and stored on the core before the report is made.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
@@ -18,6 +18,8 @@ use crate::transfer::TransferError;
 
 /// What a tar stream has beyond a single file's bytes.
 const TAR_OVERHEAD_BYTES: u64 = 16 << 10;
+/// Tar's unit.
+const BLOCK_BYTES: u64 = 512;
 
 /// An output in the spool.
 struct Kept {
@@ -30,7 +32,10 @@ struct Kept {
 
 /// Why an output could not be kept.
 enum Unkept {
+    /// The container's doing.
     Missing(String),
+    /// The engine's archive is damaged, or ends early.
+    Damaged(io::Error),
     Spool(io::Error),
 }
 
@@ -74,10 +79,7 @@ impl Attempt {
         match whole {
             Ok(true) => {}
             Ok(false) => return Err(missing(path, &too_large(bytes_max))),
-            Err(Broken::Engine(error)) => {
-                let error = RuntimeError::Engine { call: "get_archive", message: error.to_string() };
-                return Err(engine_end(&error));
-            }
+            Err(Broken::Engine(error)) => return Err(broken_archive(&error)),
             Err(Broken::Spool(error)) => return Err(spool_end(&error)),
         }
         let spool = spool.to_owned();
@@ -85,9 +87,14 @@ impl Attempt {
         match kept.unwrap_or_else(|panicked| Err(Unkept::Spool(io::Error::other(panicked)))) {
             Ok(kept) => Ok(kept),
             Err(Unkept::Missing(why)) => Err(missing(path, &why)),
+            Err(Unkept::Damaged(error)) => Err(broken_archive(&error)),
             Err(Unkept::Spool(error)) => Err(spool_end(&error)),
         }
     }
+}
+
+fn broken_archive(error: &io::Error) -> End {
+    engine_end(&RuntimeError::Engine { call: "get archive", message: error.to_string() })
 }
 
 fn missing(path: &str, why: &str) -> End {
@@ -119,21 +126,30 @@ async fn spool_stream(mut stream: ByteStream, path: &Path, bytes_max: u64) -> Re
 }
 
 /// Decides by the first entry of the engine's archive: a file is kept as its bytes, a directory as the whole archive.
+/// An engine that fails half-way may end its answer as if it were whole, so the archive's own sizes are checked.
 fn keep(archive: &Path, spool: &Path, bytes_max: u64) -> Result<Kept, Unkept> {
-    let damaged = |error: io::Error| Unkept::Missing(format!("the engine's archive of it is damaged: {error}"));
     let mut tar = tar::Archive::new(File::open(archive).map_err(Unkept::Spool)?);
-    let mut first =
-        tar.entries().and_then(|mut entries| entries.next().unwrap_or_else(|| Err(empty()))).map_err(damaged)?;
-    let mode = first.header().mode().map_err(damaged)? & 0o7777;
-    let (source, is_dir): (&mut dyn Read, bool) = match first.header().entry_type() {
-        EntryType::Regular | EntryType::Continuous => (&mut first, false),
-        EntryType::Directory => (&mut File::open(archive).map_err(Unkept::Spool)?, true),
+    let mut entries = tar.entries().map_err(Unkept::Damaged)?;
+    let mut first = entries.next().unwrap_or_else(|| Err(cut_short())).map_err(Unkept::Damaged)?;
+    let mode = first.header().mode().map_err(Unkept::Damaged)? & 0o7777;
+    let is_dir = match first.header().entry_type() {
+        EntryType::Regular | EntryType::Continuous => false,
+        EntryType::Directory => true,
         EntryType::Symlink | EntryType::Link => {
             return Err(Unkept::Missing("it is a link, and links are not followed".into()));
         }
         _ => return Err(Unkept::Missing("it is neither a file nor a directory".into())),
     };
-    let (digest, size_bytes) = copy(source, spool).map_err(Unkept::Spool)?;
+    let (digest, size_bytes) = if is_dir {
+        check_whole(archive).map_err(Unkept::Damaged)?;
+        copy(&mut File::open(archive).map_err(Unkept::Spool)?, spool)
+    } else {
+        copy(&mut first, spool)
+    }
+    .map_err(Unkept::Spool)?;
+    if !is_dir && size_bytes != first.size() {
+        return Err(Unkept::Damaged(cut_short()));
+    }
     if size_bytes > bytes_max {
         return Err(Unkept::Missing(too_large(bytes_max)));
     }
@@ -141,8 +157,24 @@ fn keep(archive: &Path, spool: &Path, bytes_max: u64) -> Result<Kept, Unkept> {
     Ok(Kept { file: spool.to_owned(), digest, size_bytes, is_dir, mode })
 }
 
-fn empty() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty")
+/// Refuses an archive that lacks bytes of an entry, or the two empty blocks behind the last.
+fn check_whole(archive: &Path) -> io::Result<()> {
+    let mut file = File::open(archive)?;
+    let mut end = 0;
+    let mut tar = tar::Archive::new(&mut file);
+    // Going on to the next entry passes over the bytes of the one before, and fails where they are missing.
+    for entry in tar.entries()? {
+        let entry = entry?;
+        end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK_BYTES);
+    }
+    file.seek(SeekFrom::Start(end))?;
+    let mut marker = [1; 2 * BLOCK_BYTES as usize];
+    file.read_exact(&mut marker).map_err(|_| cut_short())?;
+    if marker.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(cut_short()) }
+}
+
+fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends early")
 }
 
 fn copy(source: &mut dyn Read, to: &Path) -> io::Result<(Digest, u64)> {
@@ -163,17 +195,28 @@ fn copy(source: &mut dyn Read, to: &Path) -> io::Result<(Digest, u64)> {
 mod tests {
     use super::*;
 
-    fn kept(build: impl FnOnce(&mut tar::Builder<Vec<u8>>), bytes_max: u64) -> Result<(Kept, Vec<u8>), String> {
-        let dir = tempfile::tempdir().unwrap();
-        let (archive, spool) = (dir.path().join("0.tar"), dir.path().join("0"));
+    type Build<'a> = &'a dyn Fn(&mut tar::Builder<Vec<u8>>);
+
+    fn archive(build: Build<'_>) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         build(&mut builder);
-        std::fs::write(&archive, builder.into_inner().unwrap()).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    fn kept_of(tar: &[u8], bytes_max: u64) -> Result<(Kept, Vec<u8>), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let (archive, spool) = (dir.path().join("0.tar"), dir.path().join("0"));
+        std::fs::write(&archive, tar).unwrap();
         match keep(&archive, &spool, bytes_max) {
             Ok(kept) => Ok((kept, std::fs::read(spool).unwrap())),
             Err(Unkept::Missing(why)) => Err(why),
+            Err(Unkept::Damaged(error)) => Err(format!("damaged: {error}")),
             Err(Unkept::Spool(error)) => panic!("{error}"),
         }
+    }
+
+    fn kept(build: Build<'_>, bytes_max: u64) -> Result<(Kept, Vec<u8>), String> {
+        kept_of(&archive(build), bytes_max)
     }
 
     fn entry(kind: EntryType, size: u64) -> tar::Header {
@@ -189,16 +232,16 @@ mod tests {
         let add = |tar: &mut tar::Builder<Vec<u8>>| {
             tar.append_data(&mut entry(EntryType::Regular, 5), "out", &b"hello"[..]).unwrap();
         };
-        let (kept, bytes) = kept(add, 5).unwrap();
+        let (kept, bytes) = kept(&add, 5).unwrap();
         assert_eq!((bytes.as_slice(), kept.digest), (&b"hello"[..], Digest::of(b"hello")));
         assert_eq!((kept.size_bytes, kept.is_dir, kept.mode), (5, false, 0o640));
-        assert!(self::kept(add, 4).err().unwrap().contains("more than the 4 bytes"));
+        assert!(self::kept(&add, 4).err().unwrap().contains("more than the 4 bytes"));
     }
 
     #[test]
     fn a_directory_is_kept_as_an_archive() {
         let (kept, bytes) = kept(
-            |tar| {
+            &|tar| {
                 tar.append_data(&mut entry(EntryType::Directory, 0), "dir/", io::empty()).unwrap();
                 tar.append_data(&mut entry(EntryType::Regular, 2), "dir/a", &b"hi"[..]).unwrap();
             },
@@ -211,10 +254,34 @@ mod tests {
     }
 
     #[test]
-    fn links_and_damage_are_refused_in_words() {
+    fn links_are_refused_in_words() {
         let link =
-            kept(|tar| tar.append_link(&mut entry(EntryType::Symlink, 0), "out", "/etc/shadow").unwrap(), 1 << 20);
+            kept(&|tar| tar.append_link(&mut entry(EntryType::Symlink, 0), "out", "/etc/shadow").unwrap(), 1 << 20);
         assert!(link.err().unwrap().contains("links are not followed"));
-        assert!(kept(|_| (), 1 << 20).err().unwrap().contains("empty"));
+    }
+
+    #[test]
+    fn what_the_engine_cut_short_is_never_kept() {
+        let file = archive(&|tar| {
+            tar.append_data(&mut entry(EntryType::Regular, 3000), "out", &[7; 3000][..]).unwrap();
+        });
+        let dir = archive(&|tar| {
+            tar.append_data(&mut entry(EntryType::Directory, 0), "dir/", io::empty()).unwrap();
+            tar.append_data(&mut entry(EntryType::Regular, 3000), "dir/a", &[7; 3000][..]).unwrap();
+            tar.append_data(&mut entry(EntryType::Regular, 700), "dir/b", &[7; 700][..]).unwrap();
+        });
+        // In a header, in an entry's bytes, between entries, and within the end's two blocks.
+        let cuts = [0, 100, 600, 3511].map(|end| (&file, end)).into_iter();
+        let cuts = cuts.chain([512, 1000, 1024, 2048, 4096, 4608, 5000, 5632, 6144].map(|end| (&dir, end)));
+        for (whole, end) in cuts {
+            let why = kept_of(&whole[..end], 1 << 20).err();
+            assert!(why.as_ref().is_some_and(|why| why.starts_with("damaged")), "cut at {end}: {why:?}");
+        }
+        let mut scribbled = dir.clone();
+        *scribbled.last_mut().unwrap() = 1;
+        assert!(kept_of(&scribbled, 1 << 20).is_err());
+        for whole in [file, dir] {
+            assert!(kept_of(&whole, 1 << 20).is_ok());
+        }
     }
 }

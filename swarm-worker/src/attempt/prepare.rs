@@ -1,14 +1,18 @@
 //! Everything before the start: image, volumes, container, inputs.
 
+use std::sync::Arc;
+
 use swarm_protocol::Outcome;
 use swarm_protocol::link::{InputOrder, TaskOrder};
+use swarm_protocol::spec::Tmpfs;
 
-use super::user::{self, Owner};
+use super::logs::engine_limits;
+use super::user::{self, Named, Owner, User};
 use super::{Attempt, End, engine_end};
-use crate::images;
+use crate::images::{self, ImageFacts};
 use crate::lease::kill_at_ns;
 use crate::runtime::archive::{dir_entry_tar, single_file_tar};
-use crate::runtime::{ContainerId, ContainerSpec, RuntimeError, VolumeMount};
+use crate::runtime::{ContainerId, ContainerSpec, RuntimeError, TmpfsMount, VolumeMount};
 use crate::transfer::Fault;
 use crate::watchdog::Watched;
 
@@ -37,49 +41,98 @@ fn split(path: &str) -> (&str, &str) {
 impl Attempt {
     /// A container that only needs to be started.
     pub(super) async fn prepare(&self) -> Result<ContainerId, End> {
-        let image = self.unless_stopped(async { Ok(images::ensure(&self.ctx, &self.order).await?) }).await?;
-        let user = user::effective(self.order.user.as_deref(), image.user.as_deref());
-        let id = self.create(&user).await?;
+        let image = self.image().await?;
+        let owner = match user::effective(self.order.user.as_deref(), image.user.as_deref())? {
+            User::Known(owner) => owner,
+            User::Named(named) => self.look_up(named).await?,
+        };
+        if owner.uid == 0 && !self.order.allow_root {
+            let user = self.order.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
+            return Err(End::With(Outcome::Refused { reason: root_refusal(user) }));
+        }
+        let id = self.create(&owner).await?;
         self.unless_stopped(async {
-            let owner = user::resolve(self.ctx.runtime.as_ref(), &id, &user).await?;
-            if owner.uid == 0 && !self.order.allow_root {
-                return Err(End::With(Outcome::Refused { reason: root_refusal(&user) }));
-            }
-            self.fill(&id, owner).await?;
+            self.fill(&id, &owner).await?;
             Ok(id)
         })
         .await
     }
 
+    /// Brings the image. A stop of the attempt is not kept waiting, but nor is the load dropped half done: the engine might
+    /// still take the image, which then nobody had marked as ours. Only a stop of the worker drops it.
+    async fn image(&self) -> Result<Arc<ImageFacts>, End> {
+        let (ctx, order) = (self.ctx.clone(), self.order.clone());
+        let stop = ctx.stop.clone();
+        let bringing = async move { stop.run_until_cancelled_owned(images::ensure(&ctx, &order)).await };
+        let bringing = self.ctx.tasks.spawn(bringing);
+        self.unless_stopped(async {
+            match bringing.await.map_err(tokio::task::JoinError::try_into_panic) {
+                Ok(Some(brought)) => Ok(brought?),
+                Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                Ok(None) | Err(Err(_)) => Err(End::Silently),
+            }
+        })
+        .await
+    }
+
+    /// Whom the image's accounts mean. They are read in a container that never starts, without the job's directories,
+    /// which could lie over them.
+    async fn look_up(&self, named: Named<'_>) -> Result<Owner, End> {
+        let key = (self.order.image.config, named.to_string());
+        if let Some(owner) = self.ctx.images.owner(&key) {
+            return Ok(owner);
+        }
+        let id = self.make(&self.spec(&user::NOBODY)).await?;
+        let owner = self.unless_stopped(user::look_up(self.ctx.runtime.as_ref(), &id, named)).await?;
+        self.remove_container().await.map_err(|error| engine_end(&error))?;
+        self.ctx.images.keep_owner(key, owner.clone());
+        Ok(owner)
+    }
+
+    async fn create(&self, owner: &Owner) -> Result<ContainerId, End> {
+        let mut spec = self.spec(owner);
+        for (n, dir) in directories(&self.order).into_iter().enumerate() {
+            let volume = volume_name(&self.name, n);
+            self.ctx.runtime.create_volume(&volume, &spec.labels).await.map_err(|error| engine_end(&error))?;
+            spec.volumes.push(VolumeMount { volume, path: dir.to_owned(), read_only: false });
+        }
+        self.have_watched().await?;
+        self.make(&spec).await
+    }
+
     /// Not dropped half done, so that no container can appear after the attempt was cleared away.
-    async fn create(&self, user: &str) -> Result<ContainerId, End> {
+    async fn make(&self, spec: &ContainerSpec) -> Result<ContainerId, End> {
         if self.control.borrow().stop.is_some() {
             return Err(self.stop_asked());
         }
-        let labels = self.ctx.labels(self.id);
-        let mut spec = ContainerSpec::new(self.name.clone(), self.order.image.config, labels.clone());
-        for (n, dir) in directories(&self.order).into_iter().enumerate() {
-            let volume = volume_name(&self.name, n);
-            self.ctx.runtime.create_volume(&volume, &labels).await.map_err(|error| engine_end(&error))?;
-            spec.volumes.push(VolumeMount { volume, path: dir.to_owned(), read_only: false });
-        }
-        spec.entrypoint = self.order.entrypoint.clone().filter(|words| !words.is_empty());
-        spec.cmd = self.order.command.clone();
-        spec.user = Some(user.to_owned());
-        spec.workdir = self.order.workdir.clone();
-        spec.env = self.environment();
-        spec.cpu_millis = self.order.cpu_millis.into();
-        spec.memory_bytes = self.order.memory_bytes;
-        self.have_watched().await?;
-        match self.ctx.runtime.create(&spec).await {
+        match self.ctx.runtime.create(spec).await {
             // The name is ours, so what has it is a leftover of ours that was never started.
             Err(RuntimeError::Conflict { .. }) => {
                 self.remove_container().await.map_err(|error| engine_end(&error))?;
-                self.ctx.runtime.create(&spec).await
+                self.ctx.runtime.create(spec).await
             }
             created => created,
         }
         .map_err(|error| engine_end(&error))
+    }
+
+    /// All of the container but its volumes.
+    fn spec(&self, owner: &Owner) -> ContainerSpec {
+        let mut spec = ContainerSpec::new(self.name.clone(), self.order.image.config, self.ctx.labels(self.id));
+        spec.entrypoint = self.order.entrypoint.clone().filter(|words| !words.is_empty());
+        spec.cmd = self.order.command.clone();
+        spec.user = Some(format!("{}:{}", owner.uid, owner.gid));
+        spec.groups = owner.groups.clone();
+        spec.workdir = self.order.workdir.clone();
+        spec.env = self.environment();
+        spec.cpu_millis = self.order.cpu_millis.into();
+        spec.memory_bytes = self.order.memory_bytes;
+        spec.log = engine_limits(self.order.log_bytes_max);
+        let limits = &self.order.limits;
+        (spec.pids, spec.open_files, spec.read_only_root) = (limits.pids, limits.open_files, limits.read_only_root);
+        let scratch = |mount: &Tmpfs| TmpfsMount { path: mount.path.clone(), bytes: mount.bytes };
+        spec.tmpfs = limits.tmpfs.iter().map(scratch).collect();
+        spec
     }
 
     /// The watchdog knows of the container before it exists.
@@ -110,7 +163,7 @@ impl Attempt {
     }
 
     /// Gives the directories to the user and puts the inputs in.
-    async fn fill(&self, id: &ContainerId, owner: Owner) -> Result<(), End> {
+    async fn fill(&self, id: &ContainerId, owner: &Owner) -> Result<(), End> {
         for dir in directories(&self.order) {
             let tar = dir_entry_tar(owner.uid.into(), owner.gid.into(), DIR_MODE);
             self.ctx.runtime.put_archive(id, dir, tar).await.map_err(|error| engine_end(&error))?;
@@ -121,7 +174,7 @@ impl Attempt {
         Ok(())
     }
 
-    async fn put(&self, id: &ContainerId, owner: Owner, input: &InputOrder) -> Result<(), End> {
+    async fn put(&self, id: &ContainerId, owner: &Owner, input: &InputOrder) -> Result<(), End> {
         let (dir, name) = split(&input.path);
         let fault = Fault::default();
         let blob = self.ctx.transfer.blob(self.id, input.digest, input.size_bytes, fault.clone());
@@ -148,9 +201,9 @@ mod tests {
     #[test]
     fn each_distinct_directory_is_one_volume() {
         let mut order = testing::order(1, b"image");
-        order.outputs = vec!["/data/out".into(), "/work/a".into(), "/work/b".into()];
+        order.outputs = vec!["/data/out".into(), "/job/a".into(), "/job/b".into()];
         order.inputs = vec![testing::input("/data/in", b"x")];
-        assert_eq!(directories(&order), ["/data", "/work"]);
+        assert_eq!(directories(&order), ["/data", "/job"]);
         assert!(directories(&testing::order(1, b"image")).is_empty());
     }
 }

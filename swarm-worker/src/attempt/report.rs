@@ -8,6 +8,7 @@ use std::time::Duration;
 use swarm_protocol::AttemptId;
 use swarm_protocol::link::{LOG_CHUNK_BYTES_MAX, ToCore};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Progress;
 use crate::context::Ctx;
@@ -16,7 +17,7 @@ use crate::hub::{Control, Session};
 
 /// Log bytes sent ahead of what the core has stored.
 const WINDOW_BYTES: u64 = 4 * LOG_CHUNK_BYTES_MAX as u64;
-/// A final report that is not answered is said again after this time.
+/// What is not answered is said again after this time: a final report, or log that the core could not store.
 const REPEAT: Duration = Duration::from_secs(30);
 
 /// What this session has been told.
@@ -28,6 +29,26 @@ struct Said {
     finished: bool,
     /// Log bytes sent.
     log: u64,
+    /// Log bytes that the core last said it has.
+    stored: u64,
+}
+
+impl Said {
+    /// The core has this much of the log; true when that is news. It has less than before when the end of what it kept
+    /// was damaged: then it needs that again, and the report after it.
+    fn hear_stored(&mut self, stored: u64) -> bool {
+        if stored < self.stored {
+            self.unsay(stored);
+        }
+        self.log = self.log.max(stored);
+        std::mem::replace(&mut self.stored, stored) != stored
+    }
+
+    /// What the core has not confirmed is to be said again.
+    fn unsay(&mut self, stored: u64) {
+        self.finished = false;
+        self.log = stored;
+    }
 }
 
 /// Runs until the core wants to hear no more of the attempt.
@@ -72,6 +93,7 @@ async fn serve(
     control: &mut watch::Receiver<Control>,
 ) -> bool {
     let mut said = Said::default();
+    let mut repeat_at = Instant::now() + REPEAT;
     loop {
         let now = progress.borrow_and_update().clone();
         let (is_over, stored) = {
@@ -81,16 +103,23 @@ async fn serve(
         if is_over {
             return true;
         }
+        // Before anything is said: a report whose log was stored in an earlier session waits for nothing.
+        if said.hear_stored(stored) {
+            repeat_at = Instant::now() + REPEAT;
+        }
         for frame in due(attempt, &now, &mut said) {
+            repeat_at = Instant::now() + REPEAT;
             if session.out.send(frame).await.is_err() {
                 return false;
             }
         }
-        said.log = said.log.max(stored);
         if let Some(length) = next_chunk(said.log, stored, now.log_bytes) {
             match read(log, said.log, length).await {
                 Ok(bytes) => {
                     let offset = said.log;
+                    if offset == stored {
+                        repeat_at = Instant::now() + REPEAT;
+                    }
                     said.log += bytes.len() as u64;
                     if session.out.send(ToCore::Log { attempt, offset, bytes }).await.is_err() {
                         return false;
@@ -103,7 +132,10 @@ async fn serve(
         tokio::select! {
             changed = progress.changed() => if changed.is_err() { return true },
             changed = control.changed() => if changed.is_err() { return true },
-            () = tokio::time::sleep(REPEAT) => said.finished = false,
+            () = tokio::time::sleep_until(repeat_at) => {
+                said.unsay(stored);
+                repeat_at = Instant::now() + REPEAT;
+            }
         }
     }
 }
@@ -157,6 +189,7 @@ mod tests {
     use std::sync::Arc;
 
     use swarm_protocol::{JobId, Outcome};
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::testing;
@@ -178,6 +211,79 @@ mod tests {
         let mut again = Said { log: 10, ..Said::default() };
         let repeated = [ToCore::Started { attempt, started_at_us: 5 }, ToCore::Finished(Box::new(report))];
         assert_eq!(due(attempt, &now, &mut again), repeated);
+    }
+
+    /// A reporter over a spooled log, and the core's end of its link.
+    struct Bed {
+        frames: mpsc::Receiver<ToCore>,
+        progress: watch::Sender<Progress>,
+        control: watch::Sender<Control>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Bed {
+        fn start(log: &[u8], stored: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            std::fs::write(&path, log).unwrap();
+            let (out, frames) = mpsc::channel(16);
+            let report = testing::report(ATTEMPT, Outcome::Succeeded, log.len() as u64);
+            let ended = Progress {
+                started_at_us: Some(5),
+                log_bytes: log.len() as u64,
+                report: Some(Arc::new(report)),
+                ..Progress::default()
+            };
+            let (progress, control) = (watch::Sender::new(ended), watch::Sender::new(Control::default()));
+            control.send_modify(|control| control.log_stored = stored);
+            let (mut seen, mut asked) = (progress.subscribe(), control.subscribe());
+            tokio::spawn(async move { serve(ATTEMPT, &path, &Session { out }, &mut seen, &mut asked).await });
+            Self { frames, progress, control, _dir: dir }
+        }
+
+        /// What is said within `limit`: offsets of log, or the report as `None`.
+        async fn hear(&mut self, limit: Duration) -> Vec<Option<u64>> {
+            let mut heard = Vec::new();
+            let all = async {
+                while let Some(frame) = self.frames.recv().await {
+                    match frame {
+                        ToCore::Log { offset, .. } => heard.push(Some(offset)),
+                        ToCore::Finished(_) => heard.push(None),
+                        _ => {}
+                    }
+                }
+            };
+            tokio::time::timeout(limit, all).await.expect_err("the session goes on");
+            heard
+        }
+    }
+
+    const ATTEMPT: AttemptId = AttemptId { job: JobId(1), task: 0, attempt: 1 };
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_whose_log_is_stored_already_is_said_at_once_in_a_new_session() {
+        let mut bed = Bed::start(b"0123456789", 10);
+        assert_eq!(bed.hear(SOON).await, [None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn log_that_is_not_confirmed_is_sent_again_before_the_report_even_while_the_job_goes_on() {
+        let mut bed = Bed::start(b"0123456789", 4);
+        assert_eq!(bed.hear(SOON).await, [Some(4), None]);
+        for _ in 0..5 {
+            bed.progress.send_modify(|_| ());
+            assert_eq!(bed.hear(SOON - Duration::from_millis(100)).await, [], "not yet");
+        }
+        assert_eq!(bed.hear(SOON).await, [Some(4), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_core_that_has_less_than_it_had_is_sent_the_rest_and_the_report_at_once() {
+        let mut bed = Bed::start(b"0123456789", 10);
+        assert_eq!(bed.hear(SOON).await, [None]);
+        bed.control.send_modify(|control| control.log_stored = 3);
+        assert_eq!(bed.hear(SOON).await, [Some(3), None]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use swarm_protocol::link::{FinalReport, OutputReport};
-use swarm_protocol::{Digest, LossReason, Outcome};
+use swarm_protocol::{Digest, LossReason, Outcome, Usage};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -15,7 +15,10 @@ use crate::runtime::{ContainerId, ContainerPhase, ExitInfo, OurContainer, Runtim
 use crate::spool::StartMark;
 
 /// Between two SIGKILLs, or two questions to an engine that fails.
-const PAUSE: Duration = Duration::from_secs(2);
+pub(super) const PAUSE: Duration = Duration::from_secs(2);
+
+/// The first pause before an engine is asked again about a container's end.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// A container that was started.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +41,8 @@ impl Running {
 enum Cause {
     Asked(Stop),
     TimedOut,
+    /// It had written so many bytes.
+    OutOfDisk(u64),
 }
 
 /// How a container ended.
@@ -58,7 +63,7 @@ impl Attempt {
                 Ok(container) if container.phase != ContainerPhase::Created => {}
                 _ => {
                     self.kill_until_gone(id).await;
-                    return Err(engine_end(&error));
+                    return Err(engine_end(&error).torn());
                 }
             },
             Err(error) => return Err(engine_end(&error)),
@@ -78,11 +83,12 @@ impl Attempt {
             exited.send_replace(true);
             (gone, cause)
         };
-        let (log, (gone, cause)) = tokio::join!(self.copy_log(id, exited.subscribe()), waiting);
+        let (log, (gone, cause), usage) =
+            tokio::join!(self.copy_log(id, exited.subscribe()), waiting, self.measure(id, exited.subscribe()));
         if matches!(cause, Some(Cause::Asked(Stop::Abandon | Stop::Recall))) {
             return Err(End::Silently);
         }
-        let log = log?;
+        let log = log.map_err(End::torn)?;
         let exit = match gone {
             Gone::Exited(exit) => Some(exit),
             Gone::Vanished => None,
@@ -92,6 +98,7 @@ impl Attempt {
         let mut report = self.report_with(outcome, log, outputs);
         report.finished_at_us = exit.as_ref().and_then(|exit| exit.finished_at_us);
         report.ran_ms = ran_ms;
+        report.usage = Usage { output_bytes: report.outputs.iter().map(|output| output.size_bytes).sum(), ..usage };
         Ok(report)
     }
 
@@ -103,20 +110,26 @@ impl Attempt {
         running: Running,
     ) -> Result<(Outcome, Vec<OutputReport>), End> {
         let alone = |outcome| Ok((outcome, Vec::new()));
-        // An exit that somebody else brought about says nothing of the job.
-        let killer = if self.ctx.watch.was_killed(&self.name) {
-            Some(lease_expired())
-        } else {
-            running.start_ns.is_none().then(restarted)
-        };
-        let Some(outcome) = outcome_of(exit, cause, killer) else {
+        let Some(outcome) = outcome_of(exit, cause, self.killer(running)) else {
             return Ok(match self.unless_stopped(self.collect(id)).await {
                 Ok(outputs) => (Outcome::Succeeded, outputs),
-                Err(End::With(outcome)) => (outcome, Vec::new()),
+                Err(End::With(outcome) | End::Torn(outcome)) => (outcome, Vec::new()),
                 Err(End::Silently) => return Err(End::Silently),
             });
         };
         alone(outcome)
+    }
+
+    /// What a failure means where something other than the job may have ended the container: an exit that somebody else
+    /// brought about says nothing of the job. The watchdog notes a kill before it kills; should the disk have refused
+    /// that, an overdue lease tells the same.
+    fn killer(&self, running: Running) -> Option<Outcome> {
+        let lease_ends = self.control.borrow().stop >= Some(Stop::LeaseExpired)
+            || self.ctx.hub.is_overdue(self.id, self.ctx.clock.now_ns());
+        if lease_ends || self.ctx.watch.was_killed(&self.name) {
+            return Some(lease_expired());
+        }
+        running.start_ns.is_none().then(restarted)
     }
 
     /// Waits for the end of the container, and brings it about when a limit or somebody asks for it.
@@ -126,11 +139,13 @@ impl Attempt {
             gone = self.wait(id) => return (gone, None),
             stop = self.stopped() => Cause::Asked(stop),
             () = tokio::time::sleep_until(self.timeout_at(running)) => Cause::TimedOut,
+            bytes = self.over_disk() => Cause::OutOfDisk(bytes),
         };
         let grace_ms = match cause {
             Cause::Asked(Stop::Cancel { grace_ms }) => grace_ms,
             Cause::TimedOut => self.order.grace_ms,
-            Cause::Asked(_) => 0,
+            // More time would only mean more bytes.
+            Cause::OutOfDisk(_) | Cause::Asked(_) => 0,
         };
         if grace_ms > 0 && self.ctx.runtime.kill(id, "SIGTERM").await.is_ok() {
             let urgent = async {
@@ -164,17 +179,23 @@ impl Attempt {
         now.checked_add(left).unwrap_or(far)
     }
 
-    /// The end of the container, however often the engine fails in between.
+    /// The end of the container, however often the engine fails in between. The first question is asked again at once: a
+    /// busy engine may say that a container has ended and then show it running still.
     async fn wait(&self, id: &ContainerId) -> Gone {
+        let mut pause = PAUSE_MIN;
         loop {
             match self.ctx.runtime.wait(id).await {
                 Ok(exit) => return Gone::Exited(exit),
                 Err(error) if error.is_not_found() => return Gone::Vanished,
+                Err(error) if pause < PAUSE => {
+                    tracing::debug!(attempt = %self.id, %error, "the container cannot be waited for, asking again");
+                }
                 Err(error) => {
                     tracing::warn!(attempt = %self.id, %error, "the container cannot be waited for, asking again");
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE);
         }
     }
 
@@ -202,12 +223,12 @@ impl Attempt {
         }
     }
 
-    /// A report without a container's end: the log is what the spool has.
-    pub(super) async fn report_of(&self, outcome: Outcome) -> FinalReport {
-        let empty = LogEnd { bytes: 0, digest: Digest::of(b""), cut_bytes: 0 };
+    /// A report without a container's end: the log is what the spool has, marked as cut if it `is_torn`.
+    pub(super) async fn report_of(&self, outcome: Outcome, is_torn: bool) -> FinalReport {
+        let unreadable = LogEnd { bytes: 0, digest: Digest::of(b""), cut_bytes: is_torn.into() };
         let log = match LogFile::open(&self.entry.log(), self.order.log_bytes_max).await {
-            Ok(file) => file.finish(false).await.unwrap_or(empty),
-            Err(_) => empty,
+            Ok(file) => file.finish(is_torn).await.unwrap_or(unreadable),
+            Err(_) => unreadable,
         };
         self.report_with(outcome, log, Vec::new())
     }
@@ -223,6 +244,7 @@ impl Attempt {
             log_digest: log.digest,
             log_cut_bytes: log.cut_bytes,
             outputs,
+            usage: Usage::default(),
         }
     }
 }
@@ -234,6 +256,7 @@ fn outcome_of(exit: Option<&ExitInfo>, cause: Option<Cause>, killer: Option<Outc
         Some(Cause::Asked(Stop::Cancel { .. } | Stop::Recall | Stop::Abandon)) => return Some(Outcome::Cancelled),
         Some(Cause::Asked(Stop::LeaseExpired)) => return Some(lease_expired()),
         Some(Cause::TimedOut) => return Some(Outcome::TimedOut),
+        Some(Cause::OutOfDisk(bytes)) => return Some(out_of_disk(bytes)),
         None => {}
     }
     let lost = |detail: String| Some(Outcome::Lost { reason: LossReason::Engine, detail });
@@ -246,6 +269,12 @@ fn outcome_of(exit: Option<&ExitInfo>, cause: Option<Cause>, killer: Option<Outc
         1..=255 => Some(Outcome::Failed { exit_code }),
         _ => lost(format!("the engine gave the exit code {exit_code}")),
     }
+}
+
+fn out_of_disk(bytes: u64) -> Outcome {
+    let reason =
+        format!("it had written {bytes} bytes when that was last measured; ask for more with `limits.disk_bytes`");
+    Outcome::OutOfDisk { reason }
 }
 
 /// By the monotonic clock where this worker saw both ends, else by the engine's stamps.

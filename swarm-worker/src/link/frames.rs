@@ -87,6 +87,7 @@ mod tests {
             log_digest: Digest::of(b""),
             log_cut_bytes: u64::MAX,
             outputs: vec![output; 300],
+            usage: swarm_protocol::Usage::default(),
         };
         for frame in [
             ToCore::Log { attempt: id(), offset: u64::MAX, bytes: vec![0; 1000] },

@@ -27,7 +27,7 @@ pub(super) async fn follow(ctx: &Arc<Ctx>, shared: &Shared, frames: Vec<ToWorker
             ToWorker::Drain => ctx.hub.set_draining(true),
             ToWorker::Resume => ctx.hub.set_draining(false),
             ToWorker::LogStored { attempt, offset } => {
-                ctx.hub.control(attempt, |control| control.log_stored = control.log_stored.max(offset));
+                ctx.hub.control(attempt, |control| control.log_stored = offset);
             }
             ToWorker::FinishStored { attempt } => {
                 ctx.hub.control(attempt, |control| control.finish_stored = true);

@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use secrecy::ExposeSecret;
 use swarm_protocol::heartbeat::{Handshake, WorkerEnd};
-use swarm_protocol::link::{Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode};
+use swarm_protocol::link::{
+    HANDSHAKE, Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode,
+};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
@@ -127,9 +129,9 @@ async fn shake_hands(ctx: &Ctx) -> Result<(Socket, Welcomed), LinkError> {
     let nonce: [u8; 32] = rand::random();
     let hello =
         Hello { version_min: VERSION_MIN, version_max: VERSION, boot: ctx.boot, nonce, facts: ctx.facts.clone() };
-    socket.send(Message::binary(encode(1, &[hello]))).await.map_err(Box::new)?;
+    socket.send(Message::binary(encode(HANDSHAKE, &[hello]))).await.map_err(Box::new)?;
     let message = next_message(&mut socket).await?;
-    let welcome = decode::<Welcome>(1, &message)?.into_iter().next().ok_or(LinkError::Closed)?;
+    let welcome = decode::<Welcome>(HANDSHAKE, &message)?.into_iter().next().ok_or(LinkError::Closed)?;
     let (version, swarm, worker, epoch, session, core_nonce, secret, port, interval_ms) = match welcome {
         Welcome::Refused { reason, retry } => return Err(LinkError::Refused { reason, retry }),
         Welcome::Accepted {

@@ -1,18 +1,25 @@
 //! Whole workers against a scripted core and an engine in memory.
 
+mod faults;
+mod images;
+mod stops;
+mod users;
+
 use std::path::Path;
 use std::time::Duration;
 
-use swarm_protocol::link::{HeldPhase, LayerOrder, TaskOrder, ToCore, ToWorker};
+use swarm_protocol::link::{HeldAttempt, HeldPhase, LayerOrder, TaskOrder, ToCore, ToWorker};
 use swarm_protocol::logs::{LogDecoder, LogStream};
 use swarm_protocol::{AttemptId, Digest, LossReason, Outcome};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 use super::*;
 use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan, Script};
 use crate::runtime::testimage::{TestEngine, host_image};
 use crate::runtime::{Labels, RuntimeError};
-use crate::testing::{self, CONFIG, MovedClock, ScriptedCore};
+use crate::testing::{self, CONFIG, DEADLINE, MovedClock, ScriptedCore};
 
 struct Bench {
     core: ScriptedCore,
@@ -21,6 +28,20 @@ struct Bench {
     data: tempfile::TempDir,
     stop: CancellationToken,
     worker: JoinHandle<anyhow::Result<()>>,
+    /// Cancelled when no task of the worker is left.
+    gone: CancellationToken,
+}
+
+/// The worker's hold on the clock: when its tasks have let go of it, they are gone.
+struct HeldClock {
+    clock: Arc<MovedClock>,
+    _gone: DropGuard,
+}
+
+impl Clock for HeldClock {
+    fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
 }
 
 impl Bench {
@@ -32,19 +53,24 @@ impl Bench {
         engine.add_image(Digest::of(CONFIG), Vec::new());
         let (clock, data) = (Arc::new(MovedClock::default()), tempfile::tempdir().unwrap());
         let stop = CancellationToken::new();
-        let worker = spawn(&core, &engine, &clock, data.path(), stop.clone());
-        Self { core, engine, clock, data, stop, worker }
+        let (worker, gone) = spawn(&core, &engine, &clock, data.path(), stop.clone(), false);
+        Self { core, engine, clock, data, stop, worker, gone }
     }
 
     /// Drops the worker as a kill would: nothing is said and nothing cleaned up.
     async fn kill(&mut self) {
         self.worker.abort();
-        let _ = (&mut self.worker).await;
+        timeout(DEADLINE, self.gone.cancelled()).await.expect("its tasks end with it");
     }
 
     fn restart(&mut self) {
+        self.restart_with(false);
+    }
+
+    fn restart_with(&mut self, drain_on_stop: bool) {
         self.stop = CancellationToken::new();
-        self.worker = spawn(&self.core, &self.engine, &self.clock, self.data.path(), self.stop.clone());
+        (self.worker, self.gone) =
+            spawn(&self.core, &self.engine, &self.clock, self.data.path(), self.stop.clone(), drain_on_stop);
     }
 
     async fn run(&self, order: &TaskOrder) -> swarm_protocol::link::FinalReport {
@@ -62,17 +88,21 @@ impl Bench {
 
     /// Waits until nothing of any attempt is left on disk or engine.
     async fn until_clean(&self) {
-        let spool = self.data.path().join("spool");
-        let notes = self.data.path().join("watchdog/containers");
+        let is_clean = || is_forgotten(self.data.path()) && self.engine.is_clean();
+        self.core.until("a clean disk and engine", |_| is_clean().then_some(())).await;
+    }
+
+    /// Waits until the worker has noted an answered renewal that it sent from now on.
+    async fn until_renewed(&self) {
+        let (notes, now_ns) = (WatchFiles::new(self.data.path()), self.clock.now_ns());
+        let is_renewed = || notes.renewed_ns(&lease::machine_boot()) >= now_ns;
+        self.core.until("a renewal that counts", |_| is_renewed().then_some(())).await;
+    }
+
+    async fn eventually<F: Future<Output = bool>>(&self, what: &str, ask: impl Fn() -> F) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            let files = [&spool, &notes].map(|dir| std::fs::read_dir(dir).unwrap().count());
-            let containers = self.engine.list_ours(&all()).await.unwrap().len();
-            let volumes = self.engine.list_our_volumes(&all()).await.unwrap().len();
-            if (files, containers, volumes) == ([0, 0], 0, 0) {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "left: {files:?} {containers} {volumes}");
+        while !ask().await {
+            assert!(tokio::time::Instant::now() < deadline, "{what}: not in time");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -89,7 +119,10 @@ fn spawn(
     clock: &Arc<MovedClock>,
     data: &Path,
     stop: CancellationToken,
-) -> JoinHandle<anyhow::Result<()>> {
+    drain_on_stop: bool,
+) -> (JoinHandle<anyhow::Result<()>>, CancellationToken) {
+    let gone = CancellationToken::new();
+    let clock = HeldClock { clock: clock.clone(), _gone: gone.clone().drop_guard() };
     let config = WorkerConfig {
         core: format!("http://{}", core.address).parse().unwrap(),
         data: data.to_owned(),
@@ -97,13 +130,19 @@ fn spawn(
         join_token: Some("token".to_owned().into()),
         slots: Some(2),
         watchdog: None,
+        drain_on_stop,
         ..WorkerConfig::default()
     };
-    tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, clock.clone()))
+    (tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, Arc::new(clock))), gone)
 }
 
 fn all() -> Labels {
     Labels::from([("io.swarm-sync.worker".to_owned(), "3".to_owned())])
+}
+
+/// Whether nothing of any attempt is left on disk, which is removed last.
+fn is_forgotten(data: &Path) -> bool {
+    ["spool", "watchdog/containers"].iter().all(|dir| std::fs::read_dir(data.join(dir)).unwrap().next().is_none())
 }
 
 fn order(job: u64) -> TaskOrder {
@@ -191,6 +230,38 @@ async fn a_cancel_ends_even_what_ignores_signals() {
 }
 
 #[tokio::test]
+async fn an_image_that_comes_while_its_job_is_cancelled_is_marked_as_ours_before_a_drain_ends() {
+    let mut bench = Bench::start(Script::new).await;
+    bench.kill().await;
+    bench.restart_with(true);
+    let config = br#"{"config":{"User":"1"}}"#;
+    let order = testing::order(1, config);
+    bench.core.seen().blobs.insert(Digest::of(config), (&config[..]).into());
+    bench.engine.plan(FaultPlan::new().on(Call::LoadImage, 1, Effect::Delay(Duration::from_millis(700))));
+    bench.core.assign(&order).await;
+    bench.until_called(Call::LoadImage).await;
+    bench.core.tell(ToWorker::Cancel { attempt: order.attempt, grace_ms: 50 }).await;
+    assert_eq!(bench.core.finished(order.attempt).await.outcome, Outcome::Cancelled);
+    assert!(bench.engine.our_images().await.unwrap().is_empty(), "the cancel did not wait for the image");
+    bench.stop.cancel();
+    (&mut bench.worker).await.unwrap().unwrap();
+    assert_eq!(bench.engine.our_images().await.unwrap()[0].config, Digest::of(config));
+}
+
+#[tokio::test]
+async fn a_worker_that_goes_with_its_data_leaves_nothing_on_the_engine() {
+    let mut bench = Bench::start(|| Script::new().forever()).await;
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    bench.kill().await;
+    assert_eq!(bench.engine.list_ours(&all()).await.unwrap().len(), 1);
+    let config = WorkerConfig { data: bench.data.path().to_owned(), ..WorkerConfig::default() };
+    remove_everything(&config, &bench.engine).await.unwrap();
+    assert!(bench.engine.list_ours(&all()).await.unwrap().is_empty());
+    assert!(bench.engine.list_our_volumes(&all()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_lease_that_nobody_renews_ends_the_container() {
     let bench = Bench::start(|| Script::new().forever()).await;
     bench.core.assign(&order(1)).await;
@@ -200,12 +271,14 @@ async fn a_lease_that_nobody_renews_ends_the_container() {
         (bench.core.seen().answers_link, bench.core.seen().answers_heartbeats) = (link, heartbeats);
         for _ in 0..4 {
             bench.clock.forward(Duration::from_secs(20));
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            bench.until_renewed().await;
         }
     }
     assert!(bench.core.seen().finished.is_empty(), "renewed leases do not end");
+    let reports = bench.core.seen().frames.iter().filter(|frame| matches!(frame, ToCore::StateReport { .. })).count();
+    assert_eq!(reports, 1, "renewals alone did it");
+    // Whatever is answered already was sent before the clock moves.
     (bench.core.seen().answers_link, bench.core.seen().answers_heartbeats) = (false, false);
-    tokio::time::sleep(Duration::from_millis(300)).await;
     bench.clock.forward(Duration::from_secs(28));
     let report = bench.core.finished(order(1).attempt).await;
     assert!(matches!(report.outcome, Outcome::Lost { reason: LossReason::LeaseExpired, .. }));
@@ -243,32 +316,41 @@ async fn a_report_is_repeated_until_it_is_stored() {
 
 #[tokio::test]
 async fn a_killed_worker_adopts_its_container() {
-    let mut bench =
-        Bench::start(|| Script::new().out("one\n").sleep(Duration::from_secs(2)).out("two\n").exit(5)).await;
+    let gate = CancellationToken::new();
+    let script = Script::new().out("one\n").hold(gate.clone()).out("two\n").exit(5);
+    let mut bench = Bench::start(move || script.clone()).await;
     let order = order(1);
     bench.core.assign(&order).await;
     bench.started(order.attempt).await;
     bench.core.until("the first line", |seen| seen.logs.get(&order.attempt).map(drop)).await;
     bench.kill().await;
+    bench.clock.forward(Duration::from_secs(2));
+    bench.core.seen().frames.clear();
     bench.restart();
+    bench.started(order.attempt).await;
+    gate.cancel();
     let report = bench.core.finished(order.attempt).await;
     assert_eq!(report.outcome, Outcome::Failed { exit_code: 5 });
     assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "one\ntwo\n");
     assert_eq!(bench.engine.count(Call::Start), 1, "it ran once");
     assert_eq!(bench.core.seen().joins, 1, "the key is kept");
-    assert!(report.ran_ms.is_some_and(|ran_ms| ran_ms >= 1900), "{:?}", report.ran_ms);
+    assert!(report.ran_ms.is_some_and(|ran_ms| ran_ms >= 2000), "{:?}", report.ran_ms);
     bench.until_clean().await;
     bench.end().await;
 }
 
 #[tokio::test]
 async fn what_ended_while_no_worker_ran_is_collected() {
-    let mut bench = Bench::start(|| Script::new().sleep(Duration::from_millis(300)).write("/out/r", "7")).await;
+    let gate = CancellationToken::new();
+    let script = Script::new().hold(gate.clone()).write("/out/r", "7");
+    let mut bench = Bench::start(move || script.clone()).await;
     let order = TaskOrder { outputs: vec!["/out/r".into()], ..order(1) };
     bench.core.assign(&order).await;
     bench.started(order.attempt).await;
     bench.kill().await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    gate.cancel();
+    let container = bench.engine.list_ours(&all()).await.unwrap().remove(0);
+    timeout(DEADLINE, bench.engine.wait(&container.id)).await.expect("it ends in time").unwrap();
     bench.restart();
     let report = bench.core.finished(order.attempt).await;
     assert_eq!((report.outcome, report.outputs.len()), (Outcome::Succeeded, 1));
@@ -295,8 +377,16 @@ async fn at_most_once_waits_for_its_commit_and_is_not_started_after_a_restart() 
     bench.core.seen().commits_starts = false;
     let careful = TaskOrder { at_most_once: true, ..order(1) };
     bench.core.assign(&careful).await;
-    bench.core.frame("the question", |frame| matches!(frame, ToCore::MayStart { .. })).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let question = |frame: &ToCore| matches!(frame, ToCore::MayStart { .. });
+    bench.core.frame("the question", question).await;
+    bench.core.seen().frames.clear();
+    bench.core.cut();
+    bench.core.frame("the question again", question).await;
+    let pending = ToCore::StateReport {
+        seq: 1,
+        attempts: vec![HeldAttempt { attempt: careful.attempt, phase: HeldPhase::Pending }],
+    };
+    assert!(bench.core.seen().frames.contains(&pending), "{:?}", bench.core.seen().frames);
     assert_eq!(bench.engine.count(Call::Start), 0, "not before the commit");
     bench.kill().await;
     bench.core.seen().commits_starts = true;
@@ -371,7 +461,8 @@ async fn a_job_runs_on_a_real_engine() {
     assert_eq!(report.outcome, Outcome::Succeeded, "{}", text(&core.seen().logs[&order.attempt]));
     assert_eq!(text(&core.seen().logs[&order.attempt]), "1 0 1\ndata65534\n");
     assert_eq!(core.seen().uploads[&Digest::of(b"data")], &b"data"[..]);
-    assert!(report.ran_ms.is_some() && report.started_at_us < report.finished_at_us);
+    // Equal where the engine noted the start of a short run later than its end.
+    assert!(report.ran_ms.is_some() && report.started_at_us <= report.finished_at_us);
 
     let endless = |job| {
         let mut order = TaskOrder { outputs: Vec::new(), inputs: Vec::new(), ..order.clone() };
@@ -388,14 +479,10 @@ async fn a_job_runs_on_a_real_engine() {
     core.assign(&absent).await;
     let outcome = core.finished(absent.attempt).await.outcome;
     assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+    core.until("a clean disk", |_| is_forgotten(data.path()).then_some(())).await;
     let ours = Labels::from([("io.swarm-sync.swarm".to_owned(), core.swarm.to_string())]);
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while !runtime.list_ours(&ours).await.unwrap().is_empty()
-        || !runtime.list_our_volumes(&ours).await.unwrap().is_empty()
-    {
-        assert!(tokio::time::Instant::now() < deadline, "something is left on the engine");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    assert_eq!(runtime.list_ours(&ours).await.unwrap(), []);
+    assert_eq!(runtime.list_our_volumes(&ours).await.unwrap(), []);
     stop.cancel();
     worker.await.unwrap().unwrap();
     runtime.remove_image(&image.config_digest).await.unwrap();
@@ -418,4 +505,32 @@ fn what_is_not_configured_comes_from_the_engine() {
     let config = WorkerConfig { slots: Some(9), cpu_millis: Some(500), ..WorkerConfig::default() };
     let given = facts(&config, &engine);
     assert_eq!((given.cpu_millis, given.slots), (500, 9));
+}
+
+#[tokio::test]
+async fn what_a_container_used_is_in_its_report() {
+    let bench = Bench::start(|| {
+        let first = Script::new().uses(40, 9 << 20).sleep(Duration::from_secs(1));
+        first.write("/out/r", "seven!!").uses(1500, 3 << 20).sleep(Duration::from_secs(2))
+    })
+    .await;
+    let order = TaskOrder { outputs: vec!["/out/r".into()], ..order(1) };
+    let usage = bench.run(&order).await.usage;
+    assert_eq!((usage.cpu_ms, usage.memory_peak_bytes, usage.output_bytes), (Some(1500), Some(9 << 20), 7));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_container_that_writes_too_much_is_killed_and_told_so() {
+    let bench = Bench::start(|| Script::new().write("/out/r", vec![0; 2 << 20]).forever()).await;
+    let mut greedy = TaskOrder { outputs: vec!["/out/r".into()], ..order(1) };
+    greedy.limits.disk_bytes = 1 << 20;
+    let mut modest = TaskOrder { outputs: vec!["/out/r".into()], timeout_ms: Some(8000), grace_ms: 0, ..order(2) };
+    modest.limits.disk_bytes = 3 << 20;
+    bench.core.assign(&modest).await;
+    let report = bench.run(&greedy).await;
+    assert!(matches!(&report.outcome, Outcome::OutOfDisk { reason } if reason.contains("2097152 bytes")), "{report:?}");
+    assert_eq!(bench.core.finished(modest.attempt).await.outcome, Outcome::TimedOut);
+    assert_eq!(bench.core.finished(modest.attempt).await.usage.disk_peak_bytes, Some(2 << 20));
+    bench.end().await;
 }

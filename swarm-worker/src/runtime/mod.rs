@@ -65,6 +65,25 @@ pub struct EngineFacts {
     pub image_id_is_config_digest: bool,
 }
 
+impl EngineFacts {
+    /// Whether images can be loaded and checked here.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Invalid`] with the engine's setting that must change.
+    pub fn check(&self) -> Result<(), RuntimeError> {
+        if self.image_id_is_config_digest {
+            return Ok(());
+        }
+        let reason = format!(
+            "Docker {} keeps images in containerd, as new installations from 29 on do, where an image cannot be checked \
+             against its config digest; put {{\"features\": {{\"containerd-snapshotter\": false}}}} into \
+             /etc/docker/daemon.json and restart Docker (images pulled before must be pulled again)",
+            self.engine_version
+        );
+        Err(RuntimeError::Invalid { field: "image store", reason })
+    }
+}
+
 /// Some bytes a container wrote, usually one line with its newline. Lines over 16 KiB arrive in pieces. All bytes come
 /// as written, with one exception: engine 20.10 does not keep the newline behind a line over 16 KiB that ends the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +143,15 @@ pub struct OurContainer {
     pub oom_killed: bool,
 }
 
+/// An image that carries our tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OurImage {
+    /// Its config digest.
+    pub config: Digest,
+    /// What all its layers take on disk, those it shares with others included.
+    pub bytes: u64,
+}
+
 /// A volume that carries our labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurVolume {
@@ -131,6 +159,15 @@ pub struct OurVolume {
     pub name: String,
     /// Its labels.
     pub labels: Labels,
+}
+
+/// What a running container uses at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// CPU time of all its processes since the start, in milliseconds.
+    pub cpu_ms: u64,
+    /// Its memory in bytes, without file cache that the kernel can drop at once.
+    pub memory_bytes: u64,
 }
 
 /// Why a call to the engine did not do what was asked.
@@ -251,8 +288,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Takes our mark off an image; the engine drops it when nobody else's tag or container holds it.
     async fn remove_image(&self, config: &Digest) -> Result<(), RuntimeError>;
 
-    /// The config digests of all images this worker brought or tagged.
-    async fn our_images(&self) -> Result<Vec<Digest>, RuntimeError>;
+    /// All images this worker brought or tagged.
+    async fn our_images(&self) -> Result<Vec<OurImage>, RuntimeError>;
+
+    /// Bytes free where the engine keeps images and containers; `None` when that place cannot be seen from here.
+    async fn disk_free(&self) -> Result<Option<u64>, RuntimeError>;
 
     /// Makes a container, not yet started.
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError>;
@@ -330,6 +370,14 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// All containers that carry every one of these labels, in any phase. An empty filter is refused: it would match
     /// containers that are not ours.
     async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError>;
+
+    /// What a container uses now; `None` when it does not run.
+    async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError>;
+
+    /// Bytes written by each container and into each volume that carries all these labels, with its labels. A container's
+    /// volumes count by themselves, and only where their files can be seen from here. Takes time in proportion to the
+    /// number of files.
+    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError>;
 
     /// Makes a named volume.
     ///

@@ -57,6 +57,8 @@ pub struct ContainerSpec {
     pub cmd: Option<Vec<String>>,
     /// `uid`, `uid:gid` or names the image knows; the image's USER when not set.
     pub user: Option<String>,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
     /// An absolute path; the image's WORKDIR when not set.
     pub workdir: Option<String>,
     /// Added to the image's environment, replacing equal names.
@@ -92,6 +94,7 @@ impl ContainerSpec {
             entrypoint: None,
             cmd: None,
             user: None,
+            groups: Vec::new(),
             workdir: None,
             env: Vec::new(),
             cpu_millis: 1000,

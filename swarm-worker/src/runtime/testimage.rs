@@ -59,16 +59,28 @@ impl HostImage {
 /// # Errors
 /// When a program is missing on the host, or a file cannot be read or written.
 pub fn host_image(programs: &[&str]) -> io::Result<HostImage> {
+    host_image_with(programs, None, &[])
+}
+
+/// As [`host_image`], with a USER, and with further files or others in place of its own.
+///
+/// # Errors
+/// As [`host_image`].
+pub fn host_image_with(programs: &[&str], user: Option<&str>, files: &[(&str, &[u8])]) -> io::Result<HostImage> {
     let salt = uuid::Uuid::new_v4().simple().to_string();
     let mut layer = NamedTempFile::new()?;
-    write_layer(layer.as_file_mut(), programs, &salt)?;
+    write_layer(layer.as_file_mut(), programs, &salt, files)?;
     let (diff_id, layer_bytes) = digest_of(layer.path())?;
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = serde_json::json!({
         "architecture": architecture,
         "os": "linux",
         "created": "2000-01-01T00:00:00Z",
-        "config": { "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=yes"], "Cmd": ["/bin/sh", "-c", "echo image command"] },
+        "config": {
+            "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=yes"],
+            "Cmd": ["/bin/sh", "-c", "echo image command"],
+            "User": user.unwrap_or_default(),
+        },
         "rootfs": { "type": "layers", "diff_ids": [diff_id.to_string()] },
         "history": [{ "created": "2000-01-01T00:00:00Z", "created_by": "host programs" }],
     });
@@ -76,7 +88,7 @@ pub fn host_image(programs: &[&str]) -> io::Result<HostImage> {
     Ok(HostImage { config_digest: Digest::of(&config), config, diff_id, layer_bytes, layer })
 }
 
-fn write_layer(file: &mut std::fs::File, programs: &[&str], salt: &str) -> io::Result<()> {
+fn write_layer(file: &mut std::fs::File, programs: &[&str], salt: &str, files: &[(&str, &[u8])]) -> io::Result<()> {
     let mut tar = tar::Builder::new(io::BufWriter::new(file));
     for (directory, mode) in [("etc", 0o755), ("usr", 0o755), ("usr/bin", 0o755), ("bin", 0o755), ("tmp", 0o1777)] {
         let mut header = tar::Header::new_gnu();
@@ -85,10 +97,13 @@ fn write_layer(file: &mut std::fs::File, programs: &[&str], salt: &str) -> io::R
         header.set_size(0);
         tar.append_data(&mut header, directory, io::empty())?;
     }
-    let passwd = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
-    append(&mut tar, "etc/passwd", 0o644, passwd.as_bytes())?;
-    append(&mut tar, "etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
-    append(&mut tar, "etc/salt", 0o644, salt.as_bytes())?;
+    let passwd = b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
+    let own: [(&str, &[u8]); 3] =
+        [("etc/passwd", passwd), ("etc/group", b"root:x:0:\nnogroup:x:65534:\n"), ("etc/salt", salt.as_bytes())];
+    let kept = own.into_iter().filter(|(name, _)| files.iter().all(|(other, _)| other != name));
+    for (name, bytes) in kept.chain(files.iter().copied()) {
+        append(&mut tar, name, 0o644, bytes)?;
+    }
     let mut libraries = BTreeSet::new();
     for program in programs {
         let path = find_program(program)?;
@@ -211,7 +226,7 @@ async fn clean_up(settings: DockerSettings, labels: &Labels) -> Result<(), super
         engine.remove_volume(&volume.name).await?;
     }
     for image in engine.our_images().await? {
-        engine.remove_image(&image).await?;
+        engine.remove_image(&image.config).await?;
     }
     Ok(())
 }

@@ -11,14 +11,17 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use swarm_protocol::api::{FileView, JoinAnswer};
 use swarm_protocol::heartbeat::{CoreEnd, DATAGRAM_BYTES_MAX, Handshake, HeartbeatAnswer};
-use swarm_protocol::link::{FinalReport, Hello, TaskOrder, ToCore, ToWorker, Welcome, decode, encode};
+use swarm_protocol::link::{
+    FinalReport, HANDSHAKE, Hello, TaskOrder, ToCore, ToWorker, VERSION, Welcome, decode, encode,
+};
 use swarm_protocol::{AttemptId, Digest, Epoch, SessionId, SwarmId, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::Message;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+/// How long tests wait for what should come at once.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the core was told, and how it is to answer.
 pub(crate) struct Seen {
@@ -27,15 +30,25 @@ pub(crate) struct Seen {
     pub(crate) finished: HashMap<AttemptId, FinalReport>,
     pub(crate) uploads: HashMap<Digest, Bytes>,
     pub(crate) blobs: HashMap<Digest, Bytes>,
+    /// Messages of another version, or damaged.
+    pub(crate) unreadable: u32,
     pub(crate) sessions: u64,
     pub(crate) joins: u32,
     pub(crate) heartbeats: u64,
+    /// What the welcome of a healthy core is turned into.
+    pub(crate) welcome: fn(Welcome) -> Welcome,
+    pub(crate) judges_reports: bool,
     pub(crate) answers_link: bool,
     pub(crate) answers_heartbeats: bool,
     pub(crate) commits_starts: bool,
     pub(crate) stores_finishes: bool,
     /// The link is cut after this many more log bytes.
     pub(crate) cut_after: Option<usize>,
+    pub(crate) uploads_begun: u32,
+    /// This many more uploads are left lying: not a byte of their bodies is read.
+    pub(crate) uploads_ignored: u32,
+    /// Between an upload's last byte and its answer.
+    pub(crate) upload_takes: Duration,
     /// Judged not to be the worker's any more.
     pub(crate) abandons: Vec<AttemptId>,
     link: Option<mpsc::UnboundedSender<ToWorker>>,
@@ -62,14 +75,20 @@ impl ScriptedCore {
             finished: HashMap::new(),
             uploads: HashMap::new(),
             blobs: HashMap::from([(Digest::of(super::CONFIG), Bytes::from_static(super::CONFIG))]),
+            unreadable: 0,
             sessions: 0,
             joins: 0,
             heartbeats: 0,
+            welcome: |welcome| welcome,
+            judges_reports: true,
             answers_link: true,
             answers_heartbeats: true,
             commits_starts: true,
             stores_finishes: true,
             cut_after: None,
+            uploads_begun: 0,
+            uploads_ignored: 0,
+            upload_takes: Duration::ZERO,
             abandons: Vec::new(),
             link: None,
             ends: HashMap::new(),
@@ -152,7 +171,7 @@ impl ScriptedCore {
     async fn link(&self, stream: TcpStream) -> io::Result<()> {
         let mut socket = tokio_tungstenite::accept_async(stream).await.map_err(io::Error::other)?;
         let Some(Ok(Message::Binary(hello))) = socket.next().await else { return Ok(()) };
-        let hello: Hello = decode(1, &hello).unwrap().remove(0);
+        let hello: Hello = decode(HANDSHAKE, &hello).unwrap().remove(0);
         let (out, mut orders) = mpsc::unbounded_channel();
         let session = self.change(|seen| {
             seen.sessions += 1;
@@ -165,11 +184,11 @@ impl ScriptedCore {
             session: SessionId(session),
             worker: WorkerId(3),
             epoch: Epoch(1),
-            link_version: 1,
+            link_version: VERSION,
         };
         self.seen().ends.insert(session, CoreEnd::new(&[2; 32], &handshake));
         let welcome = Welcome::Accepted {
-            version: 1,
+            version: VERSION,
             swarm: self.swarm,
             worker: WorkerId(3),
             epoch: Epoch(1),
@@ -179,7 +198,8 @@ impl ScriptedCore {
             heartbeat_port: self.heartbeat_port,
             heartbeat_interval_ms: 100,
         };
-        socket.send(Message::binary(encode(1, &[welcome]))).await.map_err(io::Error::other)?;
+        let welcome = (self.seen().welcome)(welcome);
+        socket.send(Message::binary(encode(HANDSHAKE, &[welcome]))).await.map_err(io::Error::other)?;
         // The test's handle is the only sender left, so that cutting it ends the session.
         let out = {
             let weak = out.downgrade();
@@ -191,11 +211,14 @@ impl ScriptedCore {
             tokio::select! {
                 order = orders.recv() => {
                     let Some(order) = order else { return Ok(()) };
-                    socket.send(Message::binary(encode(1, &[order]))).await.map_err(io::Error::other)?;
+                    socket.send(Message::binary(encode(VERSION, &[order]))).await.map_err(io::Error::other)?;
                 }
                 message = socket.next() => {
                     let Some(Ok(Message::Binary(bytes))) = message else { return Ok(()) };
-                    let frames: Vec<ToCore> = decode(1, &bytes).unwrap();
+                    let Ok(frames) = decode::<ToCore>(VERSION, &bytes) else {
+                        self.change(|seen| seen.unreadable += 1);
+                        return Ok(());
+                    };
                     assert!(!first || matches!(frames[0], ToCore::StateReport { .. }), "the first frame is a report");
                     first = false;
                     for frame in frames {
@@ -237,10 +260,25 @@ impl ScriptedCore {
         let head = String::from_utf8_lossy(&request[..end]).to_lowercase();
         let value =
             |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let path = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        let mut takes = Duration::ZERO;
+        if path.ends_with("/outputs") {
+            let ignored = self.change(|seen| {
+                seen.uploads_begun += 1;
+                takes = seen.upload_takes;
+                let left = seen.uploads_ignored.checked_sub(1);
+                seen.uploads_ignored = left.unwrap_or(0);
+                left.is_some()
+            });
+            if ignored {
+                // Held open, so that only the sender's own patience can end it.
+                return std::future::pending().await;
+            }
+        }
         let length: usize = value("content-length:").map_or(0, |length| length.parse().unwrap());
         let mut body = request.split_off(end + 4);
         while body.len() < length && stream.read_buf(&mut body).await? > 0 {}
-        let path = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+        tokio::time::sleep(takes).await;
         let (status, answer) = self.route(&path, value("digest-expected:"), value("range:"), body);
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
         stream.write_all(&[head.as_bytes(), &answer].concat()).await
@@ -282,7 +320,7 @@ impl Seen {
         match frame {
             ToCore::Log { attempt, offset, bytes } => self.hear_log(attempt, offset, &bytes),
             ToCore::Renew { seq, .. } if self.answers_link => vec![ToWorker::Renewed { seq, matched: true }],
-            ToCore::StateReport { seq, attempts } => {
+            ToCore::StateReport { seq, attempts } if self.judges_reports => {
                 let held = |abandoned: &AttemptId| attempts.iter().any(|held| held.attempt == *abandoned);
                 let abandon = self.abandons.iter().copied().filter(held).collect();
                 vec![ToWorker::StateJudged { seq, abandon }]

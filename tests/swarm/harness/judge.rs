@@ -1,15 +1,45 @@
 //! Lets the checker judge a swarm after a scenario.
 
+use std::collections::HashSet;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use swarm_checker::{Action, Evidence, Invariant, Report, Stamps, check, load, read_history};
+use swarm_checker::{
+    Action, AttemptRow, Evidence, Invariant, Op, Report, Stamp, Stamps, Verdict, World, check, load, read_history,
+};
+
+use swarm_protocol::AttemptId;
 
 use super::swarm::Swarm;
 use super::{Engine, eventually, report};
 
 /// How long containers may take to go after their attempts (invariant I8).
 const GONE: Duration = Duration::from_secs(60);
+
+/// Invariants that the checker must have found something to judge by, given what happened.
+fn due(evidence: &Evidence) -> Vec<Invariant> {
+    let some = |is_due: bool, invariants: &'static [Invariant]| if is_due { invariants } else { &[] };
+    let (history, world) = (&evidence.history, evidence.world.as_ref());
+    let has_op = |of: fn(&Op) -> bool| history.iter().any(|entry| entry.result == Verdict::Ok && of(&entry.op));
+    let has_ended = |of: fn(&AttemptRow) -> bool| world.is_some_and(|world| world.attempts.values().any(of));
+    [
+        some(has_op(|op| matches!(op, Op::Submit(_))), &[Invariant::I1]),
+        some(world.is_some_and(|world| !world.jobs.is_empty()), &[Invariant::I2]),
+        some(has_ended(|row| row.is_final), &[Invariant::I3]),
+        some(has_ended(|row| row.started_us.is_some()), &[Invariant::I4, Invariant::I8, Invariant::I11]),
+        some(has_op(|op| matches!(op, Op::Job(_) | Op::Task(_))), &[Invariant::I5]),
+    ]
+    .concat()
+}
+
+/// Attempts that the store knows to have started and the engine's events do not: a clean verdict over events that were
+/// not recorded would mean nothing.
+fn unseen(world: &World, stamps: &[Stamp]) -> Vec<AttemptId> {
+    let seen: HashSet<AttemptId> =
+        stamps.iter().filter(|stamp| stamp.action == Some(Action::Start)).map(Stamp::attempt_id).collect();
+    let started = world.attempts.iter().filter(|(_, row)| row.started_us.is_some());
+    started.map(|(id, _)| *id).filter(|id| !seen.contains(id)).collect()
+}
 
 impl Swarm {
     /// Waits until the containers of ended attempts are gone, then checks every invariant. With `all_ended`, every
@@ -25,26 +55,39 @@ impl Swarm {
                 (Engine::listing(&id).is_empty() && Engine::volumes(&id).is_empty()).then_some(())
             });
         }
-        let mut stamps = eventually("the engine's events have all come", Duration::from_secs(10), || {
+        // Before the events: other tests may share the swarm and go on.
+        let world = load(&self.store).expect("the store can be read");
+        let began = Instant::now();
+        let mut stamps = loop {
             let (stamps, listing) = (self.engine.stamps(&id), Engine::listing(&id));
-            let there = |container: &str| listing.iter().any(|stamp| stamp.container == container);
-            let gone = |container: &str| {
-                let destroyed = Some(Action::Destroy);
-                stamps.iter().any(|stamp| stamp.container == container && stamp.action == destroyed)
-            };
-            let whole = stamps.iter().all(|stamp| there(&stamp.container) || gone(&stamp.container));
-            whole.then(|| stamps.into_iter().chain(listing).collect::<Vec<_>>())
-        });
+            let there: HashSet<&str> = listing.iter().map(|stamp| stamp.container.as_str()).collect();
+            let destroyed = |stamp: &&Stamp| stamp.action == Some(Action::Destroy);
+            let gone: HashSet<&str> = stamps.iter().filter(destroyed).map(|stamp| stamp.container.as_str()).collect();
+            let open = stamps.iter().find(|stamp| {
+                let container = stamp.container.as_str();
+                !there.contains(container) && !gone.contains(container)
+            });
+            let unseen = unseen(&world, &stamps);
+            if open.is_none() && unseen.is_empty() {
+                break stamps.into_iter().chain(listing).collect::<Vec<_>>();
+            }
+            let patience = Duration::from_secs(60);
+            assert!(began.elapsed() < patience, "{scenario}: events are missing: of {open:?}, the start of {unseen:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        };
         stamps.sort_by_key(|stamp| stamp.at_us);
         let evidence = Evidence {
             history: read_history(fs::read(&self.recorder.path).expect("the history is there").as_slice())
                 .expect("the history can be read"),
-            world: Some(load(&self.store).expect("the store can be read")),
+            world: Some(world),
             stamps: Some(Stamps(stamps)),
             all_ended,
         };
         let judged = check(&evidence);
         assert!(judged.is_clean(), "{scenario}: an invariant is broken\n{judged}");
+        for invariant in due(&evidence) {
+            assert!(judged.of(invariant).checked > 0, "{scenario}: nothing to judge {invariant:?} by\n{judged}");
+        }
         let sum = |of: fn(&swarm_checker::Finding) -> u64| -> u64 {
             Invariant::ALL.into_iter().map(|invariant| of(judged.of(invariant))).sum()
         };

@@ -10,7 +10,8 @@ mod swarm;
 use std::time::{Duration, Instant};
 
 pub(crate) use engine::{Engine, docker};
-pub(crate) use process::{Ended, Proc, signal};
+pub(crate) use process::{Ended, Proc, command, run, signal, strays};
+pub(crate) use recorder::{Log, log_read};
 pub(crate) use swarm::{Setup, Swarm, shared};
 
 /// How long anything may take that should take a few seconds; the machine may be busy.

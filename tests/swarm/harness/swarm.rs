@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) slots: Option<u32>,
     /// `swarm up` instead of a core and a worker apart.
     pub(crate) up: bool,
+    /// Variables for the core, beside what every core gets.
+    pub(crate) core_env: Vec<(&'static str, &'static str)>,
 }
 
 /// See the module.
@@ -52,7 +54,7 @@ pub(crate) struct Swarm {
     runtime: tokio::runtime::Runtime,
 }
 
-const PROGRAMS: [&str; 9] = ["sh", "cat", "sleep", "id", "env", "head", "dd", "mkdir", "od"];
+const PROGRAMS: [&str; 12] = ["sh", "cat", "sleep", "id", "env", "head", "dd", "mkdir", "od", "wc", "date", "echo"];
 
 /// Held while ports are chosen and taken, so that two swarms of this process do not choose the same.
 static PORTS: Mutex<()> = Mutex::new(());
@@ -124,6 +126,16 @@ impl Swarm {
 
     /// Starts the core (or core and worker in one) and waits until it answers.
     pub(crate) fn start_core(&self) {
+        self.start_core_with("");
+    }
+
+    /// As `start_core`; the core fails at the points that `faults` names, in the syntax of the crate `fail`.
+    pub(crate) fn start_core_with(&self, faults: &str) {
+        self.start_core_in(&[("FAILPOINTS", faults)]);
+    }
+
+    /// As `start_core`, with variables of its environment.
+    pub(crate) fn start_core_in(&self, environment: &[(&str, &str)]) {
         let data = self.home().join("core");
         let data = data.to_str().expect("a plain path");
         let part = if self.setup.up { "up" } else { "core" };
@@ -131,6 +143,7 @@ impl Swarm {
         if let Some((url, _)) = &self.database {
             command.env("SWARM_CORE_DATABASE_URL", url);
         }
+        command.envs(environment.iter().copied()).envs(self.setup.core_env.iter().copied());
         let mut core = Proc::start("core", self.home(), command);
         eventually("the core answers", PATIENCE, || {
             if let Some(status) = core.ended() {
@@ -201,7 +214,7 @@ impl Swarm {
         run(self.consumer_command(words), self.home(), PATIENCE)
     }
 
-    fn consumer_command(&self, words: &[&str]) -> Command {
+    pub(crate) fn consumer_command(&self, words: &[&str]) -> Command {
         let mut command = command(self.home(), &[&["consumer"], words].concat());
         command.env("SWARM_URL", &self.url);
         command
@@ -216,10 +229,16 @@ impl Swarm {
         let filter = swarm_client::JobFilter { name: Some(name.clone()), ..Default::default() };
         let jobs = self.block(self.client.jobs(&filter)).expect("jobs can be listed").items;
         let [one] = jobs.as_slice() else { panic!("`run` made {} jobs: {ended:?}", jobs.len()) };
-        let submit = Submit { job: Some(one.id.0), key: None, name: Some(name), tasks: one.tasks.total };
-        self.recorder.add(start, Verdict::Ok, Op::Submit(submit));
-        self.detail(one.id);
+        self.note_submitted(one.id, start);
         (ended, one.id)
+    }
+
+    /// Notes a job that the consumer made; `start` is when it began to, in Unix microseconds.
+    #[track_caller]
+    pub(crate) fn note_submitted(&self, job: JobId, start: i64) {
+        let JobDetail { job, .. } = self.detail(job);
+        let submit = Submit { job: Some(job.id.0), key: None, name: job.name, tasks: job.tasks.total };
+        self.recorder.add(start, Verdict::Ok, Op::Submit(submit));
     }
 
     /// A spec of a shell job that needs little.

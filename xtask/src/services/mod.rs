@@ -5,12 +5,17 @@ mod postgres;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::report::say;
 use crate::run::{self, Stop};
+
+/// How long packages may take to come from a slow mirror.
+const INSTALL_MAX: Duration = Duration::from_secs(20 * 60);
+/// How long services may take to start, even when the installation took longer than the stage may.
+const START_MIN: Duration = Duration::from_secs(60);
 
 /// Running services. They end when this is dropped.
 #[derive(Debug)]
@@ -32,7 +37,8 @@ impl Services {
         if !found("docker") || ((own_engine || !docker::answers()) && !found("dockerd")) {
             missing.push("docker.io");
         }
-        install(&missing, deadline, stop)?;
+        install(&missing, stop)?;
+        let deadline = deadline.max(Instant::now() + START_MIN);
         let docker = docker::Docker::start(&dir.join("docker"), own_engine, deadline, stop)?;
         let postgres = postgres::Postgres::start(&dir.join("postgres"), deadline, stop)?;
         Ok(Self { postgres, docker })
@@ -56,7 +62,8 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn install(packages: &[&str], deadline: Instant, stop: &Stop) -> Result<()> {
+/// Has a limit of its own, whatever the stage has left: cut off half-way, it would leave a machine to be repaired.
+fn install(packages: &[&str], stop: &Stop) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
@@ -65,6 +72,7 @@ fn install(packages: &[&str], deadline: Instant, stop: &Stop) -> Result<()> {
         bail!("missing: {list}; install it (on Debian: apt-get install {list}) and start again");
     }
     say(format_args!("installing {list}"));
+    let deadline = Instant::now() + INSTALL_MAX;
     let words = ["install", "--yes", "--no-install-recommends", "ca-certificates"];
     for words in [&["update"][..], &[&words[..], packages].concat()] {
         let mut command = Command::new("apt-get");
@@ -86,7 +94,7 @@ fn await_ready(what: &str, deadline: Instant, stop: &Stop, mut ready: impl FnMut
         if Instant::now() >= deadline {
             bail!("{what}: not ready in time");
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
 }

@@ -52,6 +52,8 @@ async fn roles_open_what_they_should_and_nothing_else() {
         (Method::Post, "/api/v1/workers/9/resume".to_owned(), "", [403, 403, 404, 404, 401]),
         (Method::Get, "/api/v1/users".to_owned(), "", [403, 403, 403, 200, 401]),
         (Method::Post, "/api/v1/users".to_owned(), "{}", [403, 403, 403, 422, 401]),
+        (Method::Post, "/api/v1/users/99/reset".to_owned(), "{}", [403, 403, 403, 404, 401]),
+        (Method::Post, "/api/v1/users/ada/reset".to_owned(), "{}", [403, 403, 403, 422, 401]),
         (Method::Post, "/api/v1/workers/tokens".to_owned(), "{}", [403, 403, 403, 422, 401]),
         (Method::Delete, "/api/v1/workers/9".to_owned(), "", [403, 403, 403, 404, 401]),
         (Method::Get, "/api/v1/link".to_owned(), "", [401, 401, 401, 401, 400]),

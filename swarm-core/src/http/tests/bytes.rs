@@ -111,6 +111,7 @@ async fn ended_job(swarm: &Swarm, account: &Account, token: &str) -> JobId {
         log_bytes: 9,
         log_cut_bytes: 0,
         outputs: vec![output],
+        usage: None,
     };
     swarm.commit(Transition::End(Box::new(end))).await;
     job
@@ -167,6 +168,49 @@ async fn a_worker_reaches_only_what_its_live_attempt_names() {
     assert_eq!(swarm.json(Method::Post, &outputs, &other, "x").await.0, 404);
     let (status, file) = swarm.json(Method::Post, &outputs, &key, "x").await;
     assert_eq!((status, &file["digest"]), (201, &Digest::of(b"x").to_string().into()));
+    let sent = swarm.store.sent_outputs(attempt).unwrap();
+    assert_eq!(sent, [(Digest::of(b"x"), 1)], "noted before it is acknowledged");
     swarm.commit(Transition::Recall { attempt, worker, at: swarm.clock.now() }).await;
     assert_eq!(swarm.json(Method::Post, &outputs, &key, "x").await.0, 404, "given back");
+}
+
+#[tokio::test]
+async fn uploads_of_users_do_not_hold_up_those_of_workers() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    swarm.image(ada.group).await;
+    let job = swarm.job(&token, r#"{"image":"tool"}"#).await;
+    let (worker, key) = swarm.worker("w1").await;
+    swarm.assign(job, worker).await;
+    let users = Arc::clone(&swarm.client.rocket().state::<Uploads>().unwrap().users);
+    let all = users.acquire_many(CoreConfig::default().limits.uploads).await.unwrap();
+    let outputs = format!("/api/v1/link/attempts/{job}/0/1/outputs");
+    let sent = tokio::time::timeout(Duration::from_secs(20), swarm.json(Method::Post, &outputs, &key, "x"));
+    assert_eq!(sent.await.expect("no wait for users").0, 201);
+    let file = swarm.json(Method::Post, "/api/v1/files", &token, "x");
+    tokio::pin!(file);
+    assert!(futures_util::poll!(&mut file).is_pending());
+    drop(all);
+    assert_eq!(file.await.0, 201);
+}
+
+#[tokio::test]
+async fn the_outputs_of_an_attempt_are_bounded_together() {
+    let mut config = CoreConfig::default();
+    config.limits.output_bytes = 100;
+    let swarm = Swarm::with(config).await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    swarm.image(ada.group).await;
+    let job = swarm.job(&token, r#"{"image":"tool"}"#).await;
+    let (worker, key) = swarm.worker("w1").await;
+    swarm.assign(job, worker).await;
+    let outputs = format!("/api/v1/link/attempts/{job}/0/1/outputs");
+    let (first, digest) = ([1; 60], Digest::of(&[1; 60]).to_string());
+    let send = async |body: &[u8], digest: &str| {
+        swarm.send(Method::Post, &outputs, &key, &[("Digest-Expected", digest)], body).await.status().code
+    };
+    assert_eq!(send(&first, &digest).await, 201);
+    assert_eq!(send(&first, &digest).await, 201, "sent again after its answer was lost");
+    assert_eq!(send(&[2; 41], &Digest::of(&[2; 41]).to_string()).await, 413);
+    assert_eq!(send(&[2; 40], &Digest::of(&[2; 40]).to_string()).await, 201);
 }

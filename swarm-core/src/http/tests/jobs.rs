@@ -27,6 +27,12 @@ async fn a_wrong_spec_is_told_field_by_field() {
         assert_eq!((status, fields(&problem)), (422, expected), "{problem}");
         assert!(problem["errors"][0]["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{problem}");
     }
+    for (body, kind) in [(" [1]", "an array"), ("\"x\"", "a string"), ("7", "a number"), ("null", "null")] {
+        let (status, problem) = swarm.json(Method::Post, "/api/v1/jobs", &token, body).await;
+        assert_eq!((status, fields(&problem)), (422, vec!["body"]), "{problem}");
+        let expected = format!("body: must be a JSON object, not {kind}");
+        assert_eq!(problem["detail"].as_str(), Some(expected.as_str()));
+    }
     let (_, problem) = swarm.json(Method::Post, "/api/v1/jobs", &token, r#"{"image":"tool","privileged":true}"#).await;
     assert!(problem["detail"].as_str().unwrap().contains("`command`"), "what is allowed is named: {problem}");
     let huge = format!(r#"{{"image":"{}"}}"#, "x".repeat(2 << 20));
@@ -61,6 +67,64 @@ async fn a_key_makes_one_job_however_often_it_arrives() {
 }
 
 #[tokio::test]
+async fn a_start_in_the_past_or_years_ahead_is_refused_but_not_its_repetition() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    swarm.image(ada.group).await;
+    let spec = |after_s: i64| {
+        let at = swarm.clock.now() + chrono::TimeDelta::seconds(after_s);
+        serde_json::json!({"image": "tool", "start_at": at}).to_string()
+    };
+    for (after_s, words) in [(-61, "in the past"), (6 * 365 * 86_400, "5 years")] {
+        let (status, problem) = swarm.json(Method::Post, "/api/v1/jobs", &token, spec(after_s)).await;
+        assert_eq!((status, fields(&problem)), (422, vec!["start_at"]), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
+    }
+    let submit = async |spec: &str| {
+        let answer = swarm.send(Method::Post, "/api/v1/jobs", &token, &[("Idempotency-Key", "k")], spec).await;
+        answer.status().code
+    };
+    let soon = spec(10);
+    assert_eq!(submit(&soon).await, 201);
+    swarm.clock.advance_ms(120_000);
+    assert_eq!(submit(&soon).await, 200, "the answer was lost, and the start is in the past now");
+    assert_eq!(submit(&spec(-300)).await, 422, "another job of the same key");
+}
+
+#[tokio::test]
+async fn a_job_that_no_worker_could_run_is_taken_with_a_warning_or_refused_on_demand() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    swarm.image(ada.group).await;
+    let large = r#"{"image":"tool","resources":{"memory_bytes":68719476736}}"#;
+    let (status, answer) = swarm.json(Method::Post, "/api/v1/jobs", &token, large).await;
+    let expected = serde_json::json!([{
+        "code": "no-worker-fits", "field": "resources.memory_bytes",
+        "problem": "a task needs 64 GiB of memory; the largest worker, w1, has 8 GiB",
+        "hint": "ask for at most 8 GiB of memory, or add a larger worker",
+    }]);
+    assert_eq!((status, &answer["warnings"]), (201, &expected));
+    let (_, answer) = swarm.json(Method::Post, "/api/v1/jobs", &token, r#"{"image":"tool"}"#).await;
+    assert!(answer.get("warnings").is_none(), "{answer}");
+
+    let submit = async |key: &str, query: &str, spec: &str| {
+        let path = format!("/api/v1/jobs{query}");
+        let answer = swarm.send(Method::Post, &path, &token, &[("Idempotency-Key", key)], spec).await;
+        let status = answer.status().code;
+        (status, serde_json::from_slice::<Value>(&answer.into_bytes().await.unwrap()).unwrap())
+    };
+    let (status, problem) = submit("a", "?must_fit=true", large).await;
+    assert_eq!(
+        (status, &problem["code"], fields(&problem)),
+        (422, &"no-worker-fits".into(), vec!["resources.memory_bytes"])
+    );
+    assert_eq!(submit("a", "?must_fit=true", r#"{"image":"tool"}"#).await.0, 201);
+    assert_eq!(submit("b", "?must_fit=false", large).await.0, 201);
+    assert_eq!(submit("b", "?must_fit=true", large).await.0, 200, "it was accepted before");
+    assert_eq!(submit("c", "?must_fit=perhaps", large).await.0, 422);
+}
+
+#[tokio::test]
 async fn a_job_is_listed_explained_cancelled_and_waited_for() {
     let swarm = Swarm::start().await;
     let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
@@ -82,7 +146,12 @@ async fn a_job_is_listed_explained_cancelled_and_waited_for() {
     let (_, why) = swarm.get(&format!("/api/v1/jobs/{job}/why"), &token).await;
     let codes: Vec<_> =
         why["reasons"].as_array().unwrap().iter().map(|reason| reason["code"].as_str().unwrap()).collect();
-    assert_eq!(codes, ["impossible", "behind"], "{why}");
+    assert_eq!(codes, ["behind"], "{why}");
+    let (worker, _) = swarm.worker("w1").await;
+    let partly = swarm.job(&token, r#"{"image":"tool","array":{"first":0,"last":9}}"#).await;
+    swarm.assign(partly, worker).await;
+    let (_, why) = swarm.get(&format!("/api/v1/jobs/{partly}/why"), &token).await;
+    assert_eq!((&why["state"], &why["reasons"][1]["code"]), (&"running".into(), &"behind".into()), "{why}");
     let (_, waited) = swarm.get(&format!("/api/v1/jobs/{job}/wait?timeout_s=0"), &token).await;
     assert_eq!(waited["state"], "waiting");
     for _ in 0..2 {
@@ -91,6 +160,24 @@ async fn a_job_is_listed_explained_cancelled_and_waited_for() {
     }
     let (_, waited) = swarm.get(&format!("/api/v1/jobs/{job}/wait?timeout_s=60"), &token).await;
     assert_eq!(waited["state"], "cancelled");
+}
+
+#[tokio::test]
+async fn the_archive_has_a_status_among_the_modules() {
+    let swarm = Swarm::start().await;
+    let (_, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let archive = async || {
+        let (_, page) = swarm.get("/api/v1/modules", &token).await;
+        let modules = page["items"].as_array().unwrap();
+        modules.iter().find(|module| module["name"] == "archive").expect("it is listed").clone()
+    };
+    let before = archive().await["handled"].as_u64().unwrap();
+    assert_eq!(swarm.get("/api/v1/jobs", &token).await.0, 200);
+    let after = archive().await;
+    assert_eq!(
+        (&after["handled"], &after["state"], &after["errors"]),
+        (&(before + 1).into(), &"running".into(), &0.into())
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 use futures_util::{SinkExt as _, StreamExt as _};
-use swarm_protocol::link::{Hello, ToCore, ToWorker, WorkerFacts, decode, encode};
+use swarm_protocol::link::{HANDSHAKE, Hello, ToCore, ToWorker, VERSION, VERSION_MIN, WorkerFacts, decode, encode};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
@@ -22,8 +22,7 @@ struct Served {
 
 async fn served() -> Served {
     let (state, _, seen, dir) = state(CoreConfig::default()).await;
-    let (_, key) = state.identity.add_worker("w1").await.unwrap();
-    let key = secrecy::ExposeSecret::expose_secret(&key).to_owned();
+    let (_, key) = join(&state.identity, "w1").await;
     let (stop, identity) = (state.stop().clone(), Arc::clone(&state.identity));
     let (bound, address) = oneshot::channel();
     let listener = Listener { address: "127.0.0.1:0".parse().unwrap(), bound: Some(bound) };
@@ -55,8 +54,8 @@ async fn receive(socket: &mut Socket) -> Message {
 
 fn hello() -> Message {
     let facts = WorkerFacts::default();
-    let hello = Hello { version_min: 1, version_max: 1, boot: BootId::random(), nonce: [0; 32], facts };
-    Message::Binary(Bytes::from(encode(1, &[hello])))
+    let hello = Hello { version_min: VERSION_MIN, version_max: VERSION, boot: BootId::random(), nonce: [0; 32], facts };
+    Message::Binary(Bytes::from(encode(HANDSHAKE, &[hello])))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,14 +65,17 @@ async fn frames_go_both_ways_and_a_stop_says_goodbye() {
     socket.send(hello()).await.unwrap();
     let Seen::Linked(link) = served.next().await else { panic!("no link") };
     let Message::Binary(welcome) = receive(&mut socket).await else { panic!("no welcome") };
-    assert!(matches!(decode::<Welcome>(1, &welcome).unwrap()[..], [Welcome::Accepted { version: 1, .. }]));
+    assert!(matches!(
+        decode::<Welcome>(HANDSHAKE, &welcome).unwrap()[..],
+        [Welcome::Accepted { version: VERSION, .. }]
+    ));
     let reports: Vec<_> = (1..=3).map(|seq| ToCore::StateReport { seq, attempts: Vec::new() }).collect();
-    socket.send(Message::Binary(Bytes::from(encode(1, &reports)))).await.unwrap();
+    socket.send(Message::Binary(Bytes::from(encode(VERSION, &reports)))).await.unwrap();
     let Seen::Frames(frames) = served.next().await else { panic!("no frames") };
     assert_eq!(frames, reports);
     link.send(ToWorker::Drain).await.unwrap();
     let Message::Binary(batch) = receive(&mut socket).await else { panic!("no batch") };
-    assert_eq!(decode::<ToWorker>(1, &batch).unwrap(), [ToWorker::Drain]);
+    assert_eq!(decode::<ToWorker>(VERSION, &batch).unwrap(), [ToWorker::Drain]);
 
     served.stop.cancel();
     let Message::Close(Some(frame)) = receive(&mut socket).await else { panic!("no close frame") };

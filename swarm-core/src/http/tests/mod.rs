@@ -9,7 +9,7 @@ mod sessions;
 use rocket::http::{Header, Method, Status};
 use rocket::local::asynchronous::{Client, LocalResponse};
 use serde_json::Value;
-use swarm_protocol::api::{LoginRequest, Role, UserRequest};
+use swarm_protocol::api::{JoinRequest, JoinTokenRequest, LoginRequest, Role, UserRequest};
 use swarm_protocol::link::{ImageOrder, LayerOrder, Welcome};
 use swarm_protocol::{AttemptId, BootId, Digest, GroupId, JobId, SessionId, TaskRange};
 use tokio::sync::mpsc;
@@ -21,8 +21,11 @@ use crate::clock::{ManualClock, truncate};
 use crate::identity::limits::Rate;
 use crate::identity::{Account, IdentityConfig};
 use crate::messages::{DispatcherMsg, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, ReceiverMsg, SchedulerMsg};
+use crate::plan::fit::misfit;
+use crate::plan::place::Amount;
+use crate::plan::why::{Standing, Subject};
 use crate::store::{Applied, NewImage, Transition, Work};
-use crate::supervise::Gauge;
+use crate::supervise::{Gauge, History};
 
 /// What the stub modules saw.
 #[derive(Debug)]
@@ -36,6 +39,7 @@ enum Seen {
 struct Swarm {
     client: Client,
     handles: Handles,
+    store: Arc<dyn Store>,
     blobs: Arc<dyn BlobStore>,
     identity: Arc<Identity>,
     clock: Arc<ManualClock>,
@@ -95,6 +99,7 @@ fn dispatcher(seen: mpsc::Sender<Seen>, swarm: SwarmId) -> mpsc::Sender<Dispatch
                 }
                 DispatcherMsg::Why { reply, .. } => drop(reply.send(Vec::new())),
                 DispatcherMsg::Workers { reply } => drop(reply.send(Vec::new())),
+                DispatcherMsg::Misfit { shape, reply } => drop(reply.send(misfit(&[one_worker()], shape.0))),
                 DispatcherMsg::Disconnected { session: SessionId(7), .. } => {
                     seen.send(Seen::Disconnected).await.unwrap();
                 }
@@ -102,6 +107,12 @@ fn dispatcher(seen: mpsc::Sender<Seen>, swarm: SwarmId) -> mpsc::Sender<Dispatch
             }
         }
     })
+}
+
+/// All that the stub dispatcher knows of: 4 cores and 8 GiB.
+fn one_worker() -> Subject {
+    let capacity = Amount { cpu_millis: 4_000, memory_bytes: 8 << 30, slots: 4 };
+    Subject { name: "w1".to_owned(), standing: Standing::Offline, capacity, used: Amount::default() }
 }
 
 fn harvester(seen: mpsc::Sender<Seen>) -> mpsc::Sender<HarvesterMsg> {
@@ -125,7 +136,7 @@ async fn state(config: CoreConfig) -> (ApiState, Arc<ManualClock>, mpsc::Receive
     let key = Arc::new(MasterKey::from_bytes(Zeroizing::new([1; 32])));
     let blobs: Arc<dyn BlobStore> = Arc::new(DiskBlobs::open(&dir.path().join("blobs"), key).unwrap());
     let clock = Arc::new(ManualClock::new(truncate(chrono::Utc::now())));
-    let supervisor = Supervisor::new(CancellationToken::new());
+    let supervisor = Supervisor::new(CancellationToken::new(), History::default());
     let epoch = store.take_over().unwrap();
     let swarm = store.swarm_id().unwrap();
     let (ledger, inbox) = mpsc::channel(64);
@@ -150,6 +161,8 @@ async fn state(config: CoreConfig) -> (ApiState, Arc<ManualClock>, mpsc::Receive
         harvester: harvester(seen),
     };
     let config = Arc::new(config);
+    let archive = Gauge::without_inbox("archive");
+    supervisor.show(archive.clone());
     let state = ApiState {
         handles,
         store,
@@ -157,6 +170,7 @@ async fn state(config: CoreConfig) -> (ApiState, Arc<ManualClock>, mpsc::Receive
         identity,
         clock: clock.clone(),
         supervisor,
+        archive,
         config,
         swarm,
         epoch,
@@ -174,9 +188,10 @@ impl Swarm {
         let (state, clock, seen, dir) = state(config).await;
         let stop = state.stop().clone().drop_guard();
         let (handles, blobs, identity) = (state.handles.clone(), Arc::clone(&state.blobs), Arc::clone(&state.identity));
+        let store = Arc::clone(&state.store);
         let rocket = build(state, "127.0.0.1:0".parse().unwrap());
         let client = Client::untracked(rocket).await.unwrap();
-        Self { client, handles, blobs, identity, clock, dir, _seen: seen, _stop: stop }
+        Self { client, handles, store, blobs, identity, clock, dir, _seen: seen, _stop: stop }
     }
 
     async fn login(&self, user: &str, password: &str) -> swarm_protocol::api::Tokens {
@@ -261,8 +276,7 @@ impl Swarm {
 
     /// A worker, and its key.
     async fn worker(&self, name: &str) -> (WorkerId, String) {
-        let (id, key) = self.identity.add_worker(name).await.unwrap();
-        (id, secrecy::ExposeSecret::expose_secret(&key).to_owned())
+        join(&self.identity, name).await
     }
 
     async fn assign(&self, job: JobId, worker: WorkerId) -> AttemptId {
@@ -270,6 +284,16 @@ impl Swarm {
         self.commit(Transition::Assign { job, work, worker, at: self.clock.now() }).await;
         AttemptId { job, task: 0, attempt: 1 }
     }
+}
+
+/// Lets a worker join: its number, and its key.
+async fn join(identity: &Identity, name: &str) -> (WorkerId, String) {
+    let request = JoinTokenRequest { worker: name.to_owned(), expires_in_s: 60 };
+    let token = identity.join_token(request).await.unwrap().token;
+    let request = JoinRequest { token, worker: name.to_owned() };
+    // From another address than the logins of the tests, which are limited.
+    let joined = identity.join("127.0.0.9".parse().unwrap(), request).await.unwrap();
+    (joined.worker, joined.key)
 }
 
 fn fields(problem: &Value) -> Vec<&str> {

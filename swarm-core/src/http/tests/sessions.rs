@@ -131,3 +131,35 @@ async fn a_join_token_is_good_once_and_for_its_name_and_a_revoked_key_for_nothin
     let (_, workers) = swarm.get("/api/v1/workers", &admin).await;
     assert_eq!((&workers["items"][0]["name"], &workers["items"][0]["state"]), (&"w1".into(), &"revoked".into()));
 }
+
+#[tokio::test]
+async fn a_reset_ends_every_session_and_a_new_password_opens_the_account_again() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let (_, bystander) = swarm.user("bob", Role::Consumer, "lab").await;
+    let admin = swarm.admin().await;
+    let (_, tokens) = try_login(&swarm, "ada", "a password of ada").await;
+    let path = format!("/api/v1/users/{}/reset", ada.id);
+    assert_eq!(swarm.json(Method::Post, &path, &token, "{}").await.0, 403, "not even one's own");
+    let (status, problem) = swarm.json(Method::Post, &path, &admin, r#"{"password":"short"}"#).await;
+    assert_eq!((status, fields(&problem)), (422, vec!["password"]));
+    assert_eq!(swarm.get("/api/v1/whoami", &token).await.0, 200, "a refused reset changes nothing");
+
+    assert_eq!(swarm.json(Method::Post, &path, &admin, "{}").await.0, 204);
+    for old in [&token, tokens["access_token"].as_str().unwrap()] {
+        assert_eq!(swarm.get("/api/v1/whoami", old).await.0, 401);
+    }
+    assert_eq!(refresh(&swarm, &tokens["refresh_token"]).await.0, 401);
+    assert_eq!(try_login(&swarm, "ada", "a password of ada").await.0, 200, "the password stays");
+    for _ in 0..6 {
+        swarm.clock.advance_ms(1000);
+        try_login(&swarm, "ada", "wrong wrong wrong").await;
+    }
+    swarm.clock.advance_ms(1000);
+    assert_eq!(try_login(&swarm, "ada", "a password of ada").await.0, 429, "locked");
+    let (status, _) = swarm.json(Method::Post, &path, &admin, r#"{"password":"another long secret"}"#).await;
+    assert_eq!(status, 204);
+    assert_eq!(try_login(&swarm, "ada", "another long secret").await.0, 200);
+    assert_eq!(try_login(&swarm, "ada", "a password of ada").await.0, 401);
+    assert_eq!(swarm.get("/api/v1/whoami", &bystander).await.0, 200);
+}

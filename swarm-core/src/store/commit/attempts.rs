@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use diesel::prelude::*;
 use swarm_protocol::{
-    AttemptId, AttemptNo, JobId, Outcome, OutcomeKind, TaskIndex, TaskRange, TaskSet, Timestamp, WorkerId,
+    AttemptId, AttemptNo, JobId, LossReason, Outcome, OutcomeKind, TaskIndex, TaskRange, TaskSet, Timestamp, WorkerId,
 };
 
 use super::super::connect::{Conn, both};
@@ -13,7 +13,7 @@ use super::super::sqltypes::{
     ASSIGNED, AttemptRow, Fault, JobRow, LiveRow, STARTED, WAITING, corrupt, int, json, micros, number,
 };
 use super::super::{Applied, AttemptEnd, Next, Work};
-use super::{ROWS_MAX, Step, content, jobs as job_rows, not_found, stale};
+use super::{ROWS_MAX, Step, content, jobs as job_rows, not_found, outputs, stale};
 
 pub(super) fn assign(conn: &mut Conn, job: JobId, work: &Work, worker: WorkerId, at: Timestamp) -> Step {
     let known: i64 = both!(conn, c => workers::table
@@ -130,7 +130,7 @@ pub(super) fn start(conn: &mut Conn, attempt: AttemptId, worker: WorkerId, start
 }
 
 /// The live row of an attempt on that worker, with its job.
-fn held(conn: &mut Conn, attempt: AttemptId, worker: WorkerId) -> Result<Option<(LiveRow, JobRow)>, Fault> {
+pub(super) fn held(conn: &mut Conn, attempt: AttemptId, worker: WorkerId) -> Result<Option<(LiveRow, JobRow)>, Fault> {
     Ok(both!(conn, c => live_tasks::table
         .inner_join(jobs::table)
         .filter(live_tasks::job_id.eq(int(attempt.job.0)))
@@ -149,14 +149,16 @@ pub(super) fn recall(conn: &mut Conn, attempt: AttemptId, worker: WorkerId, at: 
         _ => return stale(format!("attempt {attempt} is not unstarted on worker {worker}")),
     };
     if job.cancel_requested {
+        outputs::forget(conn, attempt)?;
         remove(conn, &row)?;
         job_rows::end_waiting(conn, job.id, &TaskSet::from_range(TaskRange::one(attempt.task)), at)?;
         let job_ended = job_rows::count(conn, job.id, -1, OutcomeKind::Cancelled, 1, at)?;
         return Ok(Ok(Applied::Ended { job_ended }));
     }
     if attempt.attempt == AttemptNo::MAX {
-        return stale(format!("task {} has no attempt numbers left", attempt.task_id()));
+        return end(conn, &given_up(attempt, worker, at));
     }
+    outputs::forget(conn, attempt)?;
     wait_again(conn, &row, at, row.losses, row.failures)?;
     Ok(Ok(Applied::Done))
 }
@@ -186,8 +188,10 @@ pub(super) fn end(conn: &mut Conn, end: &AttemptEnd) -> Step {
         log_bytes: int(end.log_bytes),
         log_cut_bytes: int(end.log_cut_bytes),
         outputs: json(&end.outputs),
+        usage: end.usage.as_ref().map(json),
     };
     both!(conn, c => diesel::insert_into(attempts::table).values(&record).execute(c))?;
+    outputs::forget(conn, end.attempt)?;
     let group = swarm_protocol::GroupId(number(job.group_id, "jobs.group_id")?);
     for output in &end.outputs {
         content::link(conn, group, &output.digest, output.size_bytes, end.ended_at)?;
@@ -201,6 +205,25 @@ pub(super) fn end(conn: &mut Conn, end: &AttemptEnd) -> Step {
         job_rows::count(conn, job.id, -1, end.outcome.kind(), 1, end.ended_at)?
     };
     Ok(Ok(Applied::Ended { job_ended }))
+}
+
+/// The end of a task that was given back so often that there is no number left for another attempt.
+fn given_up(attempt: AttemptId, worker: WorkerId, at: Timestamp) -> AttemptEnd {
+    let detail = "it was given back unstarted, and no attempt number is left".to_owned();
+    AttemptEnd {
+        attempt,
+        worker,
+        outcome: Outcome::Lost { reason: LossReason::StartDeadline, detail },
+        started_at: None,
+        ended_at: at,
+        ran_ms: None,
+        may_have_run: false,
+        log_bytes: 0,
+        log_cut_bytes: 0,
+        outputs: Vec::new(),
+        usage: None,
+        next: Next::Final,
+    }
 }
 
 /// A count of retries as `LiveTask` can hold it.
@@ -231,7 +254,25 @@ fn remove(conn: &mut Conn, row: &LiveRow) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Keeps the first late report of each worker about each attempt, so that a worker cannot fill the store with them.
+/// The highest number of an attempt of this task that was ever given to a worker.
+fn last_given(conn: &mut Conn, job: JobId, task: TaskIndex) -> Result<i32, Fault> {
+    let (job, task) = (int(job.0), i64::from(task));
+    let ended: Option<i32> = both!(conn, c => attempts::table
+        .filter(attempts::job_id.eq(job))
+        .filter(attempts::task.eq(task))
+        .select(diesel::dsl::max(attempts::attempt))
+        .first(c))?;
+    let live: Option<(i32, i32)> = both!(conn, c => live_tasks::table
+        .find((job, task))
+        .select((live_tasks::attempt, live_tasks::phase))
+        .first(c)
+        .optional())?;
+    let live = live.map_or(0, |(attempt, phase)| if phase == WAITING { attempt - 1 } else { attempt });
+    Ok(live.max(ended.unwrap_or(0)))
+}
+
+/// Keeps the first late report of each worker about each attempt that was ever given out, so that a worker cannot fill
+/// the store with them.
 pub(super) fn superseded(
     conn: &mut Conn,
     attempt: AttemptId,
@@ -240,9 +281,8 @@ pub(super) fn superseded(
     at: Timestamp,
 ) -> Step {
     let task = i64::from(attempt.task);
-    match job_rows::find(conn, attempt.job)? {
-        Some(job) if job.first_task <= task && task <= job.last_task => {}
-        _ => return not_found(format!("attempt {attempt}")),
+    if attempt.attempt == 0 || i32::from(attempt.attempt) > last_given(conn, attempt.job, attempt.task)? {
+        return not_found(format!("attempt {attempt}"));
     }
     let row = (
         late_reports::job_id.eq(int(attempt.job.0)),

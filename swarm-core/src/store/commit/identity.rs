@@ -1,13 +1,14 @@
 //! Accounts, their tokens, and workers.
 
 use diesel::prelude::*;
+use swarm_protocol::link::WorkerFacts;
 use swarm_protocol::{Digest, GroupId, Timestamp, UserId, WorkerId};
 
 use super::super::connect::{Conn, both};
 use super::super::schema::{join_tokens, owner_groups, refresh_tokens, revoked_jwts, users, workers};
-use super::super::sqltypes::{Fault, int, micros, number};
+use super::super::sqltypes::{Fault, int, json, micros, number};
 use super::super::{Applied, NewUser, Refusal};
-use super::{Step, conflict, done_or_not_found, next_number, stale};
+use super::{ROWS_MAX, Step, conflict, done_or_not_found, next_number, stale};
 
 pub(super) fn create_user(conn: &mut Conn, new: &NewUser) -> Step {
     let taken: i64 = both!(conn, c => users::table.filter(users::name.eq(&new.name)).count().get_result(c))?;
@@ -45,6 +46,13 @@ fn find_or_make_group(conn: &mut Conn, name: &str, allow_root: bool) -> Result<i
     Ok(id)
 }
 
+pub(super) fn allow_root(conn: &mut Conn, group: GroupId, allow_root: bool) -> Step {
+    let rows = both!(conn, c => diesel::update(owner_groups::table.find(int(group.0)))
+        .set(owner_groups::allow_root.eq(allow_root))
+        .execute(c))?;
+    done_or_not_found(rows, || format!("group {group}"))
+}
+
 pub(super) fn reset_user(conn: &mut Conn, user: UserId, password_hash: Option<&str>) -> Step {
     let account = users::table.find(int(user.0));
     let rows = both!(conn, c => diesel::update(account)
@@ -80,10 +88,18 @@ pub(super) fn issue_refresh(
     conn: &mut Conn,
     hash: &Digest,
     family: uuid::Uuid,
-    user: UserId,
+    (user, token_version): (UserId, u32),
     expires_at: Timestamp,
     replaces: Option<&Digest>,
 ) -> Step {
+    let known: i64 = both!(conn, c => users::table
+        .find(int(user.0))
+        .filter(users::token_version.eq(i64::from(token_version)))
+        .count()
+        .get_result(c))?;
+    if known == 0 {
+        return stale(format!("user {user} is gone or was reset"));
+    }
     if let Some(earlier) = replaces {
         let guard = refresh_tokens::table
             .find(earlier.0.to_vec())
@@ -120,6 +136,26 @@ pub(super) fn revoke_jwt(conn: &mut Conn, jti: uuid::Uuid, expires_at: Timestamp
     Ok(Ok(Applied::Done))
 }
 
+/// Removes up to `$rows_max` rows of a table whose key is `$key` and that expired before `$before`. The count.
+macro_rules! purge {
+    ($conn:expr, $table:ident, $key:ident, $before:expr, $rows_max:expr) => {{
+        let old = $table::table.filter($table::expires_at.lt($before)).order($table::expires_at).limit($rows_max);
+        let keys: Vec<Vec<u8>> = both!($conn, c => old.select($table::$key).load(c))?;
+        for some in keys.chunks(ROWS_MAX) {
+            both!($conn, c => diesel::delete($table::table.filter($table::$key.eq_any(some))).execute(c))?;
+        }
+        keys.len() as u64
+    }};
+}
+
+pub(super) fn purge_expired(conn: &mut Conn, before: Timestamp, rows_max: u32) -> Step {
+    let (before, rows_max) = (micros(before), i64::from(rows_max));
+    let refresh = purge!(conn, refresh_tokens, hash, before, rows_max);
+    let revoked = purge!(conn, revoked_jwts, jti, before, rows_max);
+    let join = purge!(conn, join_tokens, hash, before, rows_max);
+    Ok(Ok(Applied::Purged(refresh + revoked + join)))
+}
+
 pub(super) fn create_join_token(conn: &mut Conn, hash: &Digest, worker: &str, expires_at: Timestamp) -> Step {
     let row = (
         join_tokens::hash.eq(hash.0.to_vec()),
@@ -148,7 +184,7 @@ pub(super) fn join_worker(conn: &mut Conn, token: &Digest, worker: &str, key: &D
     Ok(verdict)
 }
 
-pub(super) fn add_worker(conn: &mut Conn, worker: &str, key: &Digest, at: Timestamp) -> Step {
+fn add_worker(conn: &mut Conn, worker: &str, key: &Digest, at: Timestamp) -> Step {
     let namesake: Option<(i64, bool)> = both!(conn, c => workers::table
         .filter(workers::name.eq(worker))
         .select((workers::id, workers::revoked))
@@ -194,6 +230,13 @@ fn refuse_worker(name: &str, namesake: Option<(i64, bool)>, key_of: Option<i64>)
         }
         _ => None,
     }
+}
+
+pub(super) fn note_facts(conn: &mut Conn, worker: WorkerId, facts: &WorkerFacts) -> Step {
+    let rows = both!(conn, c => diesel::update(workers::table.find(int(worker.0)))
+        .set(workers::facts.eq(json(facts)))
+        .execute(c))?;
+    done_or_not_found(rows, || format!("worker {worker}"))
 }
 
 pub(super) fn revoke_worker(conn: &mut Conn, worker: WorkerId) -> Step {

@@ -24,15 +24,15 @@ pub(super) fn create(conn: &mut Conn, new: &NewJob) -> Step {
         return Ok(Err(refusal));
     }
     let id = next_number(conn, "job")?;
-    let tasks = new.spec.tasks();
+    let tasks = new.job.spec.tasks();
     let row = JobRow {
         id,
         owner_id: int(new.owner.0),
         group_id: int(new.group.0),
-        name: new.spec.name.clone(),
-        spec: json(&new.spec),
-        image: json(&new.image),
-        input_bytes: json(&new.input_bytes),
+        name: new.job.spec.name.clone(),
+        spec: json(&new.job.spec),
+        image: json(&new.job.image),
+        input_bytes: json(&new.job.input_bytes),
         first_task: tasks.first.into(),
         last_task: tasks.last.into(),
         next_fresh: tasks.first.into(),
@@ -41,7 +41,7 @@ pub(super) fn create(conn: &mut Conn, new: &NewJob) -> Step {
         failed: 0,
         cancelled: 0,
         submitted_at: micros(new.submitted_at),
-        start_at: new.spec.start_at.map(micros),
+        start_at: new.job.spec.start_at.map(micros),
         ended_at: None,
         cancel_requested: false,
         schedule_id: new.launch.as_ref().map(|launch| int(launch.schedule.0)),

@@ -8,6 +8,7 @@ mod attempts;
 mod content;
 mod identity;
 mod jobs;
+mod outputs;
 mod schedules;
 
 use diesel::prelude::*;
@@ -63,6 +64,9 @@ fn apply(conn: &mut Conn, transition: &Transition) -> Step {
         Transition::Start { attempt, worker, started_at } => attempts::start(conn, *attempt, *worker, *started_at),
         Transition::Recall { attempt, worker, at } => attempts::recall(conn, *attempt, *worker, *at),
         Transition::End(end) => attempts::end(conn, end),
+        Transition::SendOutput { attempt, worker, digest, size_bytes } => {
+            outputs::send(conn, *attempt, *worker, digest, *size_bytes)
+        }
         Transition::Superseded { attempt, worker, outcome, at } => {
             attempts::superseded(conn, *attempt, *worker, outcome, *at)
         }
@@ -77,17 +81,19 @@ fn apply(conn: &mut Conn, transition: &Transition) -> Step {
         Transition::UntagImage { group, name } => content::untag(conn, *group, name),
         Transition::CreateUser(new) => identity::create_user(conn, new),
         Transition::ResetUser { user, password_hash } => identity::reset_user(conn, *user, password_hash.as_deref()),
+        Transition::AllowRoot { group, allow_root } => identity::allow_root(conn, *group, *allow_root),
         Transition::NoteLogin { user, failed, at } => identity::note_login(conn, *user, *failed, *at),
-        Transition::IssueRefresh { hash, family, user, expires_at, replaces } => {
-            identity::issue_refresh(conn, hash, *family, *user, *expires_at, replaces.as_ref())
+        Transition::IssueRefresh { hash, family, user, token_version, expires_at, replaces } => {
+            identity::issue_refresh(conn, hash, *family, (*user, *token_version), *expires_at, replaces.as_ref())
         }
         Transition::RevokeFamily { family } => identity::revoke_family(conn, *family),
         Transition::RevokeJwt { jti, expires_at } => identity::revoke_jwt(conn, *jti, *expires_at),
+        Transition::PurgeExpired { before, rows_max } => identity::purge_expired(conn, *before, *rows_max),
         Transition::CreateJoinToken { hash, worker, expires_at } => {
             identity::create_join_token(conn, hash, worker, *expires_at)
         }
         Transition::JoinWorker { token, worker, key, at } => identity::join_worker(conn, token, worker, key, *at),
-        Transition::AddWorker { worker, key, at } => identity::add_worker(conn, worker, key, *at),
+        Transition::NoteFacts { worker, facts } => identity::note_facts(conn, *worker, facts),
         Transition::RevokeWorker { worker } => identity::revoke_worker(conn, *worker),
         Transition::DrainWorker { worker, draining } => identity::drain_worker(conn, *worker, *draining),
     }

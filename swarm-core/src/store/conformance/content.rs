@@ -1,5 +1,7 @@
 //! Blobs and images.
 
+use std::collections::BTreeSet;
+
 use swarm_protocol::link::OutputReport;
 
 use super::*;
@@ -58,4 +60,32 @@ pub(super) fn outputs_are_linked_to_the_group(bench: &Bench) {
     bench.apply(Transition::End(end.clone())).unwrap();
     assert_eq!(bench.store.linked_blob(bench.group, &digest).unwrap(), Some(6));
     assert_eq!(bench.store.attempt(id(job, 0, 1)).unwrap().unwrap().outputs, end.outputs);
+}
+
+pub(super) fn what_an_attempt_sent_is_kept_while_it_lives(bench: &Bench) {
+    let (job, [one, two]) = (bench.job(2), bench.worker_ids());
+    bench.apply(bench.fresh(job, 0, 1)).unwrap();
+    let send = |attempt, worker, name: &str| {
+        let digest = Digest::of(name.as_bytes());
+        bench.apply(Transition::SendOutput { attempt, worker, digest, size_bytes: name.len() as u64 })
+    };
+    let (first, second) = (id(job, 0, 1), id(job, 1, 1));
+    for name in ["a", "bb", "a"] {
+        assert_eq!(send(first, one, name), Ok(Applied::Done));
+    }
+    assert!(is_stale(&send(first, two, "x")) && is_stale(&send(id(job, 0, 2), one, "x")));
+    let sent = |attempt| bench.store.sent_outputs(attempt).unwrap().into_iter().collect::<BTreeSet<_>>();
+    let both = BTreeSet::from([(Digest::of(b"a"), 1), (Digest::of(b"bb"), 2)]);
+    assert_eq!((sent(first), sent(second)), (both, BTreeSet::new()));
+    for number in 2..SENT_MAX {
+        send(first, one, &number.to_string()).unwrap();
+    }
+    assert!(is_conflict(&send(first, one, "one too many")));
+    assert_eq!(send(first, one, "bb"), Ok(Applied::Done), "sent again");
+
+    send(second, one, "c").unwrap();
+    bench.apply(bench.end(first, lost(), retry(4))).unwrap();
+    bench.apply(bench.recall(second)).unwrap();
+    assert!(sent(first).is_empty() && sent(second).is_empty());
+    assert!(is_stale(&send(first, one, "d")));
 }

@@ -19,6 +19,9 @@ pub(super) fn a_submit_repeats_by_its_key(bench: &Bench) {
     assert!(is_conflict(&bench.apply(with_key(bench.group, "k", b"y"))));
     let other = bench.apply(with_key(chemistry, "k", b"x"));
     assert_eq!(other, Ok(Applied::Job { job: JobId(job.0 + 1), repeated: false }), "a key belongs to its group");
+    let of_key = |group, key| bench.store.job_of_key(group, key).unwrap();
+    assert_eq!((of_key(bench.group, "k"), of_key(chemistry, "k")), (Some(job), Some(JobId(job.0 + 1))));
+    assert_eq!(of_key(bench.group, "l"), None);
     assert_eq!(bench.store.jobs(&JobFilter { limit: 9, ..JobFilter::default() }).unwrap().len(), 2);
 }
 
@@ -100,7 +103,10 @@ pub(super) fn a_store_is_the_same_when_reopened(bench: &Bench) {
     assert_eq!(reopened.load().unwrap().live, bench.store.load().unwrap().live);
     let record = reopened.job(job).unwrap().unwrap();
     let new = bench.new_job(4);
-    assert_eq!((&record.spec, &record.image, &record.input_bytes), (&new.spec, &new.image, &new.input_bytes));
+    assert_eq!(
+        (&record.spec, &record.image, &record.input_bytes),
+        (&new.job.spec, &new.job.image, &new.job.input_bytes)
+    );
     assert_eq!((record.owner, record.owner_name.as_str()), (bench.owner, "ada"));
     assert_eq!((record.group, record.group_name.as_str(), record.allow_root), (bench.group, "physics", false));
     assert_eq!((record.submitted_at, record.next_fresh), (at(1), 2));
@@ -114,10 +120,10 @@ pub(super) fn jobs_are_listed_by_state_group_and_name(bench: &Bench) {
         job
     };
     let mut delayed = bench.new_job(1);
-    delayed.spec.start_at = Some(at(100));
+    delayed.job.spec.start_at = Some(at(100));
     let delayed = bench.submit(delayed);
     let mut named = bench.new_job(1);
-    named.spec.name = Some("nightly".to_owned());
+    named.job.spec.name = Some("nightly".to_owned());
     let waiting = bench.submit(NewJob { group: chemistry, ..named });
     let running = bench.job(2);
     bench.apply(bench.fresh(running, 0, 0)).unwrap();
@@ -184,4 +190,48 @@ pub(super) fn a_lost_connection_heals(bench: &Bench) {
     }
     assert_eq!(bench.store.load().unwrap().jobs.len(), 1, "reads heal by themselves");
     assert_eq!(bench.apply(bench.fresh(job, 0, 0)), Ok(Applied::Done), "the next write has a new connection");
+}
+
+/// What Postgres does to a statement when a trigger runs it.
+const PASSING: [&str; 6] = [
+    "RAISE EXCEPTION 'could not extend file \"base/1/2\": No space left on device' USING ERRCODE = 'disk_full'",
+    "RAISE EXCEPTION 'out of memory' USING ERRCODE = 'out_of_memory'",
+    "RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'",
+    "PERFORM pg_cancel_backend(pg_backend_pid()); PERFORM pg_sleep(60)",
+    "PERFORM set_config('transaction_read_only', 'on', true)",
+    "PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(60)",
+];
+const LASTING: [&str; 3] =
+    ["RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'", "PERFORM 1 / 0", "PERFORM 'x'::integer"];
+
+/// Nothing that passes is taken for a fault of the statement, or its job would be given up.
+pub(super) fn a_database_that_cannot_write_now_is_asked_again(bench: &Bench) {
+    let make = [new_user("eve", "physics")];
+    match &mut bench.connection() {
+        Conn::Postgres(c) => {
+            for (body, passes) in PASSING.map(|body| (body, true)).into_iter().chain(LASTING.map(|body| (body, false)))
+            {
+                c.batch_execute(&format!(
+                    "CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$; \
+                     CREATE TRIGGER trouble BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION trouble();"
+                ))
+                .unwrap();
+                let error = bench.commit(&make).unwrap_err();
+                assert_eq!(matches!(error, StoreError::Connection(_)), passes, "{body}: {error:?}");
+                c.batch_execute("DROP FUNCTION trouble CASCADE").unwrap();
+            }
+        }
+        Conn::Sqlite(c) => {
+            for (text, passes) in [("database or disk is full", true), ("out of memory", true), ("no", false)] {
+                c.batch_execute(&format!(
+                    "CREATE TRIGGER trouble BEFORE INSERT ON users BEGIN SELECT RAISE(ABORT, '{text}'); END;"
+                ))
+                .unwrap();
+                let error = bench.commit(&make).unwrap_err();
+                assert_eq!(matches!(error, StoreError::Connection(_)), passes, "{text}: {error:?}");
+                c.batch_execute("DROP TRIGGER trouble").unwrap();
+            }
+        }
+    }
+    bench.commit(&make).unwrap()[0].as_ref().expect("it is made once the trouble is over");
 }

@@ -110,6 +110,10 @@ impl Bench {
         self.commit(&[transition]).unwrap().remove(0)
     }
 
+    pub(crate) fn worker_ids(&self) -> [WorkerId; 2] {
+        self.workers
+    }
+
     fn user(&self, name: &str, group: &str) -> (UserId, GroupId) {
         match self.apply(new_user(name, group)) {
             Ok(Applied::User(user, group)) => (user, group),
@@ -119,10 +123,18 @@ impl Bench {
 
     fn worker(&self, name: &str) -> WorkerId {
         let key = Digest::of(name.as_bytes());
-        match self.apply(Transition::AddWorker { worker: name.to_owned(), key, at: at(0) }) {
+        match self.join(name, key) {
             Ok(Applied::Worker(worker)) => worker,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A worker joins with a token of its own.
+    fn join(&self, name: &str, key: Digest) -> Verdict {
+        let (token, worker) = (Digest(rand::random()), name.to_owned());
+        let create = Transition::CreateJoinToken { hash: token, worker: worker.clone(), expires_at: at(86_400) };
+        let join = Transition::JoinWorker { token, worker, key, at: at(0) };
+        self.commit(&[create, join]).unwrap().remove(1)
     }
 
     pub(crate) fn new_job(&self, tasks: u32) -> NewJob {
@@ -131,9 +143,7 @@ impl Bench {
         NewJob {
             owner: self.owner,
             group: self.group,
-            spec,
-            image: image("busybox"),
-            input_bytes: vec![3],
+            job: prepared(spec, vec![3]),
             submitted_at: at(1),
             idempotency: None,
             launch: None,
@@ -182,6 +192,7 @@ impl Bench {
             log_bytes: 12,
             log_cut_bytes: 1,
             outputs: Vec::new(),
+            usage: Some(swarm_protocol::Usage { cpu_ms: Some(5), input_bytes: 6, ..Default::default() }),
         }))
     }
 
@@ -232,6 +243,10 @@ fn id(job: JobId, task: TaskIndex, attempt: AttemptNo) -> AttemptId {
     AttemptId { job, task, attempt }
 }
 
+fn prepared(spec: JobSpec, input_bytes: Vec<u64>) -> Prepared {
+    Prepared { spec, image: image("busybox"), input_bytes }
+}
+
 fn image(name: &str) -> ImageOrder {
     let layer = |text: String| LayerOrder {
         digest: Digest::of(text.as_bytes()),
@@ -279,16 +294,18 @@ macro_rules! suite {
 
 suite! {
     tasks: fresh_tasks_are_assigned_once_and_in_order, a_million_tasks_are_few_rows, the_life_of_an_attempt_is_kept,
-        what_is_not_current_is_refused, a_recall_costs_no_retry, retries_wait_and_count, a_cancel_ends_what_waits,
+        what_is_not_current_is_refused, a_recall_costs_no_retry, what_is_open_is_read_in_pages, retries_wait_and_count, a_cancel_ends_what_waits,
         a_task_has_one_final_record, the_last_attempt_number_is_final, late_reports_change_nothing;
     jobs: a_submit_repeats_by_its_key, a_refused_transition_does_not_spoil_its_batch,
         a_broken_transition_undoes_its_batch, a_deposed_core_writes_nothing, nothing_lands_after_a_take_over, a_store_is_the_same_when_reopened,
         jobs_are_listed_by_state_group_and_name, an_open_snapshot_holds_what_is_not_final,
-        a_lost_connection_heals;
+        a_lost_connection_heals, a_database_that_cannot_write_now_is_asked_again;
     schedules: a_schedule_is_launched_once_for_each_instant, schedules_are_paused_missed_and_deleted;
-    content: blobs_are_readable_by_linked_groups_alone, names_of_images_move, outputs_are_linked_to_the_group;
-    identity: accounts_are_unique_and_can_be_reset, failed_logins_are_counted, a_refresh_token_is_used_once,
-        jwts_are_revoked_until_they_expire, a_join_token_is_good_once_in_time_for_its_name,
-        a_worker_keeps_its_name_and_key, workers_drain_and_are_revoked;
+    content: blobs_are_readable_by_linked_groups_alone, names_of_images_move, outputs_are_linked_to_the_group,
+        what_an_attempt_sent_is_kept_while_it_lives;
+    identity: accounts_are_unique_and_can_be_reset, root_is_allowed_to_a_group_and_taken_back,
+        failed_logins_are_counted, a_refresh_token_is_used_once,
+        jwts_are_revoked_until_they_expire, what_has_expired_is_removed_a_few_at_a_time, a_join_token_is_good_once_in_time_for_its_name,
+        a_worker_keeps_its_name_and_key, what_a_worker_says_of_itself_is_kept, workers_drain_and_are_revoked;
     model: the_store_agrees_with_the_drawn_state_machine;
 }

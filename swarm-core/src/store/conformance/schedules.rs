@@ -12,9 +12,7 @@ fn new_schedule(bench: &Bench, name: &str) -> Transition {
         name: name.to_owned(),
         cron: "0 3 * * *".to_owned(),
         zone: "Europe/Berlin".to_owned(),
-        spec: JobSpec::new("busybox"),
-        image: image("busybox"),
-        input_bytes: vec![1, 2],
+        job: prepared(JobSpec::new("busybox"), vec![1, 2]),
         created_at: at(10),
     }))
 }
@@ -53,7 +51,7 @@ pub(super) fn schedules_are_paused_missed_and_deleted(bench: &Bench) {
     assert_eq!((record.name.as_str(), record.cron.as_str()), ("nightly", "0 3 * * *"));
     assert_eq!((record.zone.as_str(), record.owner_name.as_str()), ("Europe/Berlin", "ada"));
     assert_eq!((record.considered_until, record.missed, record.paused, record.last), (at(10), 0, false, None));
-    assert_eq!((record.spec, record.input_bytes), (JobSpec::new("busybox"), vec![1, 2]));
+    assert_eq!(record.job, prepared(JobSpec::new("busybox"), vec![1, 2]));
 
     let pause = |paused, second| Transition::PauseSchedule { schedule, paused, at: at(second) };
     bench.apply(pause(true, 15)).unwrap();

@@ -56,6 +56,8 @@ pub(super) fn the_life_of_an_attempt_is_kept(bench: &Bench) {
     assert_eq!((ended.id, ended.worker, ended.is_final), (attempt, bench.workers[0], true));
     assert_eq!((ended.assigned_at, ended.started_at, ended.ended_at), (at(2), Some(at(3)), Some(at(9))));
     assert_eq!((ended.ran_ms, ended.log_bytes, ended.log_cut_bytes), (Some(6000), 12, 1));
+    let usage = ended.usage.unwrap();
+    assert_eq!((usage.cpu_ms, usage.memory_peak_bytes, usage.input_bytes), (Some(5), None, 6));
     let record = bench.record(job);
     assert_eq!((record.ended_at, record.counts.job_state(false)), (Some(at(9)), JobState::Failed));
     assert!(bench.store.load().unwrap().live.is_empty());
@@ -104,6 +106,29 @@ pub(super) fn a_recall_costs_no_retry(bench: &Bench) {
     assert_eq!(bench.apply(bench.recall(id(job, 0, 2))), Ok(Applied::Ended { job_ended: true }));
     assert_eq!(bench.counts(job), [0, 0, 0, 0, 1]);
     assert_eq!(bench.store.tasks(job, 0, 1).unwrap()[0].outcome, Some(Outcome::Cancelled));
+}
+
+pub(super) fn what_is_open_is_read_in_pages(bench: &Bench) {
+    let mut later = bench.new_job(2);
+    later.job.spec.start_at = Some(at(50));
+    let (array, later, cancelled, other) = (bench.job(5), bench.submit(later), bench.job(1), bench.job(1));
+    bench.apply(Transition::Cancel { job: cancelled, at: at(2) }).unwrap();
+    bench.apply(bench.fresh(array, 0, 2)).unwrap();
+    let fresh = |after, second, limit| bench.store.fresh_tasks(after, at(second), limit).unwrap();
+    let (rest, one) = (TaskRange { first: 3, last: 4 }, TaskRange::one(0));
+    assert_eq!(fresh(None, 49, 9), [(array, rest), (other, one)]);
+    assert_eq!(fresh(None, 50, 2), [(array, rest), (later, TaskRange { first: 0, last: 1 })]);
+    assert_eq!(fresh(Some(later), 50, 2), [(other, one)]);
+    bench.apply(bench.fresh(array, 3, 4)).unwrap();
+    bench.apply(bench.fresh(other, 0, 0)).unwrap();
+    assert!(fresh(None, 49, 9).is_empty());
+
+    let live = |after, limit| bench.store.live_tasks(after, limit).unwrap();
+    let ids = |tasks: Vec<LiveTask>| tasks.iter().map(|task| (task.job, task.task)).collect::<Vec<_>>();
+    assert_eq!(ids(live(None, 2)), [(array, 0), (array, 1)]);
+    assert_eq!(ids(live(Some(TaskId { job: array, task: 3 }), 9)), [(array, 4), (other, 0)]);
+    assert!(live(Some(TaskId { job: other, task: 0 }), 9).is_empty());
+    assert_eq!(live(None, 9), bench.store.load().unwrap().live);
 }
 
 pub(super) fn retries_wait_and_count(bench: &Bench) {
@@ -186,10 +211,13 @@ pub(super) fn the_last_attempt_number_is_final(bench: &Bench) {
     let job = bench.job(2);
     bench.apply(bench.fresh(job, 0, 1)).unwrap();
     bench.connection().execute("UPDATE live_tasks SET attempt = 65535").unwrap();
-    assert!(is_stale(&bench.apply(bench.recall(id(job, 0, u16::MAX)))));
+    let given_back = bench.apply(bench.recall(id(job, 1, u16::MAX)));
+    assert!(matches!(given_back, Ok(Applied::Ended { job_ended: false })), "{given_back:?}");
+    let record = bench.store.attempt(id(job, 1, u16::MAX)).unwrap().unwrap();
+    assert!(record.is_final && !record.may_have_run && record.outcome.unwrap().is_lost());
     bench.apply(bench.end(id(job, 0, u16::MAX), lost(), retry(20))).unwrap();
     assert!(bench.store.attempt(id(job, 0, u16::MAX)).unwrap().unwrap().is_final);
-    assert_eq!(bench.counts(job), [0, 1, 0, 1, 0]);
+    assert_eq!(bench.counts(job), [0, 0, 0, 2, 0]);
 }
 
 pub(super) fn late_reports_change_nothing(bench: &Bench) {
@@ -203,11 +231,16 @@ pub(super) fn late_reports_change_nothing(bench: &Bench) {
     }
     assert_eq!(bench.store.load().unwrap().live, before);
     assert_eq!(bench.counts(job), [1, 0, 0, 0, 0]);
-    use crate::store::schema::superseded;
-    let kept: Vec<String> =
-        both!(&mut bench.connection(), c => superseded::table.select(superseded::outcome).load(c)).unwrap();
-    assert_eq!(kept, [r#""Succeeded""#]);
-    for made_up in [id(job, 1, 1), id(JobId(99), 0, 1)] {
+    let late = |task| bench.store.tasks(job, task, 1).unwrap().remove(0).late;
+    let (worker_name, reported_at) = ("w1".to_owned(), at(40));
+    let kept = LateReport { attempt: 1, worker_name, outcome: Outcome::Succeeded, reported_at };
+    assert_eq!(late(0), [kept], "the first one");
+    for made_up in [id(job, 0, 0), id(job, 0, 2), id(job, 1, 1), id(JobId(99), 0, 1)] {
         assert!(is_not_found(&bench.apply(report(made_up, Outcome::Succeeded))));
     }
+    // An attempt that was recalled has no record, but was given out.
+    bench.apply(bench.again(job, &[(0, 2)])).unwrap();
+    bench.apply(bench.recall(id(job, 0, 2))).unwrap();
+    bench.apply(report(id(job, 0, 2), Outcome::TimedOut)).unwrap();
+    assert_eq!(late(0).iter().map(|report| report.attempt).collect::<Vec<_>>(), [1, 2]);
 }

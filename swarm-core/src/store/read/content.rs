@@ -1,12 +1,12 @@
 //! Blobs and images as records.
 
 use diesel::prelude::*;
-use swarm_protocol::{Digest, GroupId};
+use swarm_protocol::{AttemptId, Digest, GroupId};
 
 use super::super::ImageRecord;
 use super::super::connect::{Conn, both};
-use super::super::schema::{blob_links, images};
-use super::super::sqltypes::{Fault, from_json, instant, int, number};
+use super::super::schema::{blob_links, images, sent_outputs};
+use super::super::sqltypes::{Fault, digest, from_json, instant, int, number};
 
 pub(in crate::store) fn linked_blob(conn: &mut Conn, group: GroupId, digest: &Digest) -> Result<Option<u64>, Fault> {
     let size: Option<i64> = both!(conn, c => blob_links::table
@@ -15,6 +15,19 @@ pub(in crate::store) fn linked_blob(conn: &mut Conn, group: GroupId, digest: &Di
         .first(c)
         .optional())?;
     size.map(|size| number(size, "blob_links.size_bytes")).transpose()
+}
+
+pub(in crate::store) fn sent_outputs(conn: &mut Conn, attempt: AttemptId) -> Result<Vec<(Digest, u64)>, Fault> {
+    let rows: Vec<(Vec<u8>, i64)> = both!(conn, c => sent_outputs::table
+        .filter(sent_outputs::job_id.eq(int(attempt.job.0)))
+        .filter(sent_outputs::task.eq(i64::from(attempt.task)))
+        .filter(sent_outputs::attempt.eq(i32::from(attempt.attempt)))
+        .select((sent_outputs::digest, sent_outputs::size_bytes))
+        .load(c))?;
+    let read = |(bytes, size): (Vec<u8>, i64)| {
+        Ok((digest(&bytes, "sent_outputs.digest")?, number(size, "sent_outputs.size_bytes")?))
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// Name, image, platform, instant of the push.

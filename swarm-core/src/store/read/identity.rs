@@ -3,6 +3,7 @@
 use diesel::prelude::*;
 use swarm_protocol::api::Role;
 use swarm_protocol::{Digest, GroupId, Timestamp, UserId, WorkerId};
+use uuid::Uuid;
 
 use super::super::connect::{Conn, both};
 use super::super::schema::{owner_groups, refresh_tokens, revoked_jwts, users, workers};
@@ -76,23 +77,34 @@ pub(in crate::store) fn refresh_token(conn: &mut Conn, hash: &Digest) -> Result<
     Ok(Some(RefreshRecord { family, user_name, expires_at, used, revoked }))
 }
 
-pub(in crate::store) fn revoked_jwts(conn: &mut Conn) -> Result<Vec<uuid::Uuid>, Fault> {
-    let now = micros(Timestamp::from(std::time::SystemTime::now()));
-    let rows: Vec<Vec<u8>> = both!(conn, c => revoked_jwts::table
-        .filter(revoked_jwts::expires_at.gt(now))
-        .select(revoked_jwts::jti)
+pub(in crate::store) fn revoked_jwts(conn: &mut Conn, now: Timestamp) -> Result<Vec<(Uuid, Timestamp)>, Fault> {
+    let rows: Vec<(Vec<u8>, i64)> = both!(conn, c => revoked_jwts::table
+        .filter(revoked_jwts::expires_at.gt(micros(now)))
+        .select((revoked_jwts::jti, revoked_jwts::expires_at))
         .load(c))?;
-    rows.iter().map(|bytes| uuid(bytes, "revoked_jwts.jti")).collect()
+    let read =
+        |(jti, at): (Vec<u8>, i64)| Ok((uuid(&jti, "revoked_jwts.jti")?, instant(at, "revoked_jwts.expires_at")?));
+    rows.into_iter().map(read).collect()
 }
 
 pub(in crate::store) fn workers(conn: &mut Conn) -> Result<Vec<WorkerRecord>, Fault> {
-    let rows: Vec<(i64, String, Vec<u8>, bool, bool)> = both!(conn, c => workers::table
+    type Row = (i64, String, Vec<u8>, bool, bool, Option<String>);
+    let rows: Vec<Row> = both!(conn, c => workers::table
         .order(workers::id)
-        .select((workers::id, workers::name, workers::key_hash, workers::revoked, workers::draining))
+        .select((
+            workers::id,
+            workers::name,
+            workers::key_hash,
+            workers::revoked,
+            workers::draining,
+            workers::facts,
+        ))
         .load(c))?;
-    let record = |(id, name, key, revoked, draining): (i64, String, Vec<u8>, bool, bool)| {
+    let record = |(id, name, key, revoked, draining, facts): Row| {
         let key = digest(&key, "workers.key_hash")?;
-        Ok(WorkerRecord { id: WorkerId(number(id, "workers.id")?), name, key, revoked, draining })
+        // Facts that another release wrote and this one cannot read are said anew at the next link.
+        let facts = facts.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(WorkerRecord { id: WorkerId(number(id, "workers.id")?), name, key, revoked, draining, facts })
     };
     rows.into_iter().map(record).collect()
 }

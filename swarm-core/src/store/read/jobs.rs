@@ -3,7 +3,7 @@
 use diesel::prelude::*;
 use swarm_protocol::api::Launch;
 use swarm_protocol::state::{JobState, TaskCounts};
-use swarm_protocol::{GroupId, JobId, ScheduleId, UserId};
+use swarm_protocol::{GroupId, JobId, ScheduleId, TaskRange, Timestamp, UserId};
 
 use super::super::connect::{Conn, both};
 use super::super::schema::{jobs, owner_groups, users};
@@ -30,9 +30,43 @@ pub(in crate::store) fn one(conn: &mut Conn, job: JobId) -> Result<Option<JobRec
     row.map(record).transpose()
 }
 
+pub(in crate::store) fn of_key(conn: &mut Conn, group: GroupId, key: &str) -> Result<Option<JobId>, Fault> {
+    let id: Option<i64> = both!(conn, c => jobs::table
+        .filter(jobs::group_id.eq(int(group.0)))
+        .filter(jobs::idempotency_key.eq(key))
+        .select(jobs::id)
+        .first(c)
+        .optional())?;
+    id.map(|id| number(id, "jobs.id").map(JobId)).transpose()
+}
+
 pub(in crate::store) fn unfinished(conn: &mut Conn) -> Result<Vec<JobRecord>, Fault> {
     let rows: Vec<Row> = both!(conn, c => select!().filter(jobs::ended_at.is_null()).order(jobs::id).load(c))?;
     rows.into_iter().map(record).collect()
+}
+
+/// Jobs above `after` with the tasks that never left the waiting state and may run at `now`.
+pub(in crate::store) fn fresh(
+    conn: &mut Conn,
+    after: Option<JobId>,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Vec<(JobId, TaskRange)>, Fault> {
+    let rows: Vec<(i64, i64, i64)> = both!(conn, c => jobs::table
+        .filter(jobs::id.gt(after.map_or(0, |after| int(after.0))))
+        .filter(jobs::ended_at.is_null())
+        .filter(jobs::cancel_requested.eq(false))
+        .filter(jobs::next_fresh.le(jobs::last_task))
+        .filter(jobs::start_at.is_null().or(jobs::start_at.le(micros(now))))
+        .order(jobs::id)
+        .limit(limit.into())
+        .select((jobs::id, jobs::next_fresh, jobs::last_task))
+        .load(c))?;
+    let read = |(id, first, last): (i64, i64, i64)| {
+        let range = TaskRange { first: number(first, "jobs.next_fresh")?, last: number(last, "jobs.last_task")? };
+        Ok((JobId(number(id, "jobs.id")?), range))
+    };
+    rows.into_iter().map(read).collect()
 }
 
 pub(in crate::store) fn list(conn: &mut Conn, filter: &JobFilter) -> Result<Vec<JobRecord>, Fault> {

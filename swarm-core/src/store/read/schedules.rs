@@ -3,10 +3,10 @@
 use diesel::prelude::*;
 use swarm_protocol::{GroupId, JobId, ScheduleId, UserId};
 
-use super::super::ScheduleRecord;
 use super::super::connect::{Conn, both};
 use super::super::schema::{schedules, users};
 use super::super::sqltypes::{Fault, from_json, instant, int, number};
+use super::super::{Prepared, ScheduleRecord};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = schedules)]
@@ -67,9 +67,11 @@ fn record((row, owner_name): (ScheduleRow, String)) -> Result<ScheduleRecord, Fa
         name: row.name,
         cron: row.cron,
         zone: row.zone,
-        spec: from_json(&row.spec, "schedules.spec")?,
-        image: from_json(&row.image, "schedules.image")?,
-        input_bytes: from_json(&row.input_bytes, "schedules.input_bytes")?,
+        job: Prepared {
+            spec: from_json(&row.spec, "schedules.spec")?,
+            image: from_json(&row.image, "schedules.image")?,
+            input_bytes: from_json(&row.input_bytes, "schedules.input_bytes")?,
+        },
         paused: row.paused,
         considered_until: instant(row.considered_until, "schedules.considered_until")?,
         missed: number(row.missed, "schedules.missed")?,

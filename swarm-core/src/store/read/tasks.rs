@@ -6,9 +6,9 @@ use diesel::prelude::*;
 use swarm_protocol::{AttemptId, JobId, Outcome, TaskId, TaskIndex, TaskRange, WorkerId};
 
 use super::super::connect::{Conn, both};
-use super::super::schema::{attempts, ended_ranges, jobs, live_tasks, workers};
+use super::super::schema::{attempts, ended_ranges, jobs, live_tasks, superseded, workers};
 use super::super::sqltypes::{AttemptRow, EndedRow, Fault, LiveRow, from_json, instant, int, maybe_instant, number};
-use super::super::{AttemptRecord, LivePhase, LiveTask, TaskRecord};
+use super::super::{AttemptRecord, LateReport, LivePhase, LiveTask, TaskRecord};
 
 pub(in crate::store) fn live(conn: &mut Conn, task: TaskId) -> Result<Option<LiveTask>, Fault> {
     let row: Option<LiveRow> = both!(conn, c => live_tasks::table
@@ -17,6 +17,20 @@ pub(in crate::store) fn live(conn: &mut Conn, task: TaskId) -> Result<Option<Liv
         .first(c)
         .optional())?;
     row.as_ref().map(LiveRow::read).transpose()
+}
+
+/// Live rows after that of `after`, by job and task.
+pub(in crate::store) fn live_after(conn: &mut Conn, after: Option<TaskId>, limit: u32) -> Result<Vec<LiveTask>, Fault> {
+    // Numbers of jobs begin with 1.
+    let (job, task) = after.map_or((0, 0), |after| (int(after.job.0), i64::from(after.task)));
+    let rows: Vec<LiveRow> = both!(conn, c => live_tasks::table
+        .filter(live_tasks::job_id.ge(job))
+        .filter(live_tasks::job_id.gt(job).or(live_tasks::task.gt(task)))
+        .order((live_tasks::job_id, live_tasks::task))
+        .limit(limit.into())
+        .select(LiveRow::as_select())
+        .load(c))?;
+    rows.iter().map(LiveRow::read).collect()
 }
 
 pub(in crate::store) fn attempt(conn: &mut Conn, attempt: AttemptId) -> Result<Option<AttemptRecord>, Fault> {
@@ -59,6 +73,7 @@ fn running(conn: &mut Conn, id: AttemptId, task: &LiveTask) -> Result<Option<Att
         log_bytes: 0,
         log_cut_bytes: 0,
         outputs: Vec::new(),
+        usage: None,
     }))
 }
 
@@ -81,6 +96,7 @@ fn ended(row: &AttemptRow, worker_name: String) -> Result<AttemptRecord, Fault> 
         log_bytes: number(row.log_bytes, "attempts.log_bytes")?,
         log_cut_bytes: number(row.log_cut_bytes, "attempts.log_cut_bytes")?,
         outputs: from_json(&row.outputs, "attempts.outputs")?,
+        usage: row.usage.as_deref().map(|text| from_json(text, "attempts.usage")).transpose()?,
     })
 }
 
@@ -106,15 +122,38 @@ pub(in crate::store) fn list(
     let mut live = live_in(conn, id, page)?;
     let mut attempts = attempts_in(conn, id, page)?;
     let ranges = ended_in(conn, id, page)?;
+    let mut late = late_in(conn, id, page)?;
     Ok(page
         .iter()
         .map(|task| {
             let attempts = attempts.remove(&task).unwrap_or_default();
             let last = attempts.iter().find(|attempt| attempt.is_final).and_then(|attempt| attempt.outcome.clone());
             let unrun = || ranges.iter().find(|(range, _)| range.contains(task)).map(|(_, outcome)| outcome.clone());
-            TaskRecord { task, live: live.remove(&task), outcome: last.or_else(unrun), attempts }
+            let (live, late) = (live.remove(&task), late.remove(&task).unwrap_or_default());
+            TaskRecord { task, live, outcome: last.or_else(unrun), attempts, late }
         })
         .collect())
+}
+
+fn late_in(conn: &mut Conn, job: i64, page: TaskRange) -> Result<HashMap<TaskIndex, Vec<LateReport>>, Fault> {
+    let rows: Vec<(i64, i32, String, String, i64)> = both!(conn, c => superseded::table
+        .inner_join(workers::table)
+        .filter(superseded::job_id.eq(job))
+        .filter(superseded::task.between(i64::from(page.first), i64::from(page.last)))
+        .order((superseded::task, superseded::reported_at, superseded::attempt, superseded::worker_id))
+        .select((superseded::task, superseded::attempt, workers::name, superseded::outcome, superseded::reported_at))
+        .load(c))?;
+    let mut by_task: HashMap<TaskIndex, Vec<LateReport>> = HashMap::new();
+    for (task, attempt, worker_name, outcome, at) in rows {
+        let report = LateReport {
+            attempt: number(attempt.into(), "superseded.attempt")?,
+            worker_name,
+            outcome: from_json(&outcome, "superseded.outcome")?,
+            reported_at: instant(at, "superseded.reported_at")?,
+        };
+        by_task.entry(number(task, "superseded.task")?).or_default().push(report);
+    }
+    Ok(by_task)
 }
 
 fn live_in(conn: &mut Conn, job: i64, page: TaskRange) -> Result<HashMap<TaskIndex, LiveTask>, Fault> {

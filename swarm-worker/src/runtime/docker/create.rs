@@ -52,6 +52,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         // No `seccomp=` here: naming none keeps the engine's default profile.
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         privileged: Some(false),
+        group_add: Some(spec.groups.iter().map(ToString::to_string).collect()),
         network_mode: Some("none".to_owned()),
         ipc_mode: Some("private".to_owned()),
         init: Some(false),

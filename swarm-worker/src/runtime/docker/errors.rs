@@ -7,20 +7,20 @@ use bollard::errors::Error;
 
 use crate::runtime::RuntimeError;
 
-/// What the engine says (as API 400, 404 or 500) when the job's own words make a start impossible. Anything else that
-/// goes wrong in the OCI runtime (no memory, no disk, cgroups) is the machine's fault.
-const START_REFUSALS: [&str; 10] = [
+/// What the engine says when the job's own words make a start impossible, whatever status it gives that.
+const START_REFUSALS: [&str; 5] = [
     "executable file not found",
-    "no such file or directory",
-    "permission denied",
-    "exec format error",
-    "is a directory",
-    "not a directory",
+    "chdir to cwd",
     "unable to find user",
     "unable to find group",
-    "chdir to cwd",
-    "cannot be started with a working directory",
+    "mount a directory onto a file",
 ];
+
+/// How the OCI runtime begins when it speaks of the command itself, and what it then finds. The same findings about
+/// cgroups, mounts or its own files are the machine's fault.
+const COMMAND: [&str; 2] = [": exec: \"", ": exec /"];
+const COMMAND_FAULTS: [&str; 5] =
+    ["no such file or directory", "permission denied", "exec format error", "is a directory", "not a directory"];
 
 /// Waits for one call to the engine, at most `deadline`.
 pub(super) async fn within<T>(
@@ -60,21 +60,34 @@ pub(super) fn map(call: &'static str, deadline: Duration, error: Error) -> Runti
 
 /// As [`map`], for `start`: tells the job's faults from the machine's.
 pub(super) fn map_start(deadline: Duration, error: Error) -> RuntimeError {
-    if let Error::DockerResponseServerError { status_code, message } = &error {
-        let gone = *status_code == 404 && message.starts_with("No such container");
-        let by_oci_runtime = message.contains("OCI runtime") || message.contains("runc");
-        let words = START_REFUSALS.iter().any(|known| message.contains(known));
-        let refused = match status_code {
-            400 => true,
-            404 => !gone,
-            500 => words && (by_oci_runtime || message.contains("unable to find")),
-            _ => false,
-        };
-        if refused {
-            return RuntimeError::StartRefused { message: message.trim().to_owned() };
+    match error {
+        Error::DockerResponseServerError { status_code: 400 | 404 | 500, message } if is_the_jobs_fault(&message) => {
+            RuntimeError::StartRefused { message: message.trim().to_owned() }
         }
+        // The engine takes any "permission denied" from below for a bad request.
+        Error::DockerResponseServerError { status_code: 400, message } if is_by_oci_runtime(&message) => {
+            RuntimeError::Engine { call: "start", message }
+        }
+        other => map("start", deadline, other),
     }
-    map("start", deadline, error)
+}
+
+/// The OCI runtime itself could not be run, in the same words.
+const NO_RUNTIME: &str = "unable to retrieve OCI runtime error";
+
+fn is_the_jobs_fault(message: &str) -> bool {
+    if message.contains(NO_RUNTIME) {
+        return false;
+    }
+    let about_command = COMMAND
+        .iter()
+        .filter_map(|begin| message.split_once(begin))
+        .any(|(_, rest)| COMMAND_FAULTS.iter().any(|fault| rest.contains(fault)));
+    about_command || START_REFUSALS.iter().any(|known| message.contains(known))
+}
+
+fn is_by_oci_runtime(message: &str) -> bool {
+    ["OCI runtime", "runc", "shim task"].iter().any(|words| message.contains(words))
 }
 
 /// As [`map`], for `create`, where the engine already makes the working directory.
@@ -115,24 +128,58 @@ mod tests {
     #[test]
     fn start_errors_are_split_by_fault() {
         let second = Duration::from_secs(1);
+        let old = "OCI runtime create failed: container_linux.go:380: starting container process caused: ";
+        let new = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create \
+                   failed: unable to start container process: ";
         let job = [
-            (400, "OCI runtime create failed: exec: \"nope\": executable file not found in $PATH: unknown"),
-            (400, "OCI runtime create failed: exec: \"/etc\": permission denied: unknown"),
-            (500, "unable to find user ghost: no matching entries in passwd file"),
-            (500, "OCI runtime create failed: chdir to cwd (\"/x\") set in config.json failed: not a directory"),
+            (400, old, "exec: \"nope\": executable file not found in $PATH: unknown"),
+            (400, old, "exec: \"/etc\": permission denied: unknown"),
+            (
+                400,
+                new,
+                "error during container init: exec: \"/bin/nope\": stat /bin/nope: no such file or directory: unknown",
+            ),
+            (400, new, "error during container init: exec /bin/other: exec format error: unknown"),
+            (500, "", "unable to find user ghost: no matching entries in passwd file"),
+            (500, old, "chdir to cwd (\"/x\") set in config.json failed: not a directory"),
+            (
+                400,
+                new,
+                "error during container init: chdir to cwd (\"/x\") set in config.json failed: permission denied",
+            ),
+            (
+                400,
+                new,
+                "error mounting \"/v\" to rootfs at \"/etc/passwd\": not a directory: Are you trying to mount a \
+                        directory onto a file (or vice-versa)?",
+            ),
         ];
-        for (status, message) in job {
-            let error = map_start(second, server(status, message));
+        for (status, begin, end) in job {
+            let error = map_start(second, server(status, &format!("{begin}{end}")));
             assert!(matches!(error, RuntimeError::StartRefused { .. }), "{error}");
             assert!(!error.is_infrastructure());
         }
+        let cgroup = "unable to apply cgroup configuration: failed to write 4711: open \
+                      /sys/fs/cgroup/x/cgroup.procs: no such file or directory";
         let machine = [
-            (500, "OCI runtime create failed: container_linux.go: cannot allocate memory"),
-            (500, "error creating overlay mount: no space left on device"),
-            (503, "the engine is shutting down"),
+            (500, old, "cannot allocate memory"),
+            (500, old, cgroup),
+            (400, new, cgroup),
+            (400, new, "error setting cgroup config for procHooks process: openat2 memory.max: permission denied"),
+            (500, new, "error mounting \"proc\" to rootfs at \"/proc\": mount proc:/proc: permission denied"),
+            (500, new, "exec: \"/bin/sh\": cannot allocate memory"),
+            (500, "", "fork/exec /usr/bin/runc: no such file or directory"),
+            (
+                400,
+                "OCI runtime create failed: unable to retrieve OCI runtime error (open log.json: no such file or \
+                  directory): ",
+                "exec: \"runc\": executable file not found in $PATH: unknown",
+            ),
+            (500, "", "error creating overlay mount: no space left on device"),
+            (503, "", "the engine is shutting down"),
         ];
-        for (status, message) in machine {
-            let error = map_start(second, server(status, message));
+        for (status, begin, end) in machine {
+            let error = map_start(second, server(status, &format!("{begin}{end}")));
             assert!(error.is_infrastructure(), "{error}");
         }
         assert!(map_start(second, server(404, "No such container: abc")).is_not_found());

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 
 use bollard::errors::Error;
+use bollard::models::ImageSummary;
 use bollard::query_parameters::{ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions};
 use futures_util::StreamExt;
 use swarm_protocol::ids::Digest;
 
 use super::DockerRuntime;
 use super::errors::{map, timed_out};
-use crate::runtime::{ByteStream, RuntimeError};
+use crate::runtime::{ByteStream, OurImage, RuntimeError};
 
 /// How the engine announces a loaded image without a tag, and one with tags.
 const LOADED_ID: &str = "Loaded image ID: ";
@@ -46,15 +47,19 @@ impl DockerRuntime {
         self.call("remove image", self.docker.remove_image(name, Some(options), None)).await.map(drop)
     }
 
-    pub(super) async fn tagged_images(&self) -> Result<Vec<Digest>, RuntimeError> {
+    pub(super) async fn tagged_images(&self) -> Result<Vec<OurImage>, RuntimeError> {
         let filters = HashMap::from([("reference".to_owned(), vec![self.repository.clone()])]);
         let options = ListImagesOptions { filters: Some(filters), ..Default::default() };
         let listed = self.call("list images", self.docker.list_images(Some(options))).await?;
-        Ok(listed.iter().filter_map(|image| image.id.parse().ok()).collect())
+        let ours = |image: &ImageSummary| {
+            let config = image.id.parse().ok()?;
+            Some(OurImage { config, bytes: u64::try_from(image.size).unwrap_or(0) })
+        };
+        Ok(listed.iter().filter_map(ours).collect())
     }
 
     pub(super) async fn leading_layers(&self, diff_ids: &[Digest]) -> Result<usize, RuntimeError> {
-        let ours: HashSet<Digest> = self.tagged_images().await?.into_iter().collect();
+        let ours: HashSet<Digest> = self.tagged_images().await?.into_iter().map(|image| image.config).collect();
         self.lock_layers().retain(|config, _| ours.contains(config));
         let mut longest = 0;
         for config in ours {

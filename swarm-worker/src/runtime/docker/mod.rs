@@ -5,6 +5,7 @@ mod create;
 mod errors;
 mod images;
 mod logs;
+mod usage;
 mod volumes;
 
 #[cfg(test)]
@@ -22,7 +23,7 @@ use self::errors::{map, within};
 use super::spec::{check_name, invalid};
 use super::{
     ByteStream, ContainerId, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems, OurContainer,
-    OurVolume, RuntimeError,
+    OurImage, OurVolume, Reading, RuntimeError,
 };
 
 /// How long the engine may take, by kind of call.
@@ -67,6 +68,8 @@ pub struct DockerRuntime {
     patient: Docker,
     deadlines: Deadlines,
     repository: String,
+    /// Its files are on this machine, as far as this process may see them.
+    is_local: bool,
     /// Layers of our images by config digest. An image never changes, so what was read once stays true.
     layers: Mutex<HashMap<Digest, Vec<Digest>>>,
 }
@@ -80,6 +83,8 @@ impl DockerRuntime {
         let DockerSettings { host, repository, deadlines } = settings;
         check_repository(&repository)?;
         let seconds = deadlines.call.as_secs().max(1);
+        let address = host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
+        let is_local = address.is_none_or(|address| address.is_empty() || address.starts_with("unix://"));
         let docker = match host.as_deref() {
             None => Docker::connect_with_defaults(),
             Some(path) if path.starts_with("unix://") => Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION),
@@ -92,7 +97,7 @@ impl DockerRuntime {
         let docker = docker.with_timeout(Duration::from_secs(seconds));
         let docker = within("connect", deadlines.call, docker.negotiate_version()).await?;
         let patient = docker.clone().with_timeout(deadlines.transfer);
-        Ok(Self { docker, patient, deadlines, repository, layers: Mutex::default() })
+        Ok(Self { docker, patient, deadlines, repository, is_local, layers: Mutex::default() })
     }
 
     /// One plain call under its deadline.
@@ -165,8 +170,12 @@ impl ContainerRuntime for DockerRuntime {
         self.untag(config).await
     }
 
-    async fn our_images(&self) -> Result<Vec<Digest>, RuntimeError> {
+    async fn our_images(&self) -> Result<Vec<OurImage>, RuntimeError> {
         self.tagged_images().await
+    }
+
+    async fn disk_free(&self) -> Result<Option<u64>, RuntimeError> {
+        self.free_bytes().await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
@@ -211,6 +220,14 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError> {
         self.list_containers(labels).await
+    }
+
+    async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError> {
+        self.read_usage(id_of(id)?).await
+    }
+
+    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+        self.measure_disk(labels).await
     }
 
     async fn create_volume(&self, name: &str, labels: &Labels) -> Result<(), RuntimeError> {

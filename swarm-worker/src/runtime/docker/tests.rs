@@ -112,7 +112,9 @@ async fn images_are_known_by_config_digest_and_kept_by_our_tag() {
     let (runtime, image) = (bench.runtime(), &bench.image);
     assert!(runtime.image_exists(&image.config_digest).await.expect("asked"));
     assert!(!runtime.image_exists(&Digest::of(b"nobody has this")).await.expect("asked"));
-    assert_eq!(runtime.our_images().await.expect("listed"), [image.config_digest]);
+    let listed = runtime.our_images().await.expect("listed");
+    assert_eq!(listed.iter().map(|image| image.config).collect::<Vec<_>>(), [image.config_digest]);
+    assert!(listed[0].bytes > 0, "{listed:?}");
 
     let other = Digest::of(b"other");
     assert_eq!(runtime.known_layers(&[image.diff_id, other]).await.expect("asked"), 1);
@@ -283,10 +285,9 @@ async fn the_jobs_own_mistakes_are_refused_at_start() {
 async fn files_go_in_and_out_of_volumes() {
     let bench = Bench::new().await;
     let (runtime, prefix) = (bench.runtime(), &bench.engine.prefix);
-    let volumes = [("in", "/work/in"), ("out", "/work/out")];
-    let mut spec = bench.spec(
-        "set -e; cat /work/in/data > /work/out/copy; stat -c '%u:%g %a' /work/out /work/in/data; ls -a /work/out",
-    );
+    let volumes = [("in", "/job/in"), ("out", "/job/out")];
+    let mut spec = bench
+        .spec("set -e; cat /job/in/data > /job/out/copy; stat -c '%u:%g %a' /job/out /job/in/data; ls -a /job/out");
     spec.user = Some("65534:65534".into());
     spec.read_only_root = true;
     for (name, path) in volumes {
@@ -301,18 +302,18 @@ async fn files_go_in_and_out_of_volumes() {
     let body: Vec<u8> = (0..300_000u32).map(|n| (n * 7 % 251) as u8).collect();
     let chunks: Vec<_> = body.chunks(10_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
     let tar = single_file_tar("data", body.len() as u64, 0o640, 65534, 65534, stream::iter(chunks).boxed());
-    runtime.put_archive(&id, "/work/in", tar).await.expect("put before the start");
+    runtime.put_archive(&id, "/job/in", tar).await.expect("put before the start");
 
     runtime.start(&id).await.expect("started");
     let ran = bench.finish(id).await;
     assert_eq!(ran.exit.exit_code, 0, "{} {}", ran.out(), String::from_utf8_lossy(&ran.stderr));
     assert_eq!(ran.out(), "65534:65534 750\n65534:65534 640\n.\n..\ncopy\n");
 
-    let tar = runtime.get_archive(&ran.id, "/work/out/copy").await.expect("fetched after the end");
+    let tar = runtime.get_archive(&ran.id, "/job/out/copy").await.expect("fetched after the end");
     let (entry, out) = untar_single_file(tar).await.expect("a file");
     assert_eq!((entry.path.as_str(), entry.size, entry.uid), ("copy", body.len() as u64, 65534));
     assert!(collect(out).await == body, "the bytes come back as they went in");
-    let error = runtime.get_archive(&ran.id, "/work/out/absent").await.err().expect("no such file");
+    let error = runtime.get_archive(&ran.id, "/job/out/absent").await.err().expect("no such file");
     assert!(error.is_not_found(), "{error}");
     let error = runtime.put_archive(&ran.id, "/absent", dir_entry_tar(0, 0, 0o755)).await.expect_err("no such place");
     assert!(error.is_not_found(), "{error}");
@@ -424,4 +425,52 @@ async fn a_test_that_panics_leaves_nothing_behind() {
     assert_eq!(engine.runtime.list_ours(&labels).await, Ok(Vec::new()));
     assert_eq!(engine.runtime.list_our_volumes(&labels).await, Ok(Vec::new()));
     assert_eq!(engine.runtime.image_exists(&image).await, Ok(false));
+}
+
+#[tokio::test]
+async fn a_reading_shows_cpu_and_memory_while_it_runs() {
+    let bench = Bench::new().await;
+    let id = bench.runtime().create(&bench.spec("echo up; while :; do :; done")).await.expect("created");
+    assert_eq!(bench.runtime().reading(&id).await, Ok(None), "not started");
+    bench.runtime().start(&id).await.expect("started");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let busy = loop {
+        let reading = bench.runtime().reading(&id).await.expect("readable").expect("it runs");
+        if reading.cpu_ms >= 100 {
+            break reading;
+        }
+        assert!(Instant::now() < deadline, "a busy loop uses CPU: {reading:?}");
+    };
+    assert!((1..64 << 20).contains(&busy.memory_bytes), "{busy:?}");
+    bench.runtime().kill(&id, "SIGKILL").await.expect("killed");
+    within(bench.runtime().wait(&id)).await.expect("waited");
+    assert_eq!(bench.runtime().reading(&id).await, Ok(None), "ended");
+}
+
+#[tokio::test]
+async fn what_is_written_to_root_and_volumes_is_measured() {
+    let bench = Bench::new().await;
+    let volume = format!("{}-out", bench.engine.prefix);
+    let mut spec = bench.spec("head -c 3145728 /dev/zero > /file; head -c 5242880 /dev/zero > /job/file");
+    bench.runtime().create_volume(&volume, &bench.engine.labels).await.expect("made");
+    spec.volumes.push(VolumeMount { volume, path: "/job".into(), read_only: false });
+    spec.labels.insert("which".into(), "container".into());
+    let ran = bench.run(&spec).await;
+    assert_eq!(ran.exit.exit_code, 0, "{}", String::from_utf8_lossy(&ran.stderr));
+    let mut measured = bench.runtime().disk_usage(&bench.engine.labels).await.expect("measured");
+    measured.sort_by_key(|(labels, _)| labels.contains_key("which"));
+    let [(_, volume), (_, root)] = measured.as_slice() else { panic!("{measured:?}") };
+    let around = |bytes: u64, mib: u64| (mib << 20..(mib << 20) + (1 << 20)).contains(&bytes);
+    assert!(around(*root, 3), "{root} bytes in the container");
+    assert!(around(*volume, 5), "{volume} bytes in the volume");
+    assert!(matches!(bench.runtime().disk_usage(&Default::default()).await, Err(RuntimeError::Invalid { .. })));
+}
+
+#[tokio::test]
+async fn limits_reach_the_container() {
+    let bench = Bench::new().await;
+    let mut spec = bench.spec("ulimit -n; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; echo");
+    (spec.open_files, spec.pids) = (77, 33);
+    let out = bench.run(&spec).await.out();
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["77", "33"], "{out}");
 }

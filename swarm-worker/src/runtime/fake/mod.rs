@@ -22,6 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ use super::archive::once;
 use super::spec::check_name;
 use super::{
     ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems,
-    OurContainer, OurVolume, RuntimeError, check_filter,
+    OurContainer, OurImage, OurVolume, Reading, RuntimeError, check_filter,
 };
 
 /// When the fake's clock starts, Unix time in microseconds.
@@ -85,7 +86,25 @@ impl FakeRuntime {
 
     /// Lets the engine hold an image that this worker did not bring.
     pub fn add_image(&self, config: Digest, layers: Vec<Digest>) {
-        self.lock().images.insert(config, Image { layers, ours: false });
+        self.lock().images.insert(config, Image { layers, ours: false, files: BTreeMap::new(), bytes: 0 });
+    }
+
+    /// Puts a file into an image that the engine holds, for containers made from now on.
+    pub fn add_image_file(&self, config: &Digest, path: &str, bytes: impl Into<Bytes>) {
+        let file = FakeFile { bytes: bytes.into(), mode: 0o644, uid: 0, gid: 0 };
+        if let Some(image) = self.lock().images.get_mut(config) {
+            image.files.insert(path.to_owned(), file);
+        }
+    }
+
+    /// From now on the engine says that it keeps images in containerd.
+    pub fn keep_images_in_containerd(&self) {
+        self.lock().in_containerd = true;
+    }
+
+    /// Gives the engine a disk that holds so many bytes of images; it cannot be seen otherwise.
+    pub fn disk(&self, bytes: u64) {
+        self.lock().disk_bytes = Some(bytes);
     }
 
     /// The engine stops answering: calls, waits and logs under way fail as well. Containers live on.
@@ -107,6 +126,12 @@ impl FakeRuntime {
         });
     }
 
+    /// From now on only this many bytes of every archive arrive, and the stream ends as if it were whole: an engine that
+    /// fails half-way does that.
+    pub fn cut_archives(&self, bytes: usize) {
+        self.lock().archive_bytes_max = bytes;
+    }
+
     /// All calls so far, in order.
     #[must_use]
     pub fn history(&self) -> Vec<CallRecord> {
@@ -117,6 +142,13 @@ impl FakeRuntime {
     #[must_use]
     pub fn count(&self, call: Call) -> usize {
         self.lock().history.iter().filter(|record| record.call == call).count()
+    }
+
+    /// Whether no container and no volume is left.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        let state = self.lock();
+        state.containers.is_empty() && state.volumes.is_empty()
     }
 
     /// A file in a volume, by its path below the volume's root.
@@ -188,8 +220,10 @@ impl FakeRuntime {
             let now_us = self.now_us();
             match step {
                 Step::Sleep(duration) => tokio::time::sleep(duration).await,
+                Step::Hold(gate) => gate.cancelled().await,
                 Step::Out(bytes) => self.change(|state| state.write_log(&id, LogStream::Stdout, bytes, now_us)),
                 Step::Err(bytes) => self.change(|state| state.write_log(&id, LogStream::Stderr, bytes, now_us)),
+                Step::Use(reading) => self.change(|state| state.use_up(&id, reading)),
                 Step::Write { path, bytes } => {
                     let file = FakeFile { bytes, mode: 0o644, uid: 0, gid: 0 };
                     self.change(|state| state.write_file(&id, &path, file));
@@ -278,7 +312,7 @@ impl ContainerRuntime for FakeRuntime {
             storage_driver: "memory".to_owned(),
             os: "linux".to_owned(),
             arch: "x86_64".to_owned(),
-            image_id_is_config_digest: true,
+            image_id_is_config_digest: !self.lock().in_containerd,
         };
         self.perform(Call::Facts, "", |_| Ok(facts)).await
     }
@@ -325,11 +359,20 @@ impl ContainerRuntime for FakeRuntime {
         self.perform(Call::RemoveImage, &subject, remove).await
     }
 
-    async fn our_images(&self) -> Result<Vec<Digest>, RuntimeError> {
+    async fn our_images(&self) -> Result<Vec<OurImage>, RuntimeError> {
         let list = |state: &mut State| {
-            Ok(state.images.iter().filter(|(_, image)| image.ours).map(|(config, _)| *config).collect())
+            let ours = state.images.iter().filter(|(_, image)| image.ours);
+            Ok(ours.map(|(config, image)| OurImage { config: *config, bytes: image.bytes }).collect())
         };
         self.perform(Call::OurImages, "", list).await
+    }
+
+    async fn disk_free(&self) -> Result<Option<u64>, RuntimeError> {
+        let free = |state: &mut State| {
+            let taken: u64 = state.images.values().map(|image| image.bytes).sum();
+            Ok(state.disk_bytes.map(|bytes| bytes.saturating_sub(taken)))
+        };
+        self.perform(Call::DiskFree, "", free).await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
@@ -343,7 +386,12 @@ impl ContainerRuntime for FakeRuntime {
     }
 
     async fn get_archive(&self, id: &ContainerId, path: &str) -> Result<ByteStream, RuntimeError> {
-        let tar = self.perform(Call::GetArchive, &id.0, |state| state.pack(id, path)).await?;
+        let pack = |state: &mut State| {
+            let mut tar = state.pack(id, path)?;
+            tar.truncate(state.archive_bytes_max);
+            Ok(tar)
+        };
+        let tar = self.perform(Call::GetArchive, &id.0, pack).await?;
         Ok(once(Bytes::from(tar)))
     }
 
@@ -429,7 +477,8 @@ impl ContainerRuntime for FakeRuntime {
                 return Err(conflict("remove", "it runs"));
             }
             state.end(id, 137, false, now_us);
-            state.containers.remove(id);
+            let id = state.id_of(id);
+            state.containers.remove(&id);
             Ok(())
         };
         self.perform(Call::Remove, &id.0, remove).await
@@ -447,6 +496,19 @@ impl ContainerRuntime for FakeRuntime {
             Ok(ours.map(|(id, container)| State::describe(id, container)).collect())
         };
         self.perform(Call::ListOurs, "", list).await
+    }
+
+    async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError> {
+        self.perform(Call::Reading, &id.0, |state| {
+            let container = state.container("reading", id)?;
+            Ok((container.phase == ContainerPhase::Running).then_some(container.reading))
+        })
+        .await
+    }
+
+    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+        check_filter(labels)?;
+        self.perform(Call::DiskUsage, "", |state| Ok(state.disk_usage(labels))).await
     }
 
     async fn create_volume(&self, name: &str, labels: &Labels) -> Result<(), RuntimeError> {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
-use crate::runtime::ContainerSpec;
+use crate::runtime::{ContainerSpec, Reading};
 
 /// What a program sees when it starts.
 pub struct StartView<'a> {
@@ -23,7 +24,9 @@ pub(super) enum Step {
     Out(Bytes),
     Err(Bytes),
     Sleep(Duration),
+    Hold(CancellationToken),
     Write { path: String, bytes: Bytes },
+    Use(Reading),
 }
 
 /// How a script ends by itself.
@@ -80,10 +83,22 @@ impl Script {
         self.then(Step::Sleep(duration))
     }
 
+    /// Goes on once `gate` is cancelled.
+    #[must_use]
+    pub fn hold(self, gate: CancellationToken) -> Self {
+        self.then(Step::Hold(gate))
+    }
+
     /// Writes a file at an absolute path.
     #[must_use]
     pub fn write(self, path: &str, bytes: impl Into<Bytes>) -> Self {
         self.then(Step::Write { path: path.to_owned(), bytes: bytes.into() })
+    }
+
+    /// Uses so much from now on.
+    #[must_use]
+    pub fn uses(self, cpu_ms: u64, memory_bytes: u64) -> Self {
+        self.then(Step::Use(Reading { cpu_ms, memory_bytes }))
     }
 
     /// Ends with this status.

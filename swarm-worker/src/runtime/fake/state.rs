@@ -12,7 +12,7 @@ use super::faults::{CallRecord, FaultPlan};
 use super::script::{Program, Script};
 use crate::runtime::spec::invalid;
 use crate::runtime::{
-    ContainerId, ContainerPhase, ContainerSpec, Labels, LogItem, OurContainer, RuntimeError, archive::TarEntry,
+    ContainerId, ContainerPhase, ContainerSpec, Labels, LogItem, OurContainer, Reading, RuntimeError, archive::TarEntry,
 };
 
 /// A file in a container or volume.
@@ -33,6 +33,8 @@ pub(super) type Files = BTreeMap<String, FakeFile>;
 pub(super) struct Image {
     pub(super) layers: Vec<Digest>,
     pub(super) ours: bool,
+    pub(super) files: Files,
+    pub(super) bytes: u64,
 }
 
 #[derive(Default)]
@@ -54,6 +56,7 @@ pub(super) struct Container {
     pub(super) finished_at_us: Option<u64>,
     pub(super) exit_code: Option<i64>,
     pub(super) oom_killed: bool,
+    pub(super) reading: Reading,
     pub(super) player: Option<AbortHandle>,
 }
 
@@ -65,6 +68,10 @@ pub(super) struct State {
     pub(super) faults: FaultPlan,
     pub(super) program: Program,
     pub(super) down: bool,
+    /// What the disk holds, where it can be seen.
+    pub(super) disk_bytes: Option<u64>,
+    pub(super) archive_bytes_max: usize,
+    pub(super) in_containerd: bool,
     made: u64,
 }
 
@@ -78,6 +85,9 @@ impl Default for State {
             faults: FaultPlan::new(),
             program: Box::new(|_| Script::new()),
             down: false,
+            disk_bytes: None,
+            archive_bytes_max: usize::MAX,
+            in_containerd: false,
             made: 0,
         }
     }
@@ -98,14 +108,22 @@ pub(super) fn matches(labels: &Labels, filter: &Labels) -> bool {
 
 impl State {
     pub(super) fn container(&mut self, call: &'static str, id: &ContainerId) -> Result<&mut Container, RuntimeError> {
-        self.containers.get_mut(id).ok_or_else(|| not_found(call, &id.0))
+        let id = self.id_of(id);
+        self.containers.get_mut(&id).ok_or_else(|| not_found(call, &id.0))
+    }
+
+    /// The engine takes a container's name wherever it takes its id.
+    pub(super) fn id_of(&self, id: &ContainerId) -> ContainerId {
+        let named = self.containers.iter().find(|(_, container)| container.spec.name == id.0);
+        named.map_or_else(|| id.clone(), |(id, _)| id.clone())
     }
 
     pub(super) fn create(&mut self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
         spec.check()?;
-        if !self.images.contains_key(&spec.image) {
+        let Some(image) = self.images.get(&spec.image) else {
             return Err(not_found("create", &spec.image.to_string()));
-        }
+        };
+        let files = image.files.clone();
         if self.containers.values().any(|container| container.spec.name == spec.name) {
             return Err(conflict("create", format!("the name {} is in use", spec.name)));
         }
@@ -118,13 +136,14 @@ impl State {
         let container = Container {
             spec: spec.clone(),
             phase: ContainerPhase::Created,
-            files: Files::new(),
+            files,
             log: Vec::new(),
             ignores_signals: false,
             started_at_us: None,
             finished_at_us: None,
             exit_code: None,
             oom_killed: false,
+            reading: Reading { cpu_ms: 0, memory_bytes: 0 },
             player: None,
         };
         self.containers.insert(id.clone(), container);
@@ -144,9 +163,23 @@ impl State {
         }
     }
 
+    pub(super) fn use_up(&mut self, id: &ContainerId, reading: Reading) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.reading = reading;
+        }
+    }
+
+    pub(super) fn disk_usage(&self, filter: &Labels) -> Vec<(Labels, u64)> {
+        let sum = |files: &Files| files.values().map(|file| file.bytes.len() as u64).sum();
+        let containers = self.containers.values().map(|container| (&container.spec.labels, sum(&container.files)));
+        let volumes = self.volumes.values().map(|volume| (&volume.labels, sum(&volume.files)));
+        let ours = containers.chain(volumes).filter(|(labels, _)| matches(labels, filter));
+        ours.map(|(labels, bytes)| (labels.clone(), bytes)).collect()
+    }
+
     /// Ends a running container; any other is left alone.
     pub(super) fn end(&mut self, id: &ContainerId, exit_code: i64, oom_killed: bool, now_us: u64) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Ok(container) = self.container("end", id) else { return };
         if container.phase != ContainerPhase::Running {
             return;
         }
@@ -269,7 +302,7 @@ impl State {
                 return Err(refuse("a layer has the wrong digest"));
             }
         }
-        self.images.insert(*expect, Image { layers, ours: true });
+        self.images.insert(*expect, Image { layers, ours: true, files: Files::new(), bytes: archive.len() as u64 });
         Ok(())
     }
 

@@ -34,14 +34,14 @@ pub(super) fn check(history: &[Entry], world: Option<&World>, report: &mut Repor
     }
 }
 
-/// Compares each read with the last one that had ended before it began; that one was compared with its own predecessor,
-/// so a step back anywhere shows.
+/// Compares each read with every one that had ended before it began: the last of them is not enough, since it may have
+/// overlapped with one that saw more.
 fn compare<T>(reads: &Reads<T>, back: fn(&T, &T) -> Option<String>, finding: &mut Finding) {
     let mut by_end = reads.clone();
     by_end.sort_by_key(|(entry, _)| entry.end_us);
     for (entry, seen) in reads {
         let before = by_end.partition_point(|(other, _)| other.end_us <= entry.start_us);
-        let fault = before.checked_sub(1).and_then(|at| back(by_end[at].1, seen));
+        let fault = by_end[..before].iter().rev().find_map(|(_, earlier)| back(earlier, seen));
         finding.expect(fault.is_none(), || fault.clone().unwrap_or_default());
     }
 }
@@ -139,6 +139,15 @@ mod tests {
         for (old, new) in pairs {
             broken(&[Invariant::I5], |history, _, _| history.extend([entry(1, old), entry(2, new)]));
         }
+    }
+
+    #[test]
+    fn a_step_back_behind_a_late_answer_is_found() {
+        // The second read overlaps with the first, knows less, and ends last before the third.
+        let mut late = entry(1, job(Seen::Open, 0));
+        late.end_us = 3 * S;
+        let history = [entry(2, job(Seen::Ended, 1)), late, entry(4, job(Seen::Open, 1))];
+        broken(&[Invariant::I5], |all, _, _| all.extend(history));
     }
 
     #[test]

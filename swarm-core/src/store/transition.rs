@@ -1,14 +1,18 @@
-//! What the store takes and gives.
+//! What the store is asked to change.
 
-use swarm_protocol::link::{ImageOrder, OutputReport};
-use swarm_protocol::spec::{JobSpec, Resources};
-use swarm_protocol::state::TaskCounts;
+use swarm_protocol::api::{Launch, Role};
+use swarm_protocol::link::{ImageOrder, OutputReport, WorkerFacts};
 use swarm_protocol::{
     AttemptId, AttemptNo, Digest, GroupId, JobId, Outcome, ScheduleId, TaskIndex, TaskRange, Timestamp, UserId,
     WorkerId,
 };
 
-use swarm_protocol::api::{Launch, Role};
+use super::Prepared;
+#[cfg(doc)]
+use super::{Applied, Refusal};
+
+/// Blobs that one attempt may send: as many as a job can have outputs, a few times over for workers that restart.
+pub const SENT_MAX: usize = 4 * swarm_protocol::validate::bounds::FILES_MAX;
 
 /// One guarded change. The ledger is the only one who commits them.
 #[derive(Debug, Clone)]
@@ -41,7 +45,8 @@ pub enum Transition {
         started_at: Timestamp,
     },
     /// Assigned → waiting, unstarted; the next attempt's number is one higher, no retry budget is used. A task of a
-    /// cancelled job ends as cancelled instead, applied as [`Applied::Ended`].
+    /// cancelled job ends as cancelled instead, and one without a further attempt number as lost; both are applied as
+    /// [`Applied::Ended`].
     Recall {
         /// Must be the task's current attempt, in state assigned.
         attempt: AttemptId,
@@ -52,6 +57,18 @@ pub enum Transition {
     },
     /// Assigned or started → waiting (retry) or ended. Writes the attempt's one row.
     End(Box<AttemptEnd>),
+    /// A worker sent a blob as an output of an attempt it holds, at most [`SENT_MAX`] of them ([`Refusal::Conflict`]
+    /// beyond): what it may name in its report.
+    SendOutput {
+        /// Must be the task's current attempt.
+        attempt: AttemptId,
+        /// Must be its worker.
+        worker: WorkerId,
+        /// The blob, which is stored.
+        digest: Digest,
+        /// Its bytes.
+        size_bytes: u64,
+    },
     /// A report that came too late to count: the first of each worker about each attempt is kept; changes nothing else.
     Superseded {
         /// Which attempt it was about.
@@ -126,6 +143,13 @@ pub enum Transition {
         /// PHC string.
         password_hash: Option<String>,
     },
+    /// Sets whether a group's jobs may run as root.
+    AllowRoot {
+        /// The group.
+        group: GroupId,
+        /// Whether.
+        allow_root: bool,
+    },
     /// Counts a failed login, or clears the count.
     NoteLogin {
         /// The account.
@@ -136,7 +160,8 @@ pub enum Transition {
         at: Timestamp,
     },
     /// A new refresh token; with `replaces`, that one must be unused and is marked used in the same step
-    /// ([`Refusal::Stale`] otherwise: the caller then revokes the family).
+    /// ([`Refusal::Stale`] otherwise: the caller then revokes the family). An account that was reset meanwhile is
+    /// [`Refusal::Stale`], too.
     IssueRefresh {
         /// SHA-256 of the token.
         hash: Digest,
@@ -144,6 +169,8 @@ pub enum Transition {
         family: uuid::Uuid,
         /// The account.
         user: UserId,
+        /// Must be the account's.
+        token_version: u32,
         /// When it stops working.
         expires_at: Timestamp,
         /// The token it was exchanged for.
@@ -160,6 +187,14 @@ pub enum Transition {
         jti: uuid::Uuid,
         /// When the JWT expires.
         expires_at: Timestamp,
+    },
+    /// Removes refresh tokens, join tokens and revocations of JWTs that expired before `before`, at most `rows_max` of
+    /// each. Applied as [`Applied::Purged`].
+    PurgeExpired {
+        /// Not later than now.
+        before: Timestamp,
+        /// At most so many of each kind.
+        rows_max: u32,
     },
     /// A join token for a worker's name.
     CreateJoinToken {
@@ -184,14 +219,12 @@ pub enum Transition {
         /// When.
         at: Timestamp,
     },
-    /// Makes a worker without a token: the embedded one of `swarm up`. As `JoinWorker` otherwise.
-    AddWorker {
-        /// The name.
-        worker: String,
-        /// SHA-256 of the worker's key.
-        key: Digest,
-        /// When.
-        at: Timestamp,
+    /// Keeps what a worker says it is and has.
+    NoteFacts {
+        /// The worker.
+        worker: WorkerId,
+        /// Its words, made harmless.
+        facts: WorkerFacts,
     },
     /// A worker's key stops working for good.
     RevokeWorker {
@@ -236,58 +269,6 @@ impl Work {
     }
 }
 
-/// What a transition did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Applied {
-    /// Nothing more to say.
-    Done,
-    /// The job made, or with `repeated` the earlier one of the same idempotency key.
-    Job {
-        /// Its number.
-        job: JobId,
-        /// Whether it is the earlier one.
-        repeated: bool,
-    },
-    /// The attempt ended; with `job_ended` it was the last task of its job.
-    Ended {
-        /// Whether the whole job is final now.
-        job_ended: bool,
-    },
-    /// The job is cancelled; these attempts are still live and must be told.
-    Cancelled {
-        /// Attempts on workers.
-        live: Vec<(AttemptId, WorkerId)>,
-        /// Whether the whole job is final now.
-        job_ended: bool,
-    },
-    /// The schedule made.
-    Schedule(ScheduleId),
-    /// The user made.
-    User(UserId, GroupId),
-    /// The worker made or found.
-    Worker(WorkerId),
-}
-
-/// Why a transition changed nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The guard did not hold: late, doubled or overtaken.
-    #[error("overtaken: {0}")]
-    Stale(String),
-    /// There is no such thing.
-    #[error("{0} does not exist")]
-    NotFound(String),
-    /// It clashes with something that exists.
-    #[error("{0}")]
-    Conflict(String),
-    /// The database refuses it every time.
-    #[error("the database refuses it: {0}")]
-    Broken(String),
-}
-
-/// The store's answer to one transition.
-pub type Verdict = Result<Applied, Refusal>;
-
 /// A job to accept.
 #[derive(Debug, Clone)]
 pub struct NewJob {
@@ -295,12 +276,8 @@ pub struct NewJob {
     pub owner: UserId,
     /// Whose.
     pub group: GroupId,
-    /// What; already validated.
-    pub spec: JobSpec,
-    /// The image as resolved: pinned, whatever happens to the name.
-    pub image: ImageOrder,
-    /// Sizes of the inputs in the spec's order.
-    pub input_bytes: Vec<u64>,
+    /// What.
+    pub job: Prepared,
     /// When.
     pub submitted_at: Timestamp,
     /// `(key, SHA-256 of the request body)`; unique per group.
@@ -334,6 +311,8 @@ pub struct AttemptEnd {
     pub log_cut_bytes: u64,
     /// Collected outputs; their blobs are linked to the job's group.
     pub outputs: Vec<OutputReport>,
+    /// What it used, where its worker reported.
+    pub usage: Option<swarm_protocol::Usage>,
 }
 
 /// What follows the end of an attempt.
@@ -363,11 +342,7 @@ pub struct NewSchedule {
     /// An IANA zone.
     pub zone: String,
     /// The job it makes.
-    pub spec: JobSpec,
-    /// The image, pinned.
-    pub image: ImageOrder,
-    /// Sizes of the inputs in the spec's order.
-    pub input_bytes: Vec<u64>,
+    pub job: Prepared,
     /// When; instants up to here are not considered.
     pub created_at: Timestamp,
 }
@@ -402,270 +377,4 @@ pub struct NewUser {
     pub allow_root: bool,
     /// When.
     pub created_at: Timestamp,
-}
-
-/// A job as stored.
-#[derive(Debug, Clone)]
-pub struct JobRecord {
-    /// Its number.
-    pub id: JobId,
-    /// Who.
-    pub owner: UserId,
-    /// The owner's name.
-    pub owner_name: String,
-    /// Whose.
-    pub group: GroupId,
-    /// The group's name.
-    pub group_name: String,
-    /// Whether the group's policy allows root.
-    pub allow_root: bool,
-    /// As accepted.
-    pub spec: JobSpec,
-    /// As resolved.
-    pub image: ImageOrder,
-    /// Sizes of the inputs in the spec's order.
-    pub input_bytes: Vec<u64>,
-    /// Where its tasks stand.
-    pub counts: TaskCounts,
-    /// The lowest task that never left the waiting state; `last + 1` when there is none.
-    pub next_fresh: u64,
-    /// When it was accepted.
-    pub submitted_at: Timestamp,
-    /// When its last task ended.
-    pub ended_at: Option<Timestamp>,
-    /// Whether it was cancelled.
-    pub cancel_requested: bool,
-    /// What made it.
-    pub launch: Option<Launch>,
-}
-
-impl JobRecord {
-    /// What one task needs.
-    #[must_use]
-    pub fn needs(&self) -> Resources {
-        self.spec.resources
-    }
-
-    /// The tasks that never left the waiting state.
-    #[must_use]
-    pub fn fresh(&self) -> Option<TaskRange> {
-        let first = u32::try_from(self.next_fresh).ok()?;
-        TaskRange::new(first, self.spec.tasks().last)
-    }
-}
-
-/// Which jobs to list.
-#[derive(Debug, Clone, Default)]
-pub struct JobFilter {
-    /// Of this group; of all with `None`.
-    pub group: Option<GroupId>,
-    /// In this state.
-    pub state: Option<swarm_protocol::state::JobState>,
-    /// With exactly this name.
-    pub name: Option<String>,
-    /// With a lower number than this.
-    pub before: Option<JobId>,
-    /// At most this many, at least 1.
-    pub limit: u32,
-    /// Now: tells delayed from waiting.
-    pub now: Timestamp,
-}
-
-/// A row of `live_tasks`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LiveTask {
-    /// The job.
-    pub job: JobId,
-    /// The task.
-    pub task: TaskIndex,
-    /// The current attempt, or the next one when waiting.
-    pub attempt: AttemptNo,
-    /// Where it stands.
-    pub phase: LivePhase,
-    /// Ends by loss of infrastructure so far.
-    pub losses: u16,
-    /// Ends by its own failure so far.
-    pub failures: u16,
-}
-
-/// Where a live task stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LivePhase {
-    /// For another attempt.
-    Waiting {
-        /// Backoff.
-        not_before: Timestamp,
-    },
-    /// On a worker, not known to have started.
-    Assigned {
-        /// The worker.
-        worker: WorkerId,
-        /// When.
-        at: Timestamp,
-    },
-    /// Its container started.
-    Started {
-        /// The worker.
-        worker: WorkerId,
-        /// When it was assigned.
-        at: Timestamp,
-        /// The engine's stamp.
-        started_at: Timestamp,
-    },
-}
-
-/// What memory is rebuilt from at start.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshot {
-    /// Every job that is not final.
-    pub jobs: Vec<JobRecord>,
-    /// Every live task.
-    pub live: Vec<LiveTask>,
-    /// Every schedule.
-    pub schedules: Vec<ScheduleRecord>,
-}
-
-/// A task as stored.
-#[derive(Debug, Clone)]
-pub struct TaskRecord {
-    /// Its index.
-    pub task: TaskIndex,
-    /// Its live row, unless it is fresh or ended.
-    pub live: Option<LiveTask>,
-    /// How it ended: from its final attempt, or from the range that ended without running.
-    pub outcome: Option<Outcome>,
-    /// Its ended attempts, the first one first.
-    pub attempts: Vec<AttemptRecord>,
-}
-
-/// An attempt as stored: an ended one, or made from the live row.
-#[derive(Debug, Clone)]
-pub struct AttemptRecord {
-    /// Which.
-    pub id: AttemptId,
-    /// Where.
-    pub worker: WorkerId,
-    /// The worker's name.
-    pub worker_name: String,
-    /// When it was committed to the worker.
-    pub assigned_at: Timestamp,
-    /// The engine's stamp of the start.
-    pub started_at: Option<Timestamp>,
-    /// The engine's stamp of the end, or when it was given up; none while live.
-    pub ended_at: Option<Timestamp>,
-    /// By a monotonic clock.
-    pub ran_ms: Option<u64>,
-    /// How it ended; none while live.
-    pub outcome: Option<Outcome>,
-    /// Whether it is its task's one final record.
-    pub is_final: bool,
-    /// Invariant I7.
-    pub may_have_run: bool,
-    /// Bytes of the encoded log.
-    pub log_bytes: u64,
-    /// Bytes dropped at a bound.
-    pub log_cut_bytes: u64,
-    /// Collected outputs.
-    pub outputs: Vec<OutputReport>,
-}
-
-/// An image's name as stored.
-#[derive(Debug, Clone)]
-pub struct ImageRecord {
-    /// `name:tag`.
-    pub name: String,
-    /// Its blobs.
-    pub image: ImageOrder,
-    /// For instance `linux/amd64`.
-    pub platform: String,
-    /// When.
-    pub pushed_at: Timestamp,
-}
-
-/// A schedule as stored.
-#[derive(Debug, Clone)]
-pub struct ScheduleRecord {
-    /// Its number.
-    pub id: ScheduleId,
-    /// Who.
-    pub owner: UserId,
-    /// The owner's name.
-    pub owner_name: String,
-    /// Whose.
-    pub group: GroupId,
-    /// Its name.
-    pub name: String,
-    /// Five fields.
-    pub cron: String,
-    /// An IANA zone.
-    pub zone: String,
-    /// The job it makes.
-    pub spec: JobSpec,
-    /// The image, pinned.
-    pub image: ImageOrder,
-    /// Sizes of the inputs in the spec's order.
-    pub input_bytes: Vec<u64>,
-    /// Whether it is paused.
-    pub paused: bool,
-    /// All instants up to here have been launched or counted as missed.
-    pub considered_until: Timestamp,
-    /// Instants that passed unlaunched.
-    pub missed: u64,
-    /// Its last launch.
-    pub last: Option<(Timestamp, JobId)>,
-}
-
-/// An account as stored.
-#[derive(Debug, Clone)]
-pub struct UserRecord {
-    /// Its number.
-    pub id: UserId,
-    /// Its name.
-    pub name: String,
-    /// PHC string.
-    pub password_hash: String,
-    /// Its role.
-    pub role: Role,
-    /// Its group.
-    pub group: GroupId,
-    /// The group's name.
-    pub group_name: String,
-    /// JWTs with a lower version are dead.
-    pub token_version: u32,
-    /// Failed logins in a row.
-    pub failed_logins: u32,
-    /// When the last one failed.
-    pub last_failed_at: Option<Timestamp>,
-    /// When it was made.
-    pub created_at: Timestamp,
-}
-
-/// A refresh token as stored.
-#[derive(Debug, Clone)]
-pub struct RefreshRecord {
-    /// Its family.
-    pub family: uuid::Uuid,
-    /// The account's name.
-    pub user_name: String,
-    /// When it stops working.
-    pub expires_at: Timestamp,
-    /// Whether it was exchanged already.
-    pub used: bool,
-    /// Whether its family was revoked.
-    pub revoked: bool,
-}
-
-/// A worker as stored.
-#[derive(Debug, Clone)]
-pub struct WorkerRecord {
-    /// Its number.
-    pub id: WorkerId,
-    /// Its name.
-    pub name: String,
-    /// SHA-256 of its key.
-    pub key: Digest,
-    /// Whether the key was revoked.
-    pub revoked: bool,
-    /// Whether it takes no new work.
-    pub draining: bool,
 }

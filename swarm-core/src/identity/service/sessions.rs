@@ -1,0 +1,202 @@
+//! Sessions of accounts: login, the tokens behind it, and their end.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use chrono::TimeDelta;
+use secrecy::{ExposeSecret, SecretString};
+use swarm_protocol::api::{LoginRequest, RefreshRequest, Tokens};
+use swarm_protocol::validate::is_name;
+use swarm_protocol::{Digest, UserId};
+use uuid::Uuid;
+
+use super::super::jwt::{Bearer, LIFETIME, Subject};
+use super::super::limits::Limited;
+use super::super::tokens::{OpaqueToken, TokenKind};
+use super::{Account, AuthError, Identity, REMEMBERED_MAX, REVOKED_LONGER};
+use crate::messages::Stopping;
+use crate::store::{Refusal, Transition, UserRecord};
+
+/// How long a refresh token lives.
+const REFRESH_DAYS: i64 = 30;
+
+fn wrong_login() -> AuthError {
+    AuthError::Unauthenticated("the user name or the password is wrong".to_owned())
+}
+
+fn dead_session() -> AuthError {
+    AuthError::Unauthenticated("this session is over; log in again".to_owned())
+}
+
+impl Identity {
+    /// The account behind an access token.
+    ///
+    /// # Errors
+    /// [`AuthError::Expired`] when a refresh helps, else [`AuthError::Unauthenticated`].
+    pub fn authenticate(&self, token: &str) -> Result<(Arc<Account>, Bearer), AuthError> {
+        let bearer = self.tokens.verify(token, self.clock.now()).map_err(|error| {
+            if error.is_expiry() { AuthError::Expired } else { AuthError::Unauthenticated(error.to_string()) }
+        })?;
+        self.memory(|memory| {
+            let account = memory.accounts.get(&bearer.user).filter(|account| {
+                account.token_version == bearer.token_version && !memory.revoked.contains_key(&bearer.token_id)
+            });
+            account.map(|account| (Arc::clone(account), bearer.clone())).ok_or_else(dead_session)
+        })
+    }
+
+    /// Opens a session. An unknown name gets the same answers, after the same time, as a known one with a wrong password.
+    ///
+    /// # Errors
+    /// [`AuthError::Unauthenticated`], or [`AuthError::Limited`] after too many failures.
+    pub async fn login(&self, client: IpAddr, request: LoginRequest) -> Result<Tokens, AuthError> {
+        self.throttle(client)?;
+        let LoginRequest { user: name, password } = request;
+        let password = SecretString::from(password);
+        if !is_name(&name) {
+            // No account has such a name; the effort is spent all the same.
+            self.passwords.verify(password, None).await?;
+            return Err(wrong_login());
+        }
+        let wanted = name.clone();
+        let record = self.read(move |store| store.user(&wanted)).await?;
+        self.refuse_locked(&name, record.as_ref())?;
+        let hash = record.as_ref().map(|record| record.password_hash.clone());
+        let fits = self.passwords.verify(password, hash).await?;
+        match record {
+            Some(record) if fits => {
+                let cleared = self.failures().remove(&name).is_some() || record.failed_logins > 0;
+                if cleared {
+                    let at = self.clock.now();
+                    self.commit(Transition::NoteLogin { user: record.id, failed: false, at }).await?;
+                }
+                crate::audit!(user = name, "`{name}` logged in");
+                match self.open_session(&record, Uuid::new_v4(), None).await {
+                    // Reset while the former password was being checked.
+                    Err(AuthError::Refused(Refusal::Stale(_))) => Err(wrong_login()),
+                    answer => answer,
+                }
+            }
+            record => {
+                self.note_failure(&name, record.map(|record| record.id)).await?;
+                Err(wrong_login())
+            }
+        }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, HashMap<String, (u32, u64)>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse_locked(&self, name: &str, record: Option<&UserRecord>) -> Result<(), AuthError> {
+        let stored = record.map_or((0, 0), |record| {
+            let at = record.last_failed_at.map_or(0, |at| at.timestamp_millis().max(0) as u64);
+            (record.failed_logins, at)
+        });
+        let (count, at_ms) = self.failures().get(name).copied().unwrap_or_default().max(stored);
+        match self.lockout.remaining_ms(count, at_ms, self.now_ms()) {
+            0 => Ok(()),
+            retry_ms => Err(Limited { retry_ms }.into()),
+        }
+    }
+
+    /// The name may be tried again at once.
+    pub(super) fn forget_failures(&self, name: &str) {
+        self.failures().remove(name);
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.clock.now().timestamp_millis().max(0) as u64
+    }
+
+    /// Counts in memory at once, and queues the durable count without waiting for its commit: the answer would otherwise
+    /// come later for accounts that exist.
+    async fn note_failure(&self, name: &str, user: Option<UserId>) -> Result<(), AuthError> {
+        let now_ms = self.now_ms();
+        {
+            let mut failures = self.failures();
+            if failures.len() >= REMEMBERED_MAX && !failures.contains_key(name) {
+                // The least tried names go first: a flood of names does not free the one that is being guessed at.
+                let count = failures.values().map(|(count, _)| *count).min().unwrap_or_default();
+                failures.retain(|_, (kept, _)| *kept > count);
+            }
+            let entry = failures.entry(name.to_owned()).or_default();
+            *entry = (entry.0.saturating_add(1), now_ms);
+        }
+        crate::audit!(user = name, "a login as `{name}` failed");
+        if let Some(user) = user {
+            let note = Transition::NoteLogin { user, failed: true, at: self.clock.now() };
+            drop(self.ledger.queue(note).await?);
+        }
+        Ok(())
+    }
+
+    /// The account must still be as `record` says when the session is committed.
+    async fn open_session(
+        &self,
+        record: &UserRecord,
+        family: Uuid,
+        replaces: Option<Digest>,
+    ) -> Result<Tokens, AuthError> {
+        let UserRecord { id: user, ref name, role, group, token_version, .. } = *record;
+        let refresh = OpaqueToken::generate(TokenKind::Refresh);
+        let now = self.clock.now();
+        let expires_at = now + TimeDelta::days(REFRESH_DAYS);
+        let hash = Digest(refresh.hash().0);
+        let issue = Transition::IssueRefresh { hash, family, user, token_version, expires_at, replaces };
+        self.commit(issue).await?;
+        let subject = Subject { user, name, role, group, token_version, family };
+        let (access_token, _) = self.tokens.issue(&subject, now).map_err(AuthError::Jwt)?;
+        let refresh_token = refresh.reveal().expose_secret().to_owned();
+        Ok(Tokens { access_token, expires_in_s: LIFETIME.as_secs(), refresh_token })
+    }
+
+    /// Exchanges a refresh token, which is thereby used up. A second use of one revokes all tokens of its login: either
+    /// the user or a thief holds a copy, and nobody can tell which.
+    ///
+    /// # Errors
+    /// [`AuthError::Unauthenticated`].
+    pub async fn refresh(&self, request: RefreshRequest) -> Result<Tokens, AuthError> {
+        let unknown = || AuthError::Unauthenticated("the refresh token is not valid; log in again".to_owned());
+        let token = OpaqueToken::parse(&request.refresh_token, TokenKind::Refresh).map_err(|_| unknown())?;
+        let hash = Digest(token.hash().0);
+        let record = self.read(move |store| store.refresh_token(&hash)).await?.ok_or_else(unknown)?;
+        if record.revoked || record.expires_at <= self.clock.now() {
+            return Err(unknown());
+        }
+        if record.used {
+            return self.revoke_reused(record.family, &record.user_name).await;
+        }
+        let name = record.user_name.clone();
+        let user = self.read(move |store| store.user(&name)).await?.ok_or_else(unknown)?;
+        match self.open_session(&user, record.family, Some(hash)).await {
+            Err(AuthError::Refused(Refusal::Stale(_))) => self.revoke_reused(record.family, &record.user_name).await,
+            answer => answer,
+        }
+    }
+
+    async fn revoke_reused(&self, family: Uuid, user: &str) -> Result<Tokens, AuthError> {
+        self.commit(Transition::RevokeFamily { family }).await?;
+        crate::audit!(user, "a refresh token of `{user}` was used twice; its session is revoked");
+        let text = "this refresh token was used before; its session is revoked, log in again";
+        Err(AuthError::Unauthenticated(text.to_owned()))
+    }
+
+    /// Ends the session of an access token.
+    ///
+    /// # Errors
+    /// [`AuthError`] when it cannot be committed.
+    pub async fn logout(&self, bearer: &Bearer) -> Result<(), AuthError> {
+        let Bearer { token_id: jti, expires_at, family, .. } = *bearer;
+        let family = self.ledger.queue(Transition::RevokeFamily { family }).await?;
+        self.commit(Transition::RevokeJwt { jti, expires_at }).await?;
+        family.await.map_err(|_| Stopping)??;
+        let now = self.clock.now();
+        self.remember(|memory| {
+            memory.revoked.retain(|_, ends| *ends + REVOKED_LONGER > now);
+            memory.revoked.insert(jti, expires_at);
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::logger::LoggerConfig;
+
+/// A failed core waits less than this before it starts anew.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Core {
+    dir: TempDir,
+    address: SocketAddr,
+    stop: CancellationToken,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Core {
+    /// A core on a database that another one may use, too; all else is its own.
+    async fn start(database: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = CoreConfig {
+            data_dir: dir.path().to_owned(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: Some(format!("sqlite://{}", database.display()).into()),
+            ..CoreConfig::default()
+        };
+        let (_, log) = crate::logger::scoped(&LoggerConfig::default()).unwrap();
+        let (stop, (ready, listening)) = (CancellationToken::new(), oneshot::channel());
+        let ended = tokio::spawn(run(config, log, stop.clone(), ready));
+        let address = tokio::time::timeout(DEADLINE, listening).await.expect("it answers in time").unwrap();
+        Self { dir, address, stop, ended }
+    }
+
+    /// Logs in, which is to be committed: the status of the answer.
+    async fn login(&self, password: &str) -> u16 {
+        let body = serde_json::json!({ "user": "admin", "password": password }).to_string();
+        let head = "POST /api/v1/login HTTP/1.1\r\nHost: core\r\nContent-Type: application/json\r\nConnection: close";
+        let request = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_core_that_was_replaced_ends_and_leaves_the_swarm_to_the_other() {
+    let shared = tempfile::tempdir().unwrap();
+    let database = shared.path().join("swarm.db");
+    let first = Core::start(&database).await;
+    let password = std::fs::read_to_string(first.dir.path().join("admin-password")).unwrap();
+    assert_eq!(first.login(password.trim()).await, 200);
+    let second = Core::start(&database).await;
+    assert_eq!(first.login(password.trim()).await, 503);
+    let ended = tokio::time::timeout(DEADLINE, first.ended).await.expect("it ends in time").unwrap();
+    assert!(is_deposed(&ended.unwrap_err()));
+    assert_eq!(second.login(password.trim()).await, 200, "the other one was not deposed in turn");
+    second.stop.cancel();
+    tokio::time::timeout(DEADLINE, second.ended).await.expect("it stops in time").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_ledger_failed_of_counts_before_what_its_end_made_others_fail_of() {
+    let modules = Supervisor::new(CancellationToken::new(), History::default());
+    let base = modules.beneath();
+    let (ledger, inbox) = mpsc::channel(1);
+    let others = modules.clone();
+    base.spawn(Gauge::without_inbox("ledger"), async move {
+        drop(inbox);
+        others.stop().cancelled().await;
+        Err(StoreError::Deposed { ours: swarm_protocol::Epoch(1), theirs: swarm_protocol::Epoch(2) }.into())
+    });
+    let needs = ledger.clone();
+    modules.spawn(Gauge::without_inbox("hasty"), async move {
+        needs.closed().await;
+        Ok(())
+    });
+    let failure = end(&modules, &base, LedgerHandle(ledger)).await.unwrap_err();
+    assert!(is_deposed(&failure), "{failure:#}");
+}
+
+#[tokio::test]
+async fn a_module_that_another_one_left_is_not_what_failed() {
+    let (stop, (scheduler, inbox)) = (CancellationToken::new(), mpsc::channel(1));
+    drop(inbox);
+    let (ledger, entries) = mpsc::channel(1);
+    drop(entries);
+    let (to_receiver, messages) = mpsc::channel(1);
+    let deps = receiver::Deps {
+        ledger: LedgerHandle(ledger),
+        scheduler,
+        hibernator: mpsc::channel(1).0,
+        harvester: mpsc::channel(1).0,
+        clock: Arc::new(SystemClock),
+    };
+    let (reply, answer) = oneshot::channel();
+    let gauge = Gauge::new("receiver", &to_receiver);
+    let mut receiver = tokio::spawn(receiver::run(messages, deps, gauge, stop.clone()));
+    let cancel = crate::messages::ReceiverMsg::Cancel { job: swarm_protocol::JobId(1), reply };
+    to_receiver.send(cancel).await.unwrap();
+    assert!(answer.await.is_err(), "unanswered: the core stops");
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut receiver).await.is_err(), "before it is stopped");
+    stop.cancel();
+    tokio::time::timeout(DEADLINE, receiver).await.expect("in time").unwrap().unwrap();
+}

@@ -1,0 +1,58 @@
+//! What a running container uses, and when that is too much disk.
+
+use std::time::Duration;
+
+use swarm_protocol::Usage;
+use tokio::sync::watch;
+
+use super::Attempt;
+use crate::disk::Written;
+use crate::runtime::ContainerId;
+
+/// From the start to the first reading: the shortest containers are not worth a call.
+const FIRST: Duration = Duration::from_millis(500);
+/// Between readings.
+const EVERY: Duration = Duration::from_secs(2);
+
+impl Attempt {
+    /// Reads until `exited` turns true.
+    pub(super) async fn measure(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Usage {
+        let input_bytes = self.order.inputs.iter().map(|input| input.size_bytes).sum();
+        let mut usage = Usage { input_bytes, ..Usage::default() };
+        let mut written = self.ctx.disk.subscribe();
+        let mut pause = FIRST;
+        loop {
+            tokio::select! {
+                biased;
+                () = async { drop(exited.wait_for(|exited| *exited).await) } => break,
+                Ok(()) = written.changed() => usage.observe(None, None, self.seen_on_disk(&mut written)),
+                () = tokio::time::sleep(pause) => {
+                    pause = EVERY;
+                    // A reading that fails says nothing; what was seen before still holds.
+                    let Some(reading) = self.ctx.runtime.reading(id).await.ok().flatten() else { continue };
+                    usage.observe(Some(reading.cpu_ms), Some(reading.memory_bytes), None);
+                }
+            }
+        }
+        // The look that ended the container may have come during a reading.
+        usage.observe(None, None, self.seen_on_disk(&mut written));
+        usage
+    }
+
+    fn seen_on_disk(&self, written: &mut watch::Receiver<Written>) -> Option<u64> {
+        written.borrow_and_update().get(&self.id).copied()
+    }
+
+    /// Waits until the container has written more than it may: how much that is.
+    pub(super) async fn over_disk(&self) -> u64 {
+        let mut written = self.ctx.disk.subscribe();
+        let limit = self.order.limits.disk_bytes;
+        let over = written.wait_for(|written| written.get(&self.id).is_some_and(|bytes| *bytes > limit)).await;
+        let bytes = over.ok().and_then(|written| written.get(&self.id).copied());
+        match bytes {
+            Some(bytes) => bytes,
+            // Nobody looks any more: the worker stops.
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Watches how much the attempts of this worker have written to disk. One task looks for all of them, since the engine
+//! measures by walking files; it rests ten times as long as a look takes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_protocol::AttemptId;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::context::{Ctx, attempt_of, ours};
+use crate::runtime::{Labels, RuntimeError};
+
+/// The shortest pause between two looks.
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// A pause is this many times as long as the look before it took.
+const REST: u32 = 10;
+
+/// Bytes written by each attempt, as last seen.
+pub(crate) type Written = Arc<HashMap<AttemptId, u64>>;
+
+/// Where the last look is published.
+#[derive(Debug, Default)]
+pub(crate) struct DiskWatch(watch::Sender<Written>);
+
+impl DiskWatch {
+    /// The looks from now on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Written> {
+        self.0.subscribe()
+    }
+}
+
+/// Looks until the worker stops; while nothing is held there is nothing to look at.
+pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+        if ctx.hub.report().is_empty() {
+            continue;
+        }
+        let began = Instant::now();
+        match look(&ctx).await {
+            Ok(written) => drop(ctx.disk.0.send_replace(Arc::new(written))),
+            Err(error) => tracing::warn!(%error, "what containers have written to disk cannot be measured"),
+        }
+        pause = began.elapsed().saturating_mul(REST).max(PAUSE_MIN);
+    }
+}
+
+async fn look(ctx: &Ctx) -> Result<HashMap<AttemptId, u64>, RuntimeError> {
+    Ok(by_attempt(ctx.runtime.disk_usage(&ours(ctx.swarm(), ctx.identity.worker)).await?))
+}
+
+fn by_attempt(measured: Vec<(Labels, u64)>) -> HashMap<AttemptId, u64> {
+    let mut sums = HashMap::new();
+    for (labels, bytes) in measured {
+        if let Some(attempt) = attempt_of(&labels) {
+            *sums.entry(attempt).or_default() += bytes;
+        }
+    }
+    sums
+}

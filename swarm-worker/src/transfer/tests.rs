@@ -1,0 +1,44 @@
+use tokio::time::Instant;
+
+use super::*;
+use crate::testing::{ScriptedCore, order};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(200);
+
+/// Sends `bytes` as an output of a worker with these timeouts.
+async fn upload(core: &ScriptedCore, timeouts: Timeouts, bytes: &[u8]) -> Result<(), TransferError> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let url = format!("http://{}", core.address).parse().unwrap();
+    let transfer = Transfer::with_timeouts(url, "swk_test".to_owned().into(), timeouts).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let attempt = order(1, b"image").attempt;
+    let stored = transfer.upload(attempt, file.path(), Digest::of(bytes), bytes.len() as u64);
+    tokio::time::timeout(DEADLINE, stored).await.expect("it is stored at last")
+}
+
+#[tokio::test]
+async fn an_output_that_takes_the_core_long_is_stored_and_sent_once() {
+    let core = ScriptedCore::start().await;
+    core.seen().upload_takes = 4 * SHORT;
+    let (timeouts, began) = (Timeouts { idle: SHORT, ..Timeouts::default() }, Instant::now());
+    upload(&core, timeouts, b"result").await.unwrap();
+    assert!(began.elapsed() >= 4 * SHORT, "the answer was late");
+    let seen = core.seen();
+    assert_eq!((seen.uploads_begun, &seen.uploads[&Digest::of(b"result")][..]), (1, &b"result"[..]));
+}
+
+#[tokio::test]
+async fn an_output_that_stands_still_is_sent_again() {
+    let core = ScriptedCore::start().await;
+    core.seen().uploads_ignored = 1;
+    // More than the sockets hold, so that some of it cannot leave.
+    let bytes = vec![7; 32 << 20];
+    upload(&core, Timeouts { upload_idle: SHORT, ..Timeouts::default() }, &bytes).await.unwrap();
+    core.seen().uploads_ignored = 1;
+    // All of it leaves, and no verdict comes.
+    upload(&core, Timeouts { upload_verdict: SHORT, ..Timeouts::default() }, b"small").await.unwrap();
+    let seen = core.seen();
+    assert_eq!((seen.uploads_begun, seen.uploads.len()), (4, 2));
+}
