@@ -9,7 +9,7 @@ use swarm_protocol::api::{
 };
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::JobState;
-use swarm_protocol::{Digest, JobId, ScheduleId, TaskId};
+use swarm_protocol::{Digest, JobId, ScheduleId, TaskId, WorkerId};
 
 use crate::call::Call;
 use crate::{Client, ClientError};
@@ -46,6 +46,12 @@ impl Client {
     /// Every worker.
     pub async fn workers(&self) -> Answer<Page<WorkerView>> {
         self.json(Call::get("workers")).await
+    }
+
+    /// Ends the attempts of a worker that is gone for good, so that they run elsewhere (operator). When it is not gone,
+    /// its containers may still run: tasks may run twice at once.
+    pub async fn declare_worker_lost(&self, worker: WorkerId) -> Answer<()> {
+        self.nothing(Call::post(format!("workers/{worker}/declare-lost"))).await
     }
 
     /// A one-use token with which a worker of that name may join (admin).

@@ -198,6 +198,44 @@ fn a_killed_workers_container_is_killed_before_the_lease_ends_and_run_again_afte
     worker_silenced("killed worker", Swarm::kill_worker, Swarm::start_worker);
 }
 
+/// Long before their leases end: one job takes a doubled run rather than a delay, of the other an operator says that its
+/// worker is gone.
+#[test]
+fn a_silent_workers_attempts_are_given_up_early_when_that_is_asked_for() {
+    let swarm = Swarm::start(Setup::default());
+    let mut spec = swarm.shell("echo attempt $SWARM_ATTEMPT; [ $SWARM_ATTEMPT -gt 1 ] || sleep 600");
+    let patient = swarm.submit(&spec);
+    spec.eager = true;
+    let eager = swarm.submit(&spec);
+    for job in [patient, eager] {
+        swarm.wait_started(job, 1);
+    }
+    let given_up = |job, why: &str| {
+        let ended = swarm.expect(job, "attempt 1 is given up", Duration::from_secs(60), || {
+            let first = swarm.try_task(TaskId { job, task: 0 })?.attempts.into_iter().next()?;
+            (first.phase == TaskPhase::Ended).then_some(first)
+        });
+        assert_eq!((ended.outcome, ended.may_have_run), (Some(OutcomeKind::Lost), true), "{ended:?}");
+        assert!(ended.detail.as_ref().is_some_and(|detail| detail.contains(why)), "{ended:?}");
+    };
+    swarm.fault("SIGSTOP of the worker");
+    swarm.worker().as_ref().expect("a worker runs").signal(Signal::STOP);
+    given_up(eager, "eager");
+    assert_eq!(swarm.task(patient).attempts[0].phase, TaskPhase::Started, "its lease is 30 minutes");
+    let workers = swarm.block(swarm.client.workers()).expect("they can be listed").items;
+    swarm.fault("the worker is declared lost");
+    swarm.block(swarm.client.declare_worker_lost(workers[0].id)).expect("an admin may say so");
+    given_up(patient, "declared");
+    swarm.fault("SIGCONT of the worker");
+    swarm.worker().as_ref().expect("a worker runs").signal(Signal::CONT);
+    for job in [patient, eager] {
+        assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
+        assert_eq!(swarm.task(job).attempts.len(), 2);
+        swarm.check_log(TaskId { job, task: 0 }, b"attempt 2\n", b"");
+    }
+    swarm.judge("given up early", true);
+}
+
 #[test]
 fn core_and_worker_killed_together_lose_and_double_nothing() {
     let kill = |swarm: &Swarm| {

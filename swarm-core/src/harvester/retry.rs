@@ -3,7 +3,6 @@
 use chrono::TimeDelta;
 use swarm_protocol::{Outcome, Timestamp};
 
-use super::book::delta_ms;
 use crate::messages::Expected;
 use crate::store::Next;
 
@@ -42,6 +41,11 @@ pub fn after_recall(expected: &Expected) -> TimeDelta {
 
 fn backoff_ms(used: u16) -> u64 {
     BACKOFF_FIRST_MS.saturating_mul(1 << used.min(20)).min(BACKOFF_MAX_MS)
+}
+
+/// `ms` milliseconds as a time difference.
+fn delta_ms(ms: u64) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(ms).unwrap_or(i64::MAX / 2))
 }
 
 #[cfg(test)]

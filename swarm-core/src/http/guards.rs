@@ -58,8 +58,23 @@ fn user(request: &Request<'_>, least: Role) -> Answer<User> {
     Ok(User { account, bearer })
 }
 
+/// Refuses a query parameter that the route does not have: a mistyped filter must not list everything.
+fn known_query(request: &Request<'_>) -> Answer<()> {
+    let known = request.route().and_then(|route| route.uri.query()).unwrap_or_default();
+    let names: Vec<_> = known.split('&').map(|part| part.trim_matches(['<', '>'])).filter(|n| !n.is_empty()).collect();
+    let given = request.uri().query().map(|query| query.segments()).into_iter().flatten();
+    let Some((unknown, _)) = given.into_iter().find(|(name, _)| !names.contains(name)) else { return Ok(()) };
+    let field = swarm_protocol::text::sanitise(unknown, false).chars().take(200).collect::<String>();
+    let hint = match names.as_slice() {
+        [] => "leave it out: this route takes no query".to_owned(),
+        names => format!("this route takes {}", names.join(", ")),
+    };
+    Err(invalid(field, "is not a query parameter of this route", hint))
+}
+
 fn outcome<T>(request: &Request<'_>, answer: Answer<T>) -> Outcome<T, ()> {
-    match answer {
+    // After the answer: who may not come in does not learn what a route takes.
+    match answer.and_then(|value| known_query(request).map(|()| value)) {
         Ok(value) => Outcome::Success(value),
         Err(failure) => Outcome::Error((stash(request, failure), ())),
     }
@@ -111,9 +126,10 @@ pub(crate) struct Client(pub(crate) IpAddr);
 
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for Client {
-    type Error = std::convert::Infallible;
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, Self::Error> {
-        Outcome::Success(Self(request.remote().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |remote| remote.ip())))
+    type Error = ();
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Self, ()> {
+        let address = request.remote().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |remote| remote.ip());
+        outcome(request, Ok(Self(address)))
     }
 }
 

@@ -20,19 +20,29 @@ pub(super) const PAUSE: Duration = Duration::from_secs(2);
 /// The first pause before an engine is asked again about a container's end.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 
-/// A container that was started.
+/// A container that was started. Instants are of CLOCK_BOOTTIME.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Running {
-    /// CLOCK_BOOTTIME of the start; `None` when it was in another boot of the machine.
-    start_ns: Option<u64>,
+    /// When the engine was told to start it; `None` when that was in another boot of the machine.
+    asked_ns: Option<u64>,
+    /// When it was first known to run. A busy engine takes seconds to start one.
+    seen_ns: u64,
+    /// It was found, not started, by this process.
+    is_adopted: bool,
     /// It had ended when it was found, so only the engine knows when.
     found_ended: bool,
 }
 
 impl Running {
     pub(super) fn adopted(ctx: &Ctx, container: &OurContainer, mark: &StartMark) -> Self {
-        let start_ns = (mark.machine_boot == ctx.machine_boot).then_some(mark.boot_ns);
-        Self { start_ns, found_ended: container.phase != ContainerPhase::Running }
+        let asked_ns = (mark.machine_boot == ctx.machine_boot).then_some(mark.boot_ns);
+        let found_ended = container.phase != ContainerPhase::Running;
+        Self { asked_ns, seen_ns: ctx.clock.now_ns(), is_adopted: true, found_ended }
+    }
+
+    /// What its time limit counts from, as far as that is known.
+    fn limit_from_ns(&self) -> Option<u64> {
+        if self.is_adopted { self.asked_ns } else { Some(self.seen_ns) }
     }
 }
 
@@ -55,7 +65,7 @@ enum Gone {
 impl Attempt {
     /// Starts the container.
     pub(super) async fn start(&self, id: &ContainerId) -> Result<Running, End> {
-        let start_ns = self.ctx.clock.now_ns();
+        let asked_ns = Some(self.ctx.clock.now_ns());
         match self.ctx.runtime.start(id).await {
             Ok(()) => {}
             // It may have started all the same: the engine's own view decides.
@@ -68,10 +78,11 @@ impl Attempt {
             },
             Err(error) => return Err(engine_end(&error)),
         }
+        let seen_ns = self.ctx.clock.now_ns();
         let container = self.ctx.runtime.inspect(id).await;
         let stamp = container.ok().and_then(|container| container.started_at_us);
         self.started(stamp.unwrap_or_else(|| chrono::Utc::now().timestamp_micros().unsigned_abs()));
-        Ok(Running { start_ns: Some(start_ns), found_ended: false })
+        Ok(Running { asked_ns, seen_ns, is_adopted: false, found_ended: false })
     }
 
     /// Follows a started container to its end, and makes the report.
@@ -129,7 +140,7 @@ impl Attempt {
         if lease_ends || self.ctx.watch.was_killed(&self.name) {
             return Some(lease_expired());
         }
-        running.start_ns.is_none().then(restarted)
+        running.asked_ns.is_none().then(restarted)
     }
 
     /// Waits for the end of the container, and brings it about when a limit or somebody asks for it.
@@ -174,7 +185,7 @@ impl Attempt {
         let now = Instant::now();
         let far = now + Duration::from_secs(365 * 86_400);
         let Some(timeout_ms) = self.order.timeout_ms else { return far };
-        let ran_ns = running.start_ns.map_or(0, |start_ns| self.ctx.clock.now_ns().saturating_sub(start_ns));
+        let ran_ns = running.limit_from_ns().map_or(0, |from_ns| self.ctx.clock.now_ns().saturating_sub(from_ns));
         let left = Duration::from_millis(timeout_ms).saturating_sub(Duration::from_nanos(ran_ns));
         now.checked_add(left).unwrap_or(far)
     }
@@ -277,17 +288,16 @@ fn out_of_disk(bytes: u64) -> Outcome {
     Outcome::OutOfDisk { reason }
 }
 
-/// By the monotonic clock where this worker saw both ends, else by the engine's stamps.
+/// The engine's stamps tell best how long it ran, but are of a clock that may be set: they count within what the
+/// monotonic clock allows where this worker saw the end.
 fn ran_ms(running: Running, ended_ns: Option<u64>, exit: Option<&ExitInfo>) -> Option<u64> {
-    match (running, ended_ns) {
-        (Running { start_ns: Some(start_ns), found_ended: false }, Some(ended_ns)) => {
-            Some(ended_ns.saturating_sub(start_ns) / 1_000_000)
-        }
-        _ => {
-            let exit = exit?;
-            Some(exit.finished_at_us?.saturating_sub(exit.started_at_us?) / 1000)
-        }
-    }
+    let stamped = exit.and_then(|exit| Some(exit.finished_at_us?.saturating_sub(exit.started_at_us?) / 1000));
+    let (Some(asked_ns), Some(ended_ns), false) = (running.asked_ns, ended_ns, running.found_ended) else {
+        return stamped;
+    };
+    let since_ms = |from_ns: u64| ended_ns.saturating_sub(from_ns) / 1_000_000;
+    let (least, most) = (since_ms(running.seen_ns.max(asked_ns)), since_ms(asked_ns));
+    Some(stamped.map_or(most, |stamped| stamped.clamp(least, most)))
 }
 
 #[cfg(test)]
@@ -317,11 +327,20 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_comes_from_the_best_clock_there_is() {
-        let seen = Running { start_ns: Some(1_000_000_000), found_ended: false };
-        assert_eq!(ran_ms(seen, Some(2_500_000_000), Some(&exit(0, false))), Some(1500));
-        let found = Running { start_ns: Some(1_000_000_000), found_ended: true };
+    fn a_duration_is_the_engines_within_what_the_monotonic_clock_allows() {
+        let ran = |asked_ms: u64, seen_ms: u64, ended_ms: u64, exit: Option<ExitInfo>| {
+            let [asked_ns, seen_ns, ended_ns] = [asked_ms, seen_ms, ended_ms].map(|ms| ms * 1_000_000);
+            let running = Running { asked_ns: Some(asked_ns), seen_ns, is_adopted: false, found_ended: false };
+            ran_ms(running, Some(ended_ns), exit.as_ref())
+        };
+        assert_eq!(ran(1000, 3000, 5000, Some(exit(0, false))), Some(2500), "the start took a while");
+        assert_eq!(ran(1000, 1100, 5000, Some(exit(0, false))), Some(3900), "the clock was set back");
+        assert_eq!(ran(1000, 1100, 2000, Some(exit(0, false))), Some(1000), "the clock was set forward");
+        assert_eq!(ran(1000, 1100, 2000, None), Some(1000), "it vanished");
+        let found = Running { asked_ns: Some(1), seen_ns: 2, is_adopted: true, found_ended: true };
         assert_eq!(ran_ms(found, Some(9_000_000_000), Some(&exit(0, false))), Some(2500));
         assert_eq!(ran_ms(found, Some(9_000_000_000), None), None);
+        let other_boot = Running { asked_ns: None, found_ended: false, ..found };
+        assert_eq!(ran_ms(other_boot, Some(9_000_000_000), Some(&exit(0, false))), Some(2500));
     }
 }

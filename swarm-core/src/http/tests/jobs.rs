@@ -43,6 +43,12 @@ async fn a_wrong_spec_is_told_field_by_field() {
     for query in ["limit=0", "limit=9999", "state=odd", "cursor=x"] {
         assert_eq!(swarm.get(&format!("/api/v1/jobs?{query}"), &token).await.0, 422, "{query}");
     }
+    for (path, unknown) in
+        [("jobs?stat=waiting", "stat"), ("jobs?state=waiting&x", "x"), ("jobs/1?follow=true", "follow")]
+    {
+        let (status, problem) = swarm.get(&format!("/api/v1/{path}"), &token).await;
+        assert_eq!((status, fields(&problem)), (422, vec![unknown]), "{problem}");
+    }
 }
 
 #[tokio::test]

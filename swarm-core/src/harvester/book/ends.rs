@@ -1,0 +1,167 @@
+//! How attempts end: by a report, by being given back, or by a verdict of the core.
+
+use std::collections::BTreeSet;
+
+use swarm_protocol::link::FinalReport;
+use swarm_protocol::{AttemptId, LossReason, Outcome, Timestamp, WorkerId};
+
+use super::followed::{Held, Phase};
+use super::{Act, Book};
+use crate::harvester::retry;
+use crate::messages::Expected;
+use crate::store::AttemptEnd;
+
+impl Book {
+    /// A final report arrived; its log and outputs are to be checked first.
+    pub fn finished(&mut self, worker: WorkerId, mut report: Box<FinalReport>) -> Vec<Act> {
+        match self.own(worker, report.attempt) {
+            Some(followed) if followed.phase != Phase::Ending => {
+                // A worker that restarted and finds nothing left may not know of the start that was reported before.
+                if let (Phase::Started(at), None, true) =
+                    (followed.phase, report.started_at_us, report.outcome.is_lost())
+                {
+                    report.started_at_us = u64::try_from(at.timestamp_micros()).ok();
+                }
+                followed.held = Held::Ended;
+                followed.ending();
+                vec![Act::Verify(worker, report)]
+            }
+            // It is being committed: the acknowledgement follows.
+            Some(_) => Vec::new(),
+            None => vec![Act::Supersede(worker, report)],
+        }
+    }
+
+    /// The report's log and outputs are there, or `problem` says what is not.
+    pub fn verified(
+        &mut self,
+        worker: WorkerId,
+        report: FinalReport,
+        problem: Option<String>,
+        now: Timestamp,
+    ) -> Vec<Act> {
+        let Some(followed) = self.own(worker, report.attempt) else {
+            return vec![Act::Supersede(worker, Box::new(report))];
+        };
+        let problem = problem.or_else(|| misnamed(&followed.expected, &report));
+        // Nothing is handed out of a report that does not hold.
+        let (outcome, outputs) = match problem {
+            None => (report.outcome, report.outputs),
+            Some(detail) => (Outcome::Lost { reason: LossReason::Transfer, detail }, Vec::new()),
+        };
+        let stamp =
+            |us: Option<u64>| us.and_then(|us| chrono::DateTime::from_timestamp_micros(i64::try_from(us).ok()?));
+        let started_at = stamp(report.started_at_us);
+        let expected = followed.expected.clone();
+        // Without a commit before the start, a worker that restarted cannot know that its former self did not start it.
+        let unseen = matches!(outcome, Outcome::Lost { reason: LossReason::WorkerRestarted, .. });
+        let may_have_run = outcome.is_lost() && (started_at.is_some() || (unseen && !expected.job.spec.at_most_once));
+        // The engine stamps the start of a short container after its end now and then.
+        let ended_at = stamp(report.finished_at_us).unwrap_or(now);
+        let ended_at = started_at.map_or(ended_at, |started_at| ended_at.max(started_at));
+        let end = AttemptEnd {
+            attempt: report.attempt,
+            worker,
+            next: retry::after(&expected, &outcome, may_have_run, now),
+            outcome,
+            started_at,
+            ended_at,
+            ran_ms: report.ran_ms,
+            may_have_run,
+            log_bytes: report.log_bytes,
+            log_cut_bytes: report.log_cut_bytes,
+            outputs,
+            usage: Some(report.usage),
+        };
+        vec![Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: true }]
+    }
+
+    /// The worker gave it back unstarted.
+    pub fn given_back(&mut self, worker: WorkerId, attempt: AttemptId) -> Vec<Act> {
+        match self.own(worker, attempt) {
+            Some(followed) if matches!(followed.phase, Phase::Sent | Phase::Accepted) => {
+                followed.ending();
+                vec![Act::Recall(Box::new(followed.expected.clone()))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Ends an attempt by a verdict of the core.
+    pub(super) fn lose(
+        &mut self,
+        attempt: AttemptId,
+        reason: LossReason,
+        detail: String,
+        now: Timestamp,
+    ) -> Option<Act> {
+        let followed = self.attempts.get_mut(&attempt)?;
+        let started_at = if let Phase::Started(at) = followed.phase { Some(at) } else { None };
+        followed.ending();
+        followed.reprieved = false;
+        let expected = followed.expected.clone();
+        // A committed order may have reached the worker, and the worker may have started it; only the start of an
+        // at-most-once attempt is known to wait for its own commit.
+        let may_have_run = !expected.job.spec.at_most_once || started_at.is_some();
+        let outcome = Outcome::Lost { reason, detail };
+        let end = AttemptEnd {
+            attempt,
+            worker: expected.worker,
+            next: retry::after(&expected, &outcome, may_have_run, now),
+            outcome,
+            started_at,
+            ended_at: now,
+            ran_ms: None,
+            may_have_run,
+            log_bytes: 0,
+            log_cut_bytes: 0,
+            outputs: Vec::new(),
+            usage: None,
+        };
+        Some(Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: false })
+    }
+
+    /// An admin's word that a worker is gone for good.
+    pub fn declare_lost(&mut self, worker: WorkerId, now: Timestamp) -> Vec<Act> {
+        let detail = "an admin declared the worker lost; its containers may still run";
+        let ending = |attempt: &AttemptId| self.attempts[attempt].phase == Phase::Ending;
+        let attempts: Vec<_> = self.followed_on(worker).into_iter().filter(|attempt| !ending(attempt)).collect();
+        let lose = |attempt| self.lose(attempt, LossReason::DeclaredLost, detail.to_owned(), now);
+        attempts.into_iter().filter_map(lose).collect()
+    }
+
+    /// The end or recall is committed, or refused because something overtook it: it is followed no more.
+    pub fn settled(&mut self, attempt: AttemptId) {
+        let Some(followed) = self.attempts.remove(&attempt) else { return };
+        let worker = followed.expected.worker;
+        if let Some(on) = self.on.get_mut(&worker) {
+            on.remove(&attempt);
+            if on.is_empty() {
+                self.on.remove(&worker);
+            }
+        }
+    }
+
+    /// The database refuses its end or recall: it is followed as before. A lease begins anew, so that its worker can
+    /// repeat its report, but reports that are refused again do not prolong that.
+    pub fn refused(&mut self, attempt: AttemptId, now_ms: u64) {
+        if let Some(followed) = self.attempts.get_mut(&attempt) {
+            (followed.phase, followed.held) = followed.before;
+            followed.recall_sent = false;
+            if !std::mem::replace(&mut followed.reprieved, true) {
+                followed.since_ms = now_ms;
+            }
+        }
+    }
+}
+
+/// What is wrong with the paths of a report's outputs: they are those of the job, or none when it did not succeed.
+fn misnamed(expected: &Expected, report: &FinalReport) -> Option<String> {
+    let wanted: BTreeSet<_> = expected.job.spec.outputs.iter().map(|output| output.path.as_str()).collect();
+    let named: BTreeSet<_> = report.outputs.iter().map(|output| output.path.as_str()).collect();
+    if named.len() != report.outputs.len() || !named.is_subset(&wanted) {
+        return Some("it reports outputs that the job does not have".to_owned());
+    }
+    let missing = wanted.difference(&named).next().filter(|_| report.outcome == Outcome::Succeeded);
+    missing.map(|path| format!("its output {path} is missing from the report"))
+}
