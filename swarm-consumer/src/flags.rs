@@ -81,8 +81,8 @@ pub(crate) struct SpecFlags {
     /// image has there is hidden, so name one the image does not need
     #[arg(short, long = "input", value_name = "FILE[:PATH]")]
     input: Vec<String>,
-    /// Keep this file or directory of the container. The directory it lies in is a volume of its own and empty at the
-    /// start, whatever the image has there
+    /// Keep this file or directory of the container, or the files that match, such as '/out/**/*.csv'. The directory it
+    /// lies in is a volume of its own and empty at the start, whatever the image has there
     #[arg(short = 'o', long = "out", value_name = "PATH")]
     out: Vec<String>,
     /// Start after this long

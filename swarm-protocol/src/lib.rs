@@ -2,6 +2,7 @@
 //! heartbeats. No sockets and no database: everything here is pure and can be tested without either.
 
 pub mod api;
+pub mod globs;
 pub mod heartbeat;
 pub mod ids;
 pub mod link;

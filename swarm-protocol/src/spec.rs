@@ -186,11 +186,13 @@ pub fn default_mode() -> u32 {
     0o644
 }
 
-/// A file or directory that an attempt hands back.
+/// A file or directory that an attempt hands back, or the files that a glob matches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
-    /// Where the container leaves it: absolute, without `.` or `..` parts. A directory is kept as a tar archive.
+    /// Where the container leaves it: absolute, without `.` or `..` parts. A directory is kept as a tar archive. With
+    /// wildcards (see [`crate::globs`]) every regular file that matches is kept under its own path; links and
+    /// directories are passed over, and at least one file must match.
     pub path: String,
 }
 

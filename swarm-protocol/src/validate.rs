@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use chrono::TimeDelta;
 
 use crate::Timestamp;
+use crate::globs::{OutputGlob, dir_of};
 use crate::problem::FieldError;
 use crate::spec::{JobSpec, Limits, Resources};
 
@@ -21,6 +22,8 @@ pub mod bounds {
     pub const ENV_MAX: usize = 512;
     /// Inputs, and outputs.
     pub const FILES_MAX: usize = 256;
+    /// Files that one attempt may hand back, those that globs match included.
+    pub const COLLECTED_MAX: usize = 1_000;
     /// Smallest and largest memory of a task; docker refuses less than 6 MiB.
     pub const MEMORY_BYTES: std::ops::RangeInclusive<u64> = 6 << 20..=64 << 40;
     /// Smallest and largest share of cores in thousandths.
@@ -217,7 +220,12 @@ fn files(spec: &JobSpec, faults: &mut Faults) {
         faults.check(input.mode <= 0o777, field, "is more than permission bits", "give 0 to 0o777, for instance 0o644");
     }
     for (at, output) in spec.outputs.iter().enumerate() {
-        check_file_path(&output.path, &format!("outputs[{at}].path"), faults);
+        let field = format!("outputs[{at}].path");
+        check_file_path(&output.path, &field, faults);
+        if let Err(error) = OutputGlob::parse(&output.path) {
+            let hint = "correct it, or write [*], [?], [[] or [{] for the character itself";
+            faults.check(false, field, format!("is not a glob: {error}"), hint);
+        }
         let twice = !seen.insert(("output", output.path.as_str()));
         faults.check(!twice, format!("outputs[{at}].path"), "is given twice", "name each output once");
     }
@@ -273,8 +281,7 @@ fn check_file_path(path: &str, field: &str, faults: &mut Faults) {
     if !check_path(path, field, faults) {
         return;
     }
-    let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-    check_hidden(dir, field, faults);
+    check_hidden(dir_of(path), field, faults);
 }
 
 /// Whether the image can do without what it has in `dir`.
@@ -287,16 +294,27 @@ fn check_hidden(dir: &str, field: &str, faults: &mut Faults) {
     }
 }
 
-fn check_path(path: &str, field: &str, faults: &mut Faults) -> bool {
-    let plain = path.starts_with('/')
+/// Whether `path` is absolute, of at most 1,024 bytes, and has no part that leads elsewhere.
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/')
         && path.len() <= 1024
         && !path.contains('\0')
-        && (path == "/" || path[1..].split('/').all(|part| !matches!(part, "" | "." | "..")));
+        && (path == "/" || path[1..].split('/').all(|part| !matches!(part, "" | "." | "..")))
+}
+
+/// Whether a file that a glob matched may be handed back under this path: it becomes the name of a file on somebody's
+/// machine, and is printed there.
+#[must_use]
+pub fn is_output_path(path: &str) -> bool {
+    is_plain(path) && !path.chars().any(crate::text::is_hostile)
+}
+
+fn check_path(path: &str, field: &str, faults: &mut Faults) -> bool {
+    let plain = is_plain(path);
     let shown = crate::text::sanitise(path, false);
     let hint = "give an absolute path without `.`, `..`, `//` or a final `/`, for instance /data/in.csv";
     faults.check(plain, field, format!("`{shown}` is not a plain absolute path"), hint);
-    // It becomes the name of a file on somebody's machine, and is printed there.
-    let harmless = !plain || !path.chars().any(crate::text::is_hostile);
+    let harmless = !plain || is_output_path(path);
     let hint = "leave out control characters and those that turn the direction of text";
     faults.check(harmless, field, format!("`{shown}` holds characters that act on a terminal"), hint);
     plain && harmless
@@ -346,6 +364,10 @@ mod tests {
             assert_eq!(faults_of(|s| s.outputs.push(Output { path: bad.into() })), ["outputs[0].path"], "{bad}");
         }
         assert!(faults_of(|s| s.inputs.push(input("/data/in.csv"))).is_empty());
+        for bad in ["/*", "/*/x", "/etc/*", "/out/[a", "/out/*/../x"] {
+            assert_eq!(faults_of(|s| s.outputs.push(Output { path: bad.into() })), ["outputs[0].path"], "{bad}");
+        }
+        assert!(faults_of(|s| s.outputs.push(Output { path: "/out/**/part-*.csv".into() })).is_empty());
         assert_eq!(faults_of(|s| s.inputs = vec![input("/a/b"), input("/a/b")]), ["inputs[1].path"]);
     }
 

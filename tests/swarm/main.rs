@@ -4,6 +4,7 @@
 
 mod demo;
 mod faults;
+mod files;
 mod harness;
 mod inputs;
 mod jobs;

@@ -9,6 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use swarm_client::{Client, Destination};
 use swarm_protocol::api::{OutputView, TaskView};
+use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::text::{is_hostile, sanitise};
 use swarm_protocol::{AttemptNo, JobId, OutcomeKind, TaskId};
 
@@ -200,11 +201,13 @@ pub(crate) fn free<'a>(into: &Path, paths: impl Iterator<Item = &'a Path>) -> Do
     Ok(())
 }
 
-/// The names a single task's outputs will have, told before the job runs; a directory's cannot be known yet.
+/// The names a single task's outputs will have, told before the job runs; those of a directory, and of what a glob will
+/// match, cannot be known yet.
 pub(crate) fn expected_names(paths: &[String]) -> Done<Vec<PathBuf>> {
     let digest = swarm_protocol::Digest::of(b"");
+    let paths = paths.iter().filter(|path| matches!(OutputGlob::parse(path), Ok(None)));
     let view = |path: &String| OutputView { path: path.clone(), digest, size_bytes: 0, is_dir: false, mode: 0 };
-    names(&paths.iter().map(view).collect::<Vec<_>>())
+    names(&paths.map(view).collect::<Vec<_>>())
 }
 
 /// Makes the directories between `into` and the file. A symbolic link among them is refused: it could lead elsewhere.

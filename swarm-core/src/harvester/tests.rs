@@ -446,6 +446,10 @@ fn a_report_hands_out_what_the_job_asked_for_and_nothing_else() {
     let failed = Outcome::Failed { exit_code: 1 };
     for (paths, outcome, problem, holds) in [
         (&["/out/a", "/out/b"][..], Outcome::Succeeded, None, true),
+        (&["/out/a", "/out/by"][..], Outcome::Succeeded, None, true),
+        (&["/out/a", "/out/bx", "/out/by"][..], Outcome::Succeeded, None, true),
+        (&["/out/a", "/out/b", "/out/bad\u{1b}[31m"][..], Outcome::Succeeded, None, false),
+        (&["/out/a", "/out/b", "/out/b/x"][..], Outcome::Succeeded, None, false),
         (&["/out/a"][..], Outcome::Succeeded, None, false),
         (&["/out/a", "/out/b", "/etc/shadow"][..], Outcome::Succeeded, None, false),
         (&["/out/a", "/out/a", "/out/b"][..], Outcome::Succeeded, None, false),
@@ -455,7 +459,8 @@ fn a_report_hands_out_what_the_job_asked_for_and_nothing_else() {
     ] {
         let mut book = book_with(&[]);
         let mut one = expected(1, 1);
-        Arc::make_mut(&mut one.job).spec.outputs = ["/out/a", "/out/b"].map(|path| Output { path: path.into() }).into();
+        Arc::make_mut(&mut one.job).spec.outputs =
+            ["/out/a", "/out/b*"].map(|path| Output { path: path.into() }).into();
         book.expect(vec![one], 0);
         let report = Box::new(FinalReport { outcome: outcome.clone(), outputs: outputs(paths), ..*report(1) });
         book.finished(WORKER, report.clone());

@@ -11,8 +11,8 @@ use super::Prepared;
 #[cfg(doc)]
 use super::{Applied, Refusal};
 
-/// Blobs that one attempt may send: as many as a job can have outputs, a few times over for workers that restart.
-pub const SENT_MAX: usize = 4 * swarm_protocol::validate::bounds::FILES_MAX;
+/// Blobs that one attempt may send: as many as it may hand back, twice over for workers that restart.
+pub const SENT_MAX: usize = 2 * swarm_protocol::validate::bounds::COLLECTED_MAX;
 
 /// One guarded change. The ledger is the only one who commits them.
 #[derive(Debug, Clone)]

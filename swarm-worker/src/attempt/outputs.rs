@@ -1,12 +1,17 @@
 //! What a container leaves behind: fetched from the engine, checked, and stored on the core before the report is made.
 
+mod matching;
+
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use sha2::{Digest as _, Sha256};
+use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::link::OutputReport;
+use swarm_protocol::validate::bounds::COLLECTED_MAX;
 use swarm_protocol::{Digest, Outcome};
 use tar::EntryType;
 use tokio::io::AsyncWriteExt;
@@ -22,6 +27,7 @@ const TAR_OVERHEAD_BYTES: u64 = 16 << 10;
 const BLOCK_BYTES: u64 = 512;
 
 /// An output in the spool.
+#[derive(Debug)]
 struct Kept {
     file: PathBuf,
     digest: Digest,
@@ -30,7 +36,15 @@ struct Kept {
     mode: u32,
 }
 
+/// What is left of what an attempt may hand back.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    bytes: u64,
+    files: usize,
+}
+
 /// Why an output could not be kept.
+#[derive(Debug)]
 enum Unkept {
     /// The container's doing.
     Missing(String),
@@ -43,36 +57,45 @@ impl Attempt {
     /// Collects and stores every declared output.
     pub(super) async fn collect(&self, id: &ContainerId) -> Result<Vec<OutputReport>, End> {
         let mut reports = Vec::new();
-        let mut left = self.order.output_bytes_max;
+        let mut room = Room { bytes: self.order.output_bytes_max, files: COLLECTED_MAX };
+        // A file that two of them name is handed back once.
+        let mut seen = HashSet::new();
         for (n, path) in self.order.outputs.iter().enumerate() {
-            let kept = self.fetch(id, path, &self.entry.output(n), left).await?;
-            left -= kept.size_bytes;
-            let stored = self.ctx.transfer.upload(self.id, &kept.file, kept.digest, kept.size_bytes).await;
-            stored.map_err(|error| match error {
-                TransferError::TooLarge(_) => missing(path, &error.to_string()),
-                _ => End::With(images::transfer(&error)),
-            })?;
-            // A failure only leaves it to the removal of the whole spool entry.
-            let _ = tokio::fs::remove_file(&kept.file).await;
-            reports.push(OutputReport {
-                path: path.clone(),
-                digest: kept.digest,
-                size_bytes: kept.size_bytes,
-                is_dir: kept.is_dir,
-                mode: kept.mode,
-            });
+            let glob = OutputGlob::parse(path).map_err(|error| missing(path, &error.to_string()))?;
+            let found = match glob {
+                Some(glob) => self.fetch_matching(id, path, &glob, &self.entry.output(n), room).await?,
+                None => vec![(path.clone(), self.fetch(id, path, &self.entry.output(n), room.bytes).await?)],
+            };
+            for (path, kept) in found.into_iter().filter(|(path, _)| seen.insert(path.clone())) {
+                room.bytes = room.bytes.saturating_sub(kept.size_bytes);
+                room.files = room.files.checked_sub(1).ok_or_else(|| missing(&path, &too_many()))?;
+                reports.push(self.store(path, &kept).await?);
+            }
         }
         Ok(reports)
     }
 
+    /// Sends an output to the core; it leaves the spool.
+    async fn store(&self, path: String, kept: &Kept) -> Result<OutputReport, End> {
+        let stored = self.ctx.transfer.upload(self.id, &kept.file, kept.digest, kept.size_bytes).await;
+        stored.map_err(|error| match error {
+            TransferError::TooLarge(_) => missing(&path, &error.to_string()),
+            _ => End::With(images::transfer(&error)),
+        })?;
+        // A failure only leaves it to the removal of the whole spool entry.
+        let _ = tokio::fs::remove_file(&kept.file).await;
+        Ok(OutputReport {
+            path,
+            digest: kept.digest,
+            size_bytes: kept.size_bytes,
+            is_dir: kept.is_dir,
+            mode: kept.mode,
+        })
+    }
+
     async fn fetch(&self, id: &ContainerId, path: &str, spool: &Path, bytes_max: u64) -> Result<Kept, End> {
-        let tar = match self.ctx.runtime.get_archive(id, path).await {
-            Ok(tar) => tar,
-            Err(error @ RuntimeError::NotFound { .. }) => {
-                tracing::debug!(attempt = %self.id, %error, "an output is absent");
-                return Err(missing(path, "the container did not leave it there"));
-            }
-            Err(error) => return Err(engine_end(&error)),
+        let Some(tar) = self.archive(id, path).await? else {
+            return Err(missing(path, "the container did not leave it there"));
         };
         let archive = spool.with_extension("tar");
         let whole = spool_stream(tar, &archive, bytes_max.saturating_add(TAR_OVERHEAD_BYTES)).await;
@@ -83,14 +106,35 @@ impl Attempt {
             Err(Broken::Spool(error)) => return Err(spool_end(&error)),
         }
         let spool = spool.to_owned();
-        let kept = tokio::task::spawn_blocking(move || keep(&archive, &spool, bytes_max)).await;
-        match kept.unwrap_or_else(|panicked| Err(Unkept::Spool(io::Error::other(panicked)))) {
-            Ok(kept) => Ok(kept),
-            Err(Unkept::Missing(why)) => Err(missing(path, &why)),
-            Err(Unkept::Damaged(error)) => Err(broken_archive(&error)),
-            Err(Unkept::Spool(error)) => Err(spool_end(&error)),
+        blocking(move || keep(&archive, &spool, bytes_max)).await.map_err(|unkept| unkept.end(path))
+    }
+
+    /// What the engine has at `path` of the container; `None` when there is nothing.
+    async fn archive(&self, id: &ContainerId, path: &str) -> Result<Option<ByteStream>, End> {
+        match self.ctx.runtime.get_archive(id, path).await {
+            Ok(tar) => Ok(Some(tar)),
+            Err(error @ RuntimeError::NotFound { .. }) => {
+                tracing::debug!(attempt = %self.id, %error, "an output is absent");
+                Ok(None)
+            }
+            Err(error) => Err(engine_end(&error)),
         }
     }
+}
+
+impl Unkept {
+    fn end(self, path: &str) -> End {
+        match self {
+            Self::Missing(why) => missing(path, &why),
+            Self::Damaged(error) => broken_archive(&error),
+            Self::Spool(error) => spool_end(&error),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Unkept> + Send + 'static) -> Result<T, Unkept> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panicked| Err(Unkept::Spool(io::Error::other(panicked))))
 }
 
 fn broken_archive(error: &io::Error) -> End {
@@ -104,6 +148,10 @@ fn missing(path: &str, why: &str) -> End {
 
 fn too_large(bytes_max: u64) -> String {
     format!("it has more than the {bytes_max} bytes that are left for outputs")
+}
+
+fn too_many() -> String {
+    format!("there are more than the {COLLECTED_MAX} files that an attempt may hand back; keep their directory instead")
 }
 
 enum Broken {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use swarm_protocol::Outcome;
+use swarm_protocol::globs::dir_of;
 use swarm_protocol::link::{InputOrder, TaskOrder};
 use swarm_protocol::spec::Tmpfs;
 
@@ -21,9 +22,8 @@ const DIR_MODE: u32 = 0o755;
 
 /// The directories that become volumes: each holds an input or an output.
 pub(super) fn directories(order: &TaskOrder) -> Vec<&str> {
-    let inputs = order.inputs.iter().map(|input| input.path.as_str());
-    let mut dirs: Vec<&str> =
-        inputs.chain(order.outputs.iter().map(String::as_str)).map(|path| split(path).0).collect();
+    let inputs = order.inputs.iter().map(|input| split(&input.path).0);
+    let mut dirs: Vec<&str> = inputs.chain(order.outputs.iter().map(|path| dir_of(path))).collect();
     dirs.sort_unstable();
     dirs.dedup();
     dirs

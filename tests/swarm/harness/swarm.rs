@@ -54,7 +54,10 @@ pub(crate) struct Swarm {
     runtime: tokio::runtime::Runtime,
 }
 
-const PROGRAMS: [&str; 12] = ["sh", "cat", "sleep", "id", "env", "head", "dd", "mkdir", "od", "wc", "date", "echo"];
+const PROGRAMS: [&str; 18] = [
+    "sh", "cat", "sleep", "id", "env", "head", "dd", "mkdir", "od", "wc", "date", "echo", "chmod", "cp", "ln",
+    "mkfifo", "stat", "truncate",
+];
 
 /// Held while ports are chosen and taken, so that two swarms of this process do not choose the same.
 static PORTS: Mutex<()> = Mutex::new(());

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::link::FinalReport;
+use swarm_protocol::spec::Output;
+use swarm_protocol::validate::{bounds::COLLECTED_MAX, is_output_path};
 use swarm_protocol::{AttemptId, LossReason, Outcome, Timestamp, WorkerId};
 
 use super::followed::{Held, Phase};
@@ -157,11 +160,21 @@ impl Book {
 
 /// What is wrong with the paths of a report's outputs: they are those of the job, or none when it did not succeed.
 fn misnamed(expected: &Expected, report: &FinalReport) -> Option<String> {
-    let wanted: BTreeSet<_> = expected.job.spec.outputs.iter().map(|output| output.path.as_str()).collect();
+    let wanted = &expected.job.spec.outputs;
+    let globs = wanted.iter().filter_map(|output| OutputGlob::parse(&output.path).ok()?.map(|glob| (output, glob)));
+    let globs: Vec<_> = globs.collect();
+    let matching = |path: &str| globs.iter().find(|(_, glob)| glob.is_match(path.as_bytes()));
     let named: BTreeSet<_> = report.outputs.iter().map(|output| output.path.as_str()).collect();
-    if named.len() != report.outputs.len() || !named.is_subset(&wanted) {
+    let is_wanted = |path: &&str| {
+        wanted.iter().any(|output| output.path == **path) || (is_output_path(path) && matching(path).is_some())
+    };
+    if named.len() != report.outputs.len() || named.len() > COLLECTED_MAX || !named.iter().all(is_wanted) {
         return Some("it reports outputs that the job does not have".to_owned());
     }
-    let missing = wanted.difference(&named).next().filter(|_| report.outcome == Outcome::Succeeded);
-    missing.map(|path| format!("its output {path} is missing from the report"))
+    let is_there = |output: &&Output| match globs.iter().find(|(of, _)| of == output) {
+        Some((_, glob)) => named.iter().any(|path| glob.is_match(path.as_bytes())),
+        None => named.contains(output.path.as_str()),
+    };
+    let missing = wanted.iter().find(|output| !is_there(output)).filter(|_| report.outcome == Outcome::Succeeded);
+    missing.map(|output| format!("its output {} is missing from the report", output.path))
 }
