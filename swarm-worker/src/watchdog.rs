@@ -1,10 +1,13 @@
-//! The watchdog: a process of its own that kills a container before its lease ends, whatever became of the worker.
+//! The watchdog: a process of its own that kills a container before its lease ends, whatever became of the worker. On a
+//! host it is started beside the worker, in a session of its own; a worker that runs in a container has it started in a
+//! container beside its own, for all processes of a container end together.
 //!
 //! The worker leaves notes in `<data>/watchdog/`: `renewed` (when the last answered renewal was sent) and one file in
 //! `containers/` for each container, written before the container is created and removed after it is gone. All instants
 //! are CLOCK_BOOTTIME. A container that the watchdog killed is noted in `killed/`, so that the worker, should it come
 //! back, reports a lost lease and not a failed job.
 
+mod launch;
 mod process;
 
 use std::io;
@@ -12,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use process::{supervise, watch};
+pub(crate) use launch::supervise;
+pub(crate) use process::watch;
 
 use crate::durable;
 use crate::lease::kill_at_ns;

@@ -1,5 +1,6 @@
 //! kill -9 and worse in the middle of runs. Each scenario has a swarm of its own and ends with a clean checker.
 
+mod contained;
 mod files;
 
 use std::sync::mpsc;
@@ -151,14 +152,13 @@ fn a_container_that_died_with_its_worker_is_run_again() {
 }
 
 /// The worker falls silent and comes back only after its attempt was given up.
-fn worker_silenced(scenario: &str, silence: impl Fn(&Swarm), come_back: impl Fn(&Swarm)) {
-    let swarm = Swarm::start(Setup::default());
+fn worker_silenced(scenario: &str, swarm: &Swarm, silence: impl Fn(&Swarm), come_back: impl Fn(&Swarm)) {
     let mut spec = swarm.shell("echo attempt $SWARM_ATTEMPT; [ $SWARM_ATTEMPT -gt 1 ] || sleep 600");
     spec.lease_s = 15;
     let job = swarm.submit(&spec);
     swarm.wait_started(job, 1);
     let silent_us = now_us();
-    silence(&swarm);
+    silence(swarm);
     swarm.expect(job, "the watchdog kills its container", Duration::from_secs(30), || {
         swarm.containers(job).is_empty().then_some(())
     });
@@ -176,7 +176,7 @@ fn worker_silenced(scenario: &str, silence: impl Fn(&Swarm), come_back: impl Fn(
     report(&format!(
         "{scenario}, lease 15 s: container killed after {killed_after:.1} s, attempt given up after {given_up_after:.1} s"
     ));
-    come_back(&swarm);
+    come_back(swarm);
     assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
     assert_eq!(swarm.task(job).attempts.len(), 2);
     swarm.check_log(TaskId { job, task: 0 }, b"attempt 2\n", b"");
@@ -190,12 +190,14 @@ fn a_frozen_workers_container_is_killed_before_the_lease_ends_and_run_again_afte
         swarm.fault(&format!("{signal:?} of the worker"));
         swarm.worker().as_ref().expect("a worker runs").signal(signal);
     };
-    worker_silenced("frozen worker", |swarm| send(swarm, Signal::STOP), |swarm| send(swarm, Signal::CONT));
+    let swarm = Swarm::start(Setup::default());
+    worker_silenced("frozen worker", &swarm, |swarm| send(swarm, Signal::STOP), |swarm| send(swarm, Signal::CONT));
 }
 
 #[test]
 fn a_killed_workers_container_is_killed_before_the_lease_ends_and_run_again_after() {
-    worker_silenced("killed worker", Swarm::kill_worker, Swarm::start_worker);
+    let swarm = Swarm::start(Setup::default());
+    worker_silenced("killed worker", &swarm, Swarm::kill_worker, Swarm::start_worker);
 }
 
 /// Long before their leases end: one job takes a doubled run rather than a delay, of the other an operator says that its

@@ -13,6 +13,7 @@ mod spec;
 pub mod testimage;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -159,6 +160,17 @@ pub struct OurVolume {
     pub name: String,
     /// Its labels.
     pub labels: Labels,
+}
+
+/// A helper of this worker in a container of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sibling {
+    /// The container's name.
+    pub name: String,
+    /// The program, by its path in the image of the worker's container, and its arguments.
+    pub words: Vec<String>,
+    /// A directory that both see: it must lie on one of the mounts of the worker's container.
+    pub data: PathBuf,
 }
 
 /// What a running container uses at this moment.
@@ -370,6 +382,15 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// All containers that carry every one of these labels, in any phase. An empty filter is refused: it would match
     /// containers that are not ours.
     async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError>;
+
+    /// Starts a container beside `own`, the one this process runs in: of the same image, with its mounts and user, and
+    /// without a network unless the engine is reached over one. It removes itself when it ends. One that runs under the
+    /// name is left alone.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`] when this engine has no container `own`, [`RuntimeError::Invalid`] when `data` lies on
+    /// none of its mounts, [`RuntimeError::Conflict`] while a former one of the name is being removed.
+    async fn start_sibling(&self, own: &ContainerId, sibling: &Sibling) -> Result<(), RuntimeError>;
 
     /// What a container uses now; `None` when it does not run.
     async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError>;

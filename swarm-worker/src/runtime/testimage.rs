@@ -52,7 +52,7 @@ impl HostImage {
     }
 }
 
-/// Packs `programs` (names looked up in the usual directories), their loader and libraries, `/etc/passwd` with `root`
+/// Packs `programs` (absolute paths, or names looked up in the usual directories; all into `/bin`), their loader and libraries, `/etc/passwd` with `root`
 /// and `nobody` (65534), and a world-writable `/tmp`. Every call gives another image, so that tests that run at the
 /// same time on one engine do not remove each other's. CMD is `/bin/sh`.
 ///
@@ -108,7 +108,8 @@ fn write_layer(file: &mut std::fs::File, programs: &[&str], salt: &str, files: &
     for program in programs {
         let path = find_program(program)?;
         libraries.extend(libraries_of(&path)?);
-        append(&mut tar, &format!("bin/{program}"), 0o755, &std::fs::read(&path)?)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        append(&mut tar, &format!("bin/{name}"), 0o755, &std::fs::read(&path)?)?;
     }
     for library in libraries {
         // By the name the loader looks for, with the bytes a link leads to.
@@ -126,6 +127,7 @@ fn append(tar: &mut tar::Builder<impl Write>, name: &str, mode: u32, bytes: &[u8
 }
 
 fn find_program(name: &str) -> io::Result<PathBuf> {
+    // Joined to an absolute path, a directory does not count.
     let candidates = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(|directory| Path::new(directory).join(name));
     let found = candidates.into_iter().find(|path| path.is_file());
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no program {name} on this host")))

@@ -1,9 +1,8 @@
-//! The watchdog's process, and how the worker keeps one alive.
+//! The watchdog's process.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use super::{WatchFiles, Watched, overdue};
-use crate::context::Ctx;
 use crate::identity::{LOCK, try_lock};
 use crate::lease::{BootClock, Clock, machine_boot};
 use crate::runtime::docker::{DockerRuntime, DockerSettings};
@@ -20,9 +18,8 @@ use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, RuntimeError
 const POLL: Duration = Duration::from_millis(200);
 /// Between two tries to end the same container.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often the worker looks whether its watchdog lives.
-const CHECK: Duration = Duration::from_secs(1);
-const WATCHDOG_LOCK: &str = "watchdog.lock";
+/// Held by a watchdog that watches.
+pub(super) const WATCHDOG_LOCK: &str = "watchdog.lock";
 
 /// The watchdog's whole life: `watchdog --data DIR`. Ends by itself when another watches already, or when no container
 /// is left to watch and no worker runs.
@@ -172,48 +169,6 @@ async fn end(
         Err(error) if error.is_not_found() => Ok(Found::Over),
         Err(error) => Err(error),
     }
-}
-
-/// Keeps a watchdog running beside the worker, and the renewals it reads up to date.
-pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
-    let mut renewed = ctx.hub.renewed.subscribe();
-    let mut check = tokio::time::interval(CHECK);
-    loop {
-        tokio::select! {
-            () = ctx.stop.cancelled() => return Ok(()),
-            changed = renewed.changed() => {
-                changed?;
-                let (files, boot, at_ns) = (ctx.watch.clone(), ctx.machine_boot.clone(), *renewed.borrow_and_update());
-                let noted = crate::durable::blocking(move || files.renew(&boot, at_ns)).await;
-                // Not fatal: without the note the watchdog kills too early, never too late.
-                if let Err(error) = noted {
-                    tracing::error!(%error, "a renewal cannot be noted for the watchdog");
-                }
-            }
-            _ = check.tick() => ensure(&ctx)?,
-        }
-    }
-}
-
-/// Starts a watchdog if none holds the lock.
-fn ensure(ctx: &Ctx) -> anyhow::Result<()> {
-    let Some(words) = &ctx.config.watchdog else { return Ok(()) };
-    let Some(free) = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")? else {
-        return Ok(());
-    };
-    drop(free);
-    let log = OpenOptions::new().create(true).append(true).open(ctx.data.path.join("watchdog.log"))?;
-    let mut command = tokio::process::Command::new(std::env::current_exe()?);
-    command.args(words).arg("--data").arg(&ctx.data.path);
-    if let Some(host) = &ctx.config.docker_host {
-        command.arg("--docker-host").arg(host);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(false);
-    let mut child = command.spawn().context("the watchdog cannot be started")?;
-    tracing::debug!(pid = child.id(), "started a watchdog");
-    // Waited for, so that it leaves no zombie; it outlives this worker.
-    tokio::spawn(async move { child.wait().await });
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One swarm: a core, a worker, clients, and everything that is recorded about them.
 
+use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,7 @@ use swarm_protocol::api::{JobDetail, JoinTokenRequest, TaskPhase, TaskView};
 use swarm_protocol::logs::LogStream;
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{JobId, TaskId};
+use swarm_worker::runtime::ByteStream;
 use swarm_worker::runtime::testimage::{HostImage, host_image};
 
 use super::engine::docker;
@@ -199,14 +201,17 @@ impl Swarm {
         });
     }
 
+    /// Writes what comes into a file.
+    pub(crate) fn write_stream(&self, path: &Path, mut stream: ByteStream) {
+        let mut file = std::fs::File::create(path).expect("a file can be made");
+        while let Some(chunk) = self.block(stream.next()) {
+            file.write_all(&chunk.expect("the stream can be read")).expect("a file can be written");
+        }
+    }
+
     fn push_image(&self) {
         let archive = self.home().join("image.tar");
-        let mut bytes = Vec::new();
-        let mut stream = self.host_image.archive();
-        while let Some(chunk) = self.block(stream.next()) {
-            bytes.extend_from_slice(&chunk.expect("the archive can be made"));
-        }
-        std::fs::write(&archive, bytes).expect("a file can be written");
+        self.write_stream(&archive, self.host_image.archive());
         let ended = self.consumer(&["image", "push", archive.to_str().expect("a plain path"), "--name", &self.image]);
         assert_eq!(ended.code, Some(0), "image push: {}", ended.stderr);
     }

@@ -5,6 +5,7 @@ mod create;
 mod errors;
 mod images;
 mod logs;
+mod sibling;
 mod usage;
 mod volumes;
 
@@ -23,7 +24,7 @@ use self::errors::{map, within};
 use super::spec::{check_name, invalid};
 use super::{
     ByteStream, ContainerId, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems, OurContainer,
-    OurImage, OurVolume, Reading, RuntimeError,
+    OurImage, OurVolume, Reading, RuntimeError, Sibling,
 };
 
 /// How long the engine may take, by kind of call.
@@ -220,6 +221,10 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError> {
         self.list_containers(labels).await
+    }
+
+    async fn start_sibling(&self, own: &ContainerId, sibling: &Sibling) -> Result<(), RuntimeError> {
+        self.start_beside(id_of(own)?, sibling).await
     }
 
     async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError> {

@@ -30,6 +30,7 @@ pub enum Call {
     Inspect,
     ListOurs,
     Reading,
+    StartSibling,
     DiskUsage,
     CreateVolume,
     RemoveVolume,

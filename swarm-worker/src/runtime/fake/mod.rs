@@ -44,7 +44,7 @@ use super::archive::once;
 use super::spec::check_name;
 use super::{
     ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems,
-    OurContainer, OurImage, OurVolume, Reading, RuntimeError, check_filter,
+    OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling, check_filter,
 };
 
 /// When the fake's clock starts, Unix time in microseconds.
@@ -496,6 +496,11 @@ impl ContainerRuntime for FakeRuntime {
             Ok(ours.map(|(id, container)| State::describe(id, container)).collect())
         };
         self.perform(Call::ListOurs, "", list).await
+    }
+
+    /// Its end is not played: a sibling is not among the containers.
+    async fn start_sibling(&self, own: &ContainerId, _: &Sibling) -> Result<(), RuntimeError> {
+        self.perform(Call::StartSibling, &own.0, |state| state.container("inspect", own).map(drop)).await
     }
 
     async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError> {

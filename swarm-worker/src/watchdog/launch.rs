@@ -1,0 +1,173 @@
+//! How the worker keeps a watchdog alive that does not share its fate.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::process::WATCHDOG_LOCK;
+use crate::context::Ctx;
+use crate::identity::try_lock;
+use crate::runtime::{ContainerId, ContainerRuntime, RuntimeError, Sibling};
+
+/// How often the worker looks whether its watchdog lives.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// Where a watchdog is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Site {
+    /// As a process of this machine, or of this container if there is no better place.
+    Here,
+    /// In a container beside the one this worker runs in.
+    Beside(ContainerId),
+}
+
+impl Site {
+    fn find() -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        own_container(&mounts).map_or(Self::Here, Self::Beside)
+    }
+}
+
+/// The container this process runs in, by the files that Docker mounts into each (`/etc/hostname` and the like come from
+/// `…/containers/ID/`), in the format of proc_pid_mountinfo(5).
+fn own_container(mountinfo: &str) -> Option<ContainerId> {
+    let id_of = |line: &str| {
+        let mut fields = line.split(' ').skip(3);
+        let (root, target) = (fields.next()?, fields.next()?);
+        let (_, rest) = root.split_once("/containers/").filter(|_| target.starts_with("/etc/"))?;
+        let id = rest.split('/').next()?;
+        (id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| ContainerId(id.to_owned()))
+    };
+    mountinfo.lines().find_map(id_of)
+}
+
+/// Keeps a watchdog running beside the worker, and the renewals it reads up to date.
+pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
+    let mut renewed = ctx.hub.renewed.subscribe();
+    let (mut check, mut site) = (tokio::time::interval(CHECK), Site::find());
+    loop {
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            changed = renewed.changed() => {
+                changed?;
+                let (files, boot, at_ns) = (ctx.watch.clone(), ctx.machine_boot.clone(), *renewed.borrow_and_update());
+                let noted = crate::durable::blocking(move || files.renew(&boot, at_ns)).await;
+                // Not fatal: without the note the watchdog kills too early, never too late.
+                if let Err(error) = noted {
+                    tracing::error!(%error, "a renewal cannot be noted for the watchdog");
+                }
+            }
+            _ = check.tick() => ensure(&ctx, &mut site).await?,
+        }
+    }
+}
+
+/// Starts a watchdog if none holds the lock.
+async fn ensure(ctx: &Ctx, site: &mut Site) -> anyhow::Result<()> {
+    let Some(words) = &ctx.config.watchdog else { return Ok(()) };
+    let Some(free) = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")? else {
+        return Ok(());
+    };
+    drop(free);
+    let program = std::env::current_exe()?;
+    let words = command(&program, words, &ctx.data.path, ctx.config.docker_host.as_deref());
+    if !started_beside(&*ctx.runtime, site, &words, &ctx.data.path).await {
+        start_here(&words, &ctx.data.path)?;
+    }
+    Ok(())
+}
+
+fn command(program: &Path, words: &[String], data: &Path, docker_host: Option<&str>) -> Vec<String> {
+    let text = |path: &Path| path.display().to_string();
+    let host = docker_host.into_iter().flat_map(|host| ["--docker-host".to_owned(), host.to_owned()]);
+    let data = ["--data".to_owned(), text(data)];
+    [text(program)].into_iter().chain(words.iter().cloned()).chain(data).chain(host).collect()
+}
+
+/// Whether the watchdog is started, or will be, in a container beside this one; false where that is impossible.
+async fn started_beside(engine: &dyn ContainerRuntime, site: &mut Site, words: &[String], data: &Path) -> bool {
+    let Site::Beside(own) = site else { return false };
+    let name = format!("swarm-watchdog-{}", own.0.get(..12).unwrap_or(&own.0));
+    let sibling = Sibling { name, words: words.to_vec(), data: data.to_owned() };
+    match engine.start_sibling(own, &sibling).await {
+        Ok(()) => true,
+        // One that has just ended is being removed, or the engine is away: tried again.
+        Err(RuntimeError::Conflict { .. }) => true,
+        Err(error) if error.is_infrastructure() => {
+            tracing::error!(%error, "the watchdog's container cannot be started, trying again");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "the watchdog runs in this worker's own container and ends with it: mount the engine's socket, and the \
+                 data directory as a volume"
+            );
+            *site = Site::Here;
+            false
+        }
+    }
+}
+
+fn start_here(words: &[String], data: &Path) -> anyhow::Result<()> {
+    let log = OpenOptions::new().create(true).append(true).open(data.join("watchdog.log"))?;
+    let mut command = tokio::process::Command::new(&words[0]);
+    command.args(&words[1..]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(false);
+    let mut child = command.spawn().context("the watchdog cannot be started")?;
+    tracing::debug!(pid = child.id(), "started a watchdog");
+    // Waited for, so that it leaves no zombie; it outlives this worker.
+    tokio::spawn(async move { child.wait().await });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan};
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_container_knows_itself_by_what_the_engine_mounts() {
+        let line = |root: &str, target: &str| {
+            format!(
+                "22 1 0:1 / / rw - overlay overlay rw\n700 650 254:1 {root} {target} rw,relatime - ext4 /dev/vda rw\n"
+            )
+        };
+        let own = |root: &str, target: &str| own_container(&line(root, target)).map(|id| id.0);
+        assert_eq!(own(&format!("/var/lib/docker/containers/{ID}/hostname"), "/etc/hostname").as_deref(), Some(ID));
+        assert_eq!(own(&format!("/lib/containers/{ID}/hosts"), "/etc/hosts").as_deref(), Some(ID));
+        // On a host that sees the engine's files, and in one of another kind.
+        assert_eq!(own(&format!("/var/lib/docker/containers/{ID}/mounts/shm"), "/var/lib/docker/shm"), None);
+        assert_eq!(own("/var/lib/containers/short/hostname", "/etc/hostname"), None);
+        assert_eq!(own_container("nonsense"), None);
+    }
+
+    #[test]
+    fn the_words_lead_back_to_this_worker_s_data() {
+        let words = ["worker".to_owned(), "watchdog".to_owned()];
+        let words = command(Path::new("/bin/swarm"), &words, Path::new("/data"), Some("unix:///s"));
+        assert_eq!(words, ["/bin/swarm", "worker", "watchdog", "--data", "/data", "--docker-host", "unix:///s"]);
+    }
+
+    #[tokio::test]
+    async fn it_runs_beside_where_it_can_and_here_where_not() {
+        let engine = FakeRuntime::new();
+        let (words, data) = (["/bin/swarm".to_owned()], Path::new("/data"));
+        let mut site = Site::Beside(ContainerId(ID.to_owned()));
+        let gone = || RuntimeError::Engine { call: "create", message: "connection reset".to_owned() };
+        engine.plan(FaultPlan::new().on(Call::StartSibling, 1, Effect::Fail(gone())));
+        assert!(started_beside(&engine, &mut site, &words, data).await, "the engine comes back");
+        assert!(matches!(site, Site::Beside(_)));
+        // This engine has no such container: the worker's is of another one.
+        assert!(!started_beside(&engine, &mut site, &words, data).await);
+        assert_eq!(site, Site::Here);
+        assert!(!started_beside(&engine, &mut site, &words, data).await);
+        assert_eq!(engine.count(Call::StartSibling), 2);
+    }
+}

@@ -1,0 +1,80 @@
+//! A worker that runs in a container, as in a stack: its watchdog is a container beside it.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use swarm_worker::runtime::testimage::{HostImage, host_image};
+
+use super::worker_silenced;
+use crate::harness::{PATIENCE, Setup, Swarm, docker, eventually};
+
+/// The worker's container; it is removed with its image when this is dropped.
+struct Contained {
+    name: String,
+    image: String,
+}
+
+impl Contained {
+    /// Starts the worker of `swarm` in a container, with the data that it has joined with.
+    fn start(swarm: &Swarm) -> Self {
+        let packed = host_image(&[env!("CARGO_BIN_EXE_swarm")]).expect("the program can be packed");
+        let name = format!("swarm-test-{}", uuid::Uuid::new_v4().simple());
+        let contained = Self { name, image: packed.config_digest.to_string() };
+        load(swarm, &packed);
+        let engine = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+        let socket = engine.strip_prefix("unix://").expect("the tests' engine is on this machine");
+        let home = swarm.home().display().to_string();
+        let (home_mount, socket_mount, variable) =
+            (format!("{home}:{home}"), format!("{socket}:{socket}"), format!("DOCKER_HOST={engine}"));
+        let data = format!("{home}/worker");
+        let run = ["run", "--detach", "--name", &contained.name, "--network", "host", "--env", &variable];
+        let mounts = ["--volume", &home_mount, "--volume", &socket_mount, "--entrypoint", "/bin/swarm"];
+        let worker = ["worker", "--core", &swarm.url, "--data", &data, "--name", "w1", "--cpu-millis", "8000"];
+        docker(&[&run[..], &mounts, &[&contained.image], &worker].concat()).expect("the worker's container runs");
+        contained
+    }
+
+    /// The name of its watchdog's container.
+    fn watchdog(&self) -> String {
+        let id = docker(&["inspect", "--format", "{{.Id}}", &self.name]).expect("the container is known");
+        format!("swarm-watchdog-{}", &id[..12])
+    }
+}
+
+impl Drop for Contained {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let logs = Command::new("docker").args(["logs", "--tail", "40", &self.name]).output();
+            println!("--- the worker's container printed last:");
+            logs.iter().for_each(|logs| println!("{}", String::from_utf8_lossy(&logs.stderr)));
+        }
+        docker(&["rm", "--force", "--volumes", &self.name]);
+        docker(&["rmi", "--force", &self.image]);
+    }
+}
+
+fn load(swarm: &Swarm, image: &HostImage) {
+    let archive = swarm.home().join("worker-image.tar");
+    swarm.write_stream(&archive, image.archive());
+    let status =
+        Command::new("docker").args(["load", "--quiet", "--input"]).arg(&archive).stdout(Stdio::null()).status();
+    assert!(status.expect("docker is here").success(), "the image cannot be loaded");
+}
+
+#[test]
+fn a_worker_killed_with_its_container_leaves_a_watchdog_beside_it() {
+    let swarm = Swarm::start(Setup::default());
+    let stopped = swarm.worker().take().expect("a worker runs").terminate(PATIENCE);
+    assert!(stopped.success(), "{stopped}");
+    let contained = Contained::start(&swarm);
+    let watchdog = contained.watchdog();
+    let running = || docker(&["ps", "--quiet", "--filter", &format!("name={watchdog}")]).filter(|ids| !ids.is_empty());
+    eventually("the watchdog runs beside the worker", Duration::from_secs(20), running);
+    let kill = |swarm: &Swarm| {
+        swarm.fault("kill -9 of the worker's container");
+        docker(&["kill", &contained.name]).expect("the container can be killed");
+    };
+    worker_silenced("killed container of a worker", &swarm, kill, Swarm::start_worker);
+    let patience = Duration::from_secs(30);
+    eventually("the watchdog has left and is removed", patience, || running().is_none().then_some(()));
+}
