@@ -1,5 +1,6 @@
 //! A worker that runs in a container, as in a stack: its watchdog is a container beside it.
 
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -45,8 +46,10 @@ impl Drop for Contained {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let logs = Command::new("docker").args(["logs", "--tail", "40", &self.name]).output();
-            println!("--- the worker's container printed last:");
-            logs.iter().for_each(|logs| println!("{}", String::from_utf8_lossy(&logs.stderr)));
+            for logs in logs {
+                let tail = String::from_utf8_lossy(&logs.stderr).into_owned();
+                let _ = writeln!(std::io::stderr(), "--- the worker's container printed last:\n{tail}");
+            }
         }
         docker(&["rm", "--force", "--volumes", &self.name]);
         docker(&["rmi", "--force", &self.image]);
