@@ -46,7 +46,7 @@ impl Drop for Contained {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let logs = Command::new("docker").args(["logs", "--tail", "40", &self.name]).output();
-            for logs in logs {
+            if let Ok(logs) = logs {
                 let tail = String::from_utf8_lossy(&logs.stderr).into_owned();
                 let _ = writeln!(std::io::stderr(), "--- the worker's container printed last:\n{tail}");
             }
