@@ -36,4 +36,4 @@ pub use http::{Http, UploadError};
 pub use logs::{LogOptions, LogTail};
 pub use routes::JobFilter;
 pub use tokens::{MemoryTokens, SavedTokens, TokenStore};
-pub use transfer::{Destination, Progress};
+pub use transfer::{Destination, Progress, read_from};

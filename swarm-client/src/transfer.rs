@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt as _};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 use sha2::Digest as _;
-use swarm_protocol::api::{FileView, ImageView, OutputView};
+use swarm_protocol::api::{FileView, ImageView, OutputView, UploadView};
 use swarm_protocol::{AttemptNo, Digest, TaskId};
 use tokio_util::io::ReaderStream;
 
@@ -36,13 +36,29 @@ fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> ClientEr
     move |source| ClientError::Io { action, path: path.clone(), source }
 }
 
+/// The bytes of a file from `offset` on.
+///
+/// # Errors
+/// When it cannot be opened.
+pub async fn read_from(path: &Path, offset: u64) -> io::Result<ReaderStream<tokio::fs::File>> {
+    let mut file = tokio::fs::File::open(path).await?;
+    tokio::io::AsyncSeekExt::seek(&mut file, SeekFrom::Start(offset)).await?;
+    Ok(ReaderStream::with_capacity(file, READ_BYTES))
+}
+
+/// `progress` of an upload that goes on.
+fn after(offset: u64, progress: &Progress) -> Progress {
+    let progress = Arc::clone(progress);
+    Arc::new(move |bytes| progress(offset + bytes))
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
 impl Client {
-    /// Makes a file on this machine available to the caller's jobs. Sends nothing when the core has it already; tries
-    /// again when the connection breaks, which is harmless as files are named by their digest.
+    /// Makes a file on this machine available to the caller's jobs. Sends nothing when the core has it already; goes on
+    /// where it stopped when the connection breaks.
     ///
     /// # Errors
     /// [`ClientError::Io`] when the file cannot be read, else as every call.
@@ -52,12 +68,15 @@ impl Client {
             progress(size_bytes);
             return Ok(FileView { size_bytes, ..known });
         }
-        let mut failures = 0;
+        let (mut failures, mut offset) = (0, 0);
         loop {
-            let file = tokio::fs::File::open(path).await.map_err(io_error("read", path))?;
-            let call = Call::post("files").header("digest-expected", &digest.to_string());
-            let bytes = ReaderStream::with_capacity(file, READ_BYTES);
-            match self.upload::<FileView>(&call, Some(size_bytes), bytes, Arc::clone(&progress)).await {
+            let bytes = read_from(path, offset).await.map_err(io_error("read", path))?;
+            let mut call = Call::post("files").header("digest-expected", &digest.to_string());
+            if offset > 0 {
+                call = call.header("upload-offset", &offset.to_string());
+            }
+            let rest = Some(size_bytes.saturating_sub(offset));
+            match self.upload::<FileView>(&call, rest, bytes, after(offset, &progress)).await {
                 Err(ClientError::Source(source)) => return Err(io_error("read", path)(source)),
                 Ok(view) if view.digest != digest => {
                     return Err(ClientError::Digest { expected: digest, got: view.digest });
@@ -65,6 +84,8 @@ impl Client {
                 Err(error) if error.is_retryable() && failures + 1 < retry::TRIES_MAX => {
                     failures += 1;
                     retry::wait(failures, None).await;
+                    let call = Call::get(format!("files/{digest}/upload"));
+                    offset = self.json::<UploadView>(call).await.map_or(0, |there| there.offset.min(size_bytes));
                 }
                 other => return other,
             }

@@ -464,6 +464,13 @@ pub struct FileView {
     pub size_bytes: u64,
 }
 
+/// An upload that broke off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadView {
+    /// Bytes of it that are there; 0 when there is none.
+    pub offset: u64,
+}
+
 /// A worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerView {

@@ -1,8 +1,9 @@
-//! Bytes between worker and core over HTTP: the join, blobs down (resumed and verified), outputs up (repeated).
+//! Bytes between worker and core over HTTP: the join, blobs down and outputs up, both resumed and verified.
 //!
 //! Blobs come from `GET /api/v1/link/attempts/{job}/{task}/{attempt}/blobs/{digest}` (with `Range: bytes=N-` after a
-//! break), outputs go to `POST …/outputs` with `Digest-Expected`, both with the worker's key. Breaks and 5xx answers are
-//! retried with backoff for as long as the caller waits (an attempt's lease bounds that); other refusals are final.
+//! break), outputs go to `POST …/outputs` with `Digest-Expected` (after a break with `Upload-Offset` too, as
+//! `GET …/outputs/{digest}` tells it), all with the worker's key. Breaks and 5xx answers are retried with backoff for as
+//! long as the caller waits (an attempt's lease bounds that); other refusals are final.
 
 use std::io;
 use std::path::Path;
@@ -16,12 +17,11 @@ use rand::RngExt;
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest as _, Sha256};
-use swarm_client::{Http, Timeouts, UploadError};
-use swarm_protocol::api::{FileView, JoinAnswer, JoinRequest};
+use swarm_client::{Http, Timeouts, UploadError, read_from};
+use swarm_protocol::api::{FileView, JoinAnswer, JoinRequest, UploadView};
 use swarm_protocol::problem::Problem;
 use swarm_protocol::text::sanitise;
 use swarm_protocol::{AttemptId, Digest};
-use tokio_util::io::ReaderStream;
 use url::Url;
 
 use crate::runtime::ByteStream;
@@ -107,7 +107,11 @@ fn http(core: &Url, timeouts: Timeouts) -> Result<Http, reqwest::Error> {
 }
 
 fn is_transient(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::PRECONDITION_FAILED
+        )
 }
 
 /// The problem in an error answer, or one made of its status.
@@ -200,16 +204,19 @@ impl Transfer {
         digest: Digest,
         size_bytes: u64,
     ) -> Result<(), TransferError> {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut offset) = (Backoff::default(), 0);
         loop {
-            let file = tokio::fs::File::open(path).await.map_err(|error| TransferError::Spool(error.to_string()))?;
-            let request = self
+            let bytes = read_from(path, offset).await.map_err(|error| TransferError::Spool(error.to_string()))?;
+            let mut request = self
                 .http
                 .upload_call(Method::POST, self.url(attempt, "outputs"))
                 .bearer_auth(self.key.expose_secret())
                 .header("Digest-Expected", digest.to_string());
-            let bytes = ReaderStream::with_capacity(file, 64 << 10);
-            let why = match self.http.upload(request, Some(size_bytes), bytes, Arc::new(|_| ())).await {
+            if offset > 0 {
+                request = request.header("Upload-Offset", offset);
+            }
+            let rest = Some(size_bytes.saturating_sub(offset));
+            let why = match self.http.upload(request, rest, bytes, Arc::new(|_| ())).await {
                 Ok(answer) if answer.status().is_success() => match answer.json::<FileView>().await {
                     Ok(view) if view.digest == digest => return Ok(()),
                     Ok(_) => return Err(TransferError::Corrupt(digest)),
@@ -223,7 +230,16 @@ impl Transfer {
             };
             tracing::warn!(%attempt, why, "an output could not be stored, trying again");
             tokio::time::sleep(backoff.next_pause()).await;
+            offset = self.sent(attempt, digest).await.min(size_bytes);
         }
+    }
+
+    /// How much of an output that broke off the core has; 0 when it does not say.
+    async fn sent(&self, attempt: AttemptId, digest: Digest) -> u64 {
+        let request = self.http.call(Method::GET, self.url(attempt, &format!("outputs/{digest}")));
+        let answer = request.bearer_auth(self.key.expose_secret()).send().await.and_then(Response::error_for_status);
+        let Ok(answer) = answer else { return 0 };
+        answer.json::<UploadView>().await.map_or(0, |there| there.offset)
     }
 }
 

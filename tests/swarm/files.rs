@@ -1,14 +1,17 @@
 //! Files in and out of real containers: several, in directories, by glob, of every kind and owner.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use swarm_protocol::OutcomeKind;
 use tar::EntryType;
 
-use crate::harness::shared;
+use crate::harness::{report, shared};
 
 /// The names of a directory's files, with their bytes.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -79,4 +82,60 @@ fn inputs_and_directories_keep_modes_and_kinds_for_whoever_runs() {
     ];
     assert_eq!(found, expected.map(|(path, facts)| (path.to_owned(), facts)).into());
     swarm.judge("kinds of files", false);
+}
+
+/// Lets connections to `to` pass, but cuts one off when `left` bytes went there; the address to connect to, and how many
+/// bytes went there in all.
+fn cutting_proxy(to: &str, left: u64) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it has an address").to_string();
+    let (sent, cut_at) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(left)));
+    let (to, total) = (to.to_owned(), Arc::clone(&sent));
+    std::thread::spawn(move || {
+        for from in listener.incoming().map_while(Result::ok) {
+            let core = TcpStream::connect(&to).expect("the core listens");
+            let (mut back, mut front) = (core.try_clone().unwrap(), from.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut back, &mut front));
+            let (total, cut_at) = (Arc::clone(&total), Arc::clone(&cut_at));
+            std::thread::spawn(move || pass(from, core, &total, &cut_at));
+        }
+    });
+    (address, sent)
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, total: &AtomicU64, cut_at: &AtomicU64) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let sent = total.fetch_add(count as u64, Ordering::SeqCst) + count as u64;
+        if to.write_all(&buffer[..count]).is_err() || sent > cut_at.load(Ordering::SeqCst) {
+            cut_at.store(u64::MAX, Ordering::SeqCst);
+            break;
+        }
+    }
+    for stream in [from, to] {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn an_upload_that_breaks_off_goes_on_where_it_was() {
+    let swarm = shared();
+    let bytes: Vec<u8> = (0..5_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let path = swarm.home().join("broken-off");
+    std::fs::write(&path, &bytes).unwrap();
+    let (address, sent) = cutting_proxy(&swarm.address, 12_000_000);
+    let client = swarm.client_at(&format!("http://{address}"));
+    let progress = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&progress);
+    let note = Arc::new(move |bytes| told.lock().unwrap().push(bytes));
+    let file = swarm.block(client.upload_file(&path, note)).expect("it arrives at last");
+    assert_eq!((file.digest, file.size_bytes), (swarm_protocol::Digest::of(&bytes), 20_000_000));
+    let sent = sent.load(Ordering::SeqCst);
+    report(&format!("upload of 20,000,000 bytes cut off at 12,000,000: {sent} bytes sent in all"));
+    assert!(sent < 24_000_000, "it began again: {sent} bytes");
+    assert_eq!(progress.lock().unwrap().last(), Some(&20_000_000));
+    let input = format!("{}:/in/data", path.display());
+    let (ended, _) = swarm.run(&["-i", &input], &["sh", "-c", "wc -c < /in/data"]);
+    assert_eq!(String::from_utf8_lossy(&ended.stdout).trim(), "20000000", "{}", ended.stderr);
+    swarm.judge("upload cut off", false);
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use rocket::data::Data;
 use rocket::response::{Responder, Response};
 use rocket::serde::json::Json;
-use rocket::{State, head, post};
+use rocket::{State, get, head, post};
 use swarm_protocol::Digest;
-use swarm_protocol::api::FileView;
+use swarm_protocol::api::{FileView, UploadView};
 
 use super::guards::{Consumer, Headers, User, With, created, param};
+use super::parked::Sender;
 use super::problem::{Answer, not_found};
-use super::transfer::receive_blob;
+use super::transfer::{Incoming, receive_blob};
 use super::{ApiState, Uploads};
 use crate::store::Transition;
 
@@ -23,11 +24,25 @@ pub(super) async fn upload(
     state: &State<Arc<ApiState>>,
     uploads: &State<Uploads>,
 ) -> Answer<With<Json<FileView>>> {
-    let info = receive_blob(state, &uploads.users, data, state.config.limits.upload_bytes, headers.expected?).await?;
+    let incoming = Incoming {
+        data,
+        bytes_max: state.config.limits.upload_bytes,
+        expected: headers.expected?,
+        offset: headers.offset?,
+        sender: Sender::User(consumer.0.id),
+    };
+    let info = receive_blob(state, &uploads.users, &uploads.parked, incoming).await?;
     let (group, at) = (consumer.0.group, state.clock.now());
     let link = Transition::LinkBlob { group, digest: info.digest, size_bytes: info.size_bytes, at };
     state.commit(link).await?;
     Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
+}
+
+/// How much of an upload that broke off is there: it goes on from that byte with `Upload-Offset`.
+#[get("/files/<digest>/upload")]
+pub(super) fn offset(consumer: Consumer, digest: &str, uploads: &State<Uploads>) -> Answer<Json<UploadView>> {
+    let key = (Sender::User(consumer.0.id), param("digest", digest)?);
+    Ok(Json(UploadView { offset: uploads.parked.offset(&key) }))
 }
 
 /// A length without its bytes.

@@ -138,6 +138,8 @@ pub(crate) struct Headers {
     pub(crate) expected: Answer<Option<Digest>>,
     pub(crate) idempotency: Answer<Option<String>>,
     pub(crate) range: Option<String>,
+    /// Where an upload goes on; 0 for a new one.
+    pub(crate) offset: Answer<u64>,
 }
 
 /// The longest Idempotency-Key, in bytes.
@@ -166,7 +168,10 @@ impl<'r> FromRequest<'r> for Headers {
             }
             key => Ok(key.map(str::to_owned)),
         };
-        Outcome::Success(Self { expected, idempotency, range: get("Range").map(str::to_owned) })
+        let offset = get("Upload-Offset").map_or(Ok(0), |text| {
+            text.parse().map_err(|_| invalid("Upload-Offset", "is not a number of bytes", "leave it out to begin anew"))
+        });
+        Outcome::Success(Self { expected, idempotency, range: get("Range").map(str::to_owned), offset })
     }
 }
 

@@ -10,6 +10,7 @@ mod link;
 mod login;
 mod logs;
 mod modules;
+mod parked;
 mod problem;
 mod schedules;
 mod submit;
@@ -88,6 +89,8 @@ pub struct Listener {
 struct Uploads {
     users: Arc<Semaphore>,
     workers: Arc<Semaphore>,
+    /// Those that broke off.
+    parked: Arc<parked::Parked>,
 }
 
 impl ApiState {
@@ -162,6 +165,7 @@ fn api_routes() -> Vec<Route> {
     all.extend(routes![
         files::upload,
         files::head,
+        files::offset,
         images::upload,
         images::list,
         images::get,
@@ -187,6 +191,7 @@ fn api_routes() -> Vec<Route> {
         link::link,
         worker_files::blob,
         worker_files::output,
+        worker_files::output_offset,
     ]);
     all
 }
@@ -207,7 +212,7 @@ fn build(state: ApiState, address: SocketAddr) -> Rocket<Build> {
         ..Config::release_default()
     };
     let permits = || Arc::new(Semaphore::new(state.config.limits.uploads as usize));
-    let uploads = Uploads { users: permits(), workers: permits() };
+    let uploads = Uploads { users: permits(), workers: permits(), parked: Arc::default() };
     rocket::custom(config)
         .manage(uploads)
         .manage(Arc::new(state))

@@ -19,8 +19,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::io::StreamReader;
 
 use super::ApiState;
-use super::problem::{Answer, Failure, cut_short, internal, too_large, unavailable};
-use crate::blobs::{BlobInfo, BlobRead, BlobStore};
+use super::parked::{Parked, Sender};
+use super::problem::{Answer, Failure, cut_short, internal, invalid, too_large, unavailable};
+use crate::blobs::{BlobInfo, BlobRead, BlobStore, BlobUpload};
 use crate::blocking;
 
 /// The longest pause within an upload.
@@ -139,36 +140,81 @@ pub(crate) async fn drain(body: &mut (impl AsyncRead + Unpin)) {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
 }
 
-/// Stores a body as a blob, once one of `uploads` is free.
+/// A body that is to become a blob.
+pub(crate) struct Incoming<'r> {
+    pub(crate) data: Data<'r>,
+    pub(crate) bytes_max: u64,
+    pub(crate) expected: Option<Digest>,
+    /// Where in the blob the body begins: one that broke off goes on.
+    pub(crate) offset: u64,
+    pub(crate) sender: Sender,
+}
+
+/// Stores a body as a blob, once one of `permits` is free. One that breaks off is kept for a while if its digest is known.
 pub(crate) async fn receive_blob(
     state: &ApiState,
-    uploads: &Arc<Semaphore>,
-    data: Data<'_>,
-    bytes_max: u64,
-    expected: Option<Digest>,
+    permits: &Arc<Semaphore>,
+    parked: &Arc<Parked>,
+    Incoming { data, bytes_max, expected, offset, sender }: Incoming<'_>,
 ) -> Answer<BlobInfo> {
-    let blobs = Arc::clone(&state.blobs);
-    receive(state, uploads, data, bytes_max, move |mut pipe| {
-        let mut upload = blobs.begin(bytes_max)?;
-        let mut buffer = vec![0; CHUNK_BYTES];
-        loop {
-            let count = match pipe.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                    return Err(too_large("the upload", bytes_max));
+    let key = expected.map(|digest| (sender, digest));
+    let (blobs, parked) = (Arc::clone(&state.blobs), Arc::clone(parked));
+    let runtime = tokio::runtime::Handle::current();
+    receive(state, permits, data, bytes_max.saturating_sub(offset), move |mut pipe| {
+        let mut upload = match (offset, key) {
+            (0, _) => blobs.begin(bytes_max)?,
+            (_, None) => {
+                let hint = "send Digest-Expected too: an upload is known by what it is to become";
+                return Err(invalid("Upload-Offset", "is of an upload that is not named", hint));
+            }
+            (_, Some(key)) => parked.take(&key, offset).map_err(|stands| wrong_offset(offset, stands))?,
+        };
+        match fill(&mut *upload, &mut pipe, bytes_max) {
+            Ok(()) => Ok(upload.finish(expected)?),
+            Err(Unfilled::CutShort) => {
+                if let Some(key) = key.filter(|_| upload.written_bytes() > 0) {
+                    let _guard = runtime.enter();
+                    parked.park(key, upload);
                 }
-                Err(_) => return Err(cut_short()),
-            };
-            upload.write_all(&buffer[..count]).map_err(|error| match error.kind() {
+                Err(cut_short())
+            }
+            Err(Unfilled::Refused(failure)) => Err(failure),
+        }
+    })
+    .await
+}
+
+fn wrong_offset(offset: u64, stands: u64) -> Failure {
+    let detail = format!("there are {stands} bytes of this upload, not {offset}");
+    let problem = Problem::new(412, "upload-offset", "The upload stands elsewhere", detail);
+    problem.with_hint("ask how many bytes are there, and go on from that one").retryable().into()
+}
+
+enum Unfilled {
+    /// The source ended early; what was written stays good.
+    CutShort,
+    Refused(Failure),
+}
+
+fn fill(upload: &mut dyn BlobUpload, source: &mut Pipe, bytes_max: u64) -> Result<(), Unfilled> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        let count = match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(Unfilled::Refused(too_large("the upload", bytes_max)));
+            }
+            Err(_) => return Err(Unfilled::CutShort),
+        };
+        upload.write_all(&buffer[..count]).map_err(|error| {
+            Unfilled::Refused(match error.kind() {
                 io::ErrorKind::FileTooLarge => too_large("the upload", bytes_max),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => unavailable("the core's disk is full"),
                 _ => internal(&error),
-            })?;
-        }
-        Ok(upload.finish(expected)?)
-    })
-    .await
+            })
+        })?;
+    }
 }
 
 /// A blob as an answer, from some byte on.

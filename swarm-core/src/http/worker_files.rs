@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rocket::data::Data;
 use rocket::serde::json::Json;
 use rocket::{State, get, post};
-use swarm_protocol::api::FileView;
+use swarm_protocol::api::{FileView, UploadView};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 
 use super::guards::{Headers, With, Worker, created, param};
+use super::parked::Sender;
 use super::problem::{Answer, not_found};
-use super::transfer::{Download, receive_blob, send_blob};
+use super::transfer::{Download, Incoming, receive_blob, send_blob};
 use super::{ApiState, Uploads};
 use crate::store::{JobRecord, LivePhase, LiveTask, Refusal, Transition};
 
@@ -85,7 +86,9 @@ pub(super) async fn output(
     held(state, &worker, id).await?;
     let expected = headers.expected?;
     let bytes_max = room(state, id, expected.as_ref()).await?;
-    let info = receive_blob(state, &uploads.workers, data, bytes_max, expected).await?;
+    let sender = Sender::Worker(worker.0.id, id);
+    let incoming = Incoming { data, bytes_max, expected, offset: headers.offset?, sender };
+    let info = receive_blob(state, &uploads.workers, &uploads.parked, incoming).await?;
     let (digest, size_bytes) = (info.digest, info.size_bytes);
     let send = Transition::SendOutput { attempt: id, worker: worker.0.id, digest, size_bytes };
     match state.handles.ledger.commit(send).await? {
@@ -93,4 +96,18 @@ pub(super) async fn output(
         verdict => drop(verdict?),
     }
     Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
+}
+
+/// How much of an output whose upload broke off is there.
+#[get("/link/attempts/<job>/<task>/<attempt_no>/outputs/<digest>")]
+pub(super) fn output_offset(
+    worker: Worker,
+    job: &str,
+    task: &str,
+    attempt_no: &str,
+    digest: &str,
+    uploads: &State<Uploads>,
+) -> Answer<Json<UploadView>> {
+    let key = (Sender::Worker(worker.0.id, attempt(job, task, attempt_no)?), param("digest", digest)?);
+    Ok(Json(UploadView { offset: uploads.parked.offset(&key) }))
 }

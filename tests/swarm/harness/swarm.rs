@@ -164,6 +164,14 @@ impl Swarm {
         self.home().join("core/admin-password")
     }
 
+    /// An admin's client that reaches the core at another address.
+    pub(crate) fn client_at(&self, url: &str) -> Client {
+        let client = Client::new(url, Arc::new(MemoryTokens::default())).expect("loopback is an address");
+        let password = std::fs::read_to_string(self.password_file()).expect("the first start leaves a password");
+        self.block(client.login("admin", password.trim_end())).expect("the admin can log in");
+        client
+    }
+
     fn login(&self) {
         let password = std::fs::read_to_string(self.password_file()).expect("the first start leaves a password");
         self.block(self.client.login("admin", password.trim_end())).expect("the admin can log in");

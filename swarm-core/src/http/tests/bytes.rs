@@ -30,6 +30,37 @@ async fn a_file_is_stored_checked_and_bounded() {
 }
 
 #[tokio::test]
+async fn an_upload_goes_on_only_from_where_its_sender_s_stands() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let (_, other) = swarm.user("bob", Role::Consumer, "lab").await;
+    let digest = Digest::of(b"hello world");
+    let mut broken = swarm.blobs.begin(100).unwrap();
+    std::io::Write::write_all(&mut broken, b"hello ").unwrap();
+    let parked = Arc::clone(&swarm.client.rocket().state::<Uploads>().unwrap().parked);
+    parked.park((parked::Sender::User(ada.id), digest), broken);
+    let path = format!("/api/v1/files/{digest}/upload");
+    assert_eq!(swarm.get(&path, &token).await, (200, serde_json::json!({ "offset": 6 })));
+    assert_eq!(swarm.get(&path, &other).await, (200, serde_json::json!({ "offset": 0 })));
+    let text = digest.to_string();
+    let go_on = async |token: &str, offset: &str| {
+        let headers = [("Digest-Expected", text.as_str()), ("Upload-Offset", offset)];
+        let answer = swarm.send(Method::Post, "/api/v1/files", token, &headers, "world").await;
+        let status = answer.status().code;
+        (status, serde_json::from_str::<Value>(&answer.into_string().await.unwrap()).unwrap())
+    };
+    for (token, offset, status) in [(&other, "6", 412), (&token, "5", 412), (&token, "six", 422)] {
+        let (answered, problem) = go_on(token, offset).await;
+        assert_eq!(answered, status, "{problem}");
+    }
+    let unnamed = swarm.send(Method::Post, "/api/v1/files", &token, &[("Upload-Offset", "6")], "world").await;
+    assert_eq!(unnamed.status().code, 422);
+    let (status, file) = go_on(&token, "6").await;
+    assert_eq!((status, &file["digest"], &file["size_bytes"]), (201, &text.as_str().into(), &11.into()), "{file}");
+    assert_eq!(swarm.get(&path, &token).await.1["offset"], 0);
+}
+
+#[tokio::test]
 async fn a_corrupt_archive_is_refused_and_leaves_nothing() {
     let swarm = Swarm::start().await;
     let (_, token) = swarm.user("ada", Role::Consumer, "lab").await;
