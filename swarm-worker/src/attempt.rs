@@ -203,10 +203,10 @@ impl Attempt {
     async fn run_through(&self) -> Result<FinalReport, End> {
         let slots = self.ctx.slots.clone();
         let _slot = self.unless_stopped(async move { Ok(slots.acquire_owned().await) }).await?;
-        let container = self.prepare().await?;
+        let mut ready = self.prepare().await?;
         self.commit_start().await?;
-        let running = self.start(&container).await?;
-        self.follow(&container, running).await
+        let running = self.start(&mut ready).await?;
+        self.follow(&ready.id, running).await
     }
 
     async fn run_when_confirmed(&self) -> Result<FinalReport, End> {

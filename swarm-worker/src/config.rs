@@ -43,6 +43,10 @@ pub struct WorkerConfig {
     pub image_cache_bytes: u64,
     /// Images that no job wants are dropped while fewer bytes than this are free on the engine's disk; 5 GiB by default.
     pub disk_floor_bytes: u64,
+    /// Sandboxes kept for jobs that neither run as root nor use a network; one for each slot by default, and at most.
+    pub sandboxes: Option<u32>,
+    /// A sandbox is renewed after so many jobs.
+    pub sandbox_joins: u32,
     /// On SIGTERM wait until everything held has ended. Otherwise containers stay and the next start adopts them.
     pub drain_on_stop: bool,
     /// Words that make this executable the watchdog (before `--data`); `None` runs without one, for tests.
@@ -64,6 +68,8 @@ impl Default for WorkerConfig {
             docker_host: None,
             image_cache_bytes: 50 << 30,
             disk_floor_bytes: 5 << 30,
+            sandboxes: None,
+            sandbox_joins: 100,
             drain_on_stop: false,
             watchdog: Some(vec!["watchdog".into()]),
         }
@@ -158,6 +164,9 @@ impl WorkerConfig {
         if !(1..=4096).contains(&self.slots.unwrap_or(1)) {
             return refuse("slots", "is out of range".into(), "give 1 to 4096");
         }
+        if self.sandbox_joins == 0 {
+            return refuse("sandbox_joins", "is 0".into(), "give at least 1, or `sandboxes = 0` to do without");
+        }
         if self.cpu_millis.is_some_and(|millis| millis < 10) {
             return refuse("cpu_millis", "is less than the smallest task needs".into(), "give at least 10");
         }
@@ -230,7 +239,7 @@ mod tests {
         let given = WorkerConfig { data: loaded.data.clone(), name: loaded.name.clone(), ..WorkerConfig::default() };
         assert_eq!(format!("{loaded:#?}"), format!("{given:#?}"));
         let whole = std::fs::read_to_string(sample).unwrap().replace("\n# slots", "\nslots");
-        let whole = ["cpu_millis", "memory_bytes", "docker_host", "join_token_file"]
+        let whole = ["cpu_millis", "memory_bytes", "docker_host", "join_token_file", "sandboxes"]
             .iter()
             .fold(whole, |text, key| text.replace(&format!("# {key} ="), &format!("{key} =")));
         let dir = tempfile::tempdir().unwrap();
@@ -238,6 +247,7 @@ mod tests {
         std::fs::write(&file, whole).unwrap();
         let loaded = WorkerConfig::settle(Some(&file), serde_json::json!({})).unwrap();
         assert_eq!((loaded.slots, loaded.cpu_millis, loaded.memory_bytes), (Some(2), Some(2000), Some(4 << 30)));
+        assert_eq!(loaded.sandboxes, Some(0));
     }
 
     #[test]
@@ -259,5 +269,6 @@ mod tests {
         assert!(config.join_token.is_some());
         assert!(!format!("{config:?}").contains("very-secret"));
         assert!(fault(serde_json::json!({"name": "w", "slots": 0})).contains("slots"));
+        assert!(fault(serde_json::json!({"name": "w", "sandbox_joins": 0})).contains("sandbox_joins"));
     }
 }

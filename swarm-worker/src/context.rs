@@ -15,6 +15,7 @@ use crate::identity::{DataDir, Identity};
 use crate::images::Images;
 use crate::lease::Clock;
 use crate::runtime::{ContainerRuntime, Labels};
+use crate::sandbox::Sandboxes;
 use crate::spool::Spool;
 use crate::transfer::Transfer;
 use crate::watchdog::WatchFiles;
@@ -37,6 +38,7 @@ pub(crate) struct Ctx {
     pub(crate) watch: WatchFiles,
     pub(crate) images: Images,
     pub(crate) disk: DiskWatch,
+    pub(crate) sandboxes: Sandboxes,
     /// One permit for each container that may run.
     pub(crate) slots: Arc<Semaphore>,
     /// The tasks of attempts.
@@ -50,6 +52,7 @@ const JOB: &str = "io.swarm-sync.job";
 const TASK: &str = "io.swarm-sync.task";
 const ATTEMPT: &str = "io.swarm-sync.attempt";
 const BOOT: &str = "io.swarm-sync.boot";
+const SANDBOX: &str = "io.swarm-sync.sandbox";
 
 impl Ctx {
     /// The swarm's id.
@@ -80,6 +83,26 @@ impl Ctx {
         labels.insert(ATTEMPT.into(), attempt.attempt.to_string());
         labels
     }
+
+    /// The name of a sandbox of this start of the worker.
+    pub(crate) fn sandbox_name(&self, number: u64) -> String {
+        let (swarm, boot) = (self.swarm().to_string(), self.boot.to_string());
+        format!("swarm-{}-sandbox-{}-{number}", &swarm[..8], &boot[..8])
+    }
+
+    /// The labels of a sandbox. None says that it is a job's.
+    pub(crate) fn sandbox_labels(&self, number: u64) -> Labels {
+        let mut labels = self.boot_filter();
+        labels.insert(SANDBOX.into(), number.to_string());
+        labels
+    }
+
+    /// The labels of everything that this start of the worker has made.
+    pub(crate) fn boot_filter(&self) -> Labels {
+        let mut labels = ours(self.swarm(), self.identity.worker);
+        labels.insert(BOOT.into(), self.boot.to_string());
+        labels
+    }
 }
 
 fn container_name(swarm: SwarmId, attempt: AttemptId) -> String {
@@ -89,6 +112,11 @@ fn container_name(swarm: SwarmId, attempt: AttemptId) -> String {
 /// The labels that everything of this worker in this swarm has.
 pub(crate) fn ours(swarm: SwarmId, worker: WorkerId) -> Labels {
     Labels::from([(SWARM.to_owned(), swarm.to_string()), (WORKER.to_owned(), worker.to_string())])
+}
+
+/// The number of the sandbox with these labels.
+pub(crate) fn sandbox_of(labels: &Labels) -> Option<u64> {
+    labels.get(SANDBOX)?.parse().ok()
 }
 
 /// The attempt that something with these labels was made for.

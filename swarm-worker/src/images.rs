@@ -17,8 +17,8 @@ use self::cache::InUse;
 use self::ledger::Ledger;
 use crate::attempt::Owner;
 use crate::context::Ctx;
-use crate::runtime::RuntimeError;
 use crate::runtime::archive::{ArchiveLayer, docker_archive};
+use crate::runtime::{ByteStream, RuntimeError};
 use crate::transfer::{Fault, TransferError};
 
 /// The largest image config read; real ones have a few KiB.
@@ -104,6 +104,14 @@ pub(crate) async fn ensure(ctx: &Ctx, order: &TaskOrder) -> Result<Arc<ImageFact
     ctx.images.ledger.touch(config, now_ms());
     *known = Some(facts.clone());
     Ok(facts)
+}
+
+/// Makes sure that the engine holds, as ours, an image that this program packs itself.
+pub(crate) async fn have(ctx: &Ctx, image: Digest, archive: impl FnOnce() -> ByteStream) -> Result<(), RuntimeError> {
+    match ctx.runtime.image_exists(&image).await? {
+        true => ctx.runtime.tag_image(&image).await,
+        false => ctx.runtime.load_image(archive(), &image).await,
+    }
 }
 
 /// Unix time in milliseconds.

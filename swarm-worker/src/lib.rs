@@ -2,7 +2,7 @@
 //!
 //! [`run::run`] starts one; [`cli`] is its command line. `link` and `heartbeat` talk to the core, `hub` is the one
 //! picture of what is held, `attempt` runs one order each, `spool` and `reconcile` carry attempts over a restart,
-//! `lease` and `watchdog` see to it that nothing runs on a lease that has ended.
+//! `lease` and `watchdog` see to it that nothing runs on a lease that has ended, `sandbox` prepares network namespaces.
 
 mod attempt;
 pub mod cli;
@@ -20,6 +20,7 @@ mod link;
 mod reconcile;
 pub mod run;
 pub mod runtime;
+mod sandbox;
 mod spool;
 #[cfg(test)]
 mod testing;

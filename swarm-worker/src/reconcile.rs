@@ -9,7 +9,7 @@ use swarm_protocol::link::HeldPhase;
 use swarm_protocol::{AttemptId, SwarmId, WorkerId};
 
 use crate::attempt::{self, Stage};
-use crate::context::{Ctx, attempt_of, ours};
+use crate::context::{Ctx, attempt_of, ours, sandbox_of};
 use crate::runtime::{ContainerPhase, ContainerRuntime, Labels, OurContainer, RuntimeError};
 use crate::spool::{Found, StartMark};
 use crate::transfer::Backoff;
@@ -110,15 +110,24 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     }
 }
 
-/// Removes containers, volumes and watchdog notes of attempts that are not held. What is listed first and asked about
-/// afterwards cannot be of an attempt that was just taken in: nothing is made before the hub holds it.
+/// Removes containers, volumes and watchdog notes of attempts that are not held, and sandboxes of earlier starts. What is listed first and asked about
+/// afterwards cannot be of an attempt that was just taken in: nothing is made before the hub holds it, nor any sandbox
+/// before the pool knows it.
 async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
     let filter = ours(ctx.swarm(), ctx.identity.worker);
     let notes = ctx.watch.all()?;
     let is_leftover = |labels: &Labels| attempt_of(labels).is_none_or(|attempt| !ctx.hub.is_held(attempt));
+    let is_sandbox = |container: &OurContainer| {
+        let number = sandbox_of(&container.labels).filter(|number| ctx.sandboxes.knows(*number));
+        number.is_some_and(|number| container.name == ctx.sandbox_name(number))
+    };
     let mut stuck = HashSet::new();
-    for container in ctx.runtime.list_ours(&filter).await?.into_iter().filter(|one| is_leftover(&one.labels)) {
-        tracing::warn!(name = container.name, "removing a container that belongs to no attempt of this worker");
+    let containers = ctx.runtime.list_ours(&filter).await?.into_iter();
+    for container in containers.filter(|container| is_leftover(&container.labels) && !is_sandbox(container)) {
+        tracing::warn!(
+            name = container.name,
+            "removing a container that belongs to no attempt and no sandbox of this worker"
+        );
         if !removed(&container.name, ctx.runtime.remove(&container.id, true).await) {
             stuck.insert(container.name);
         }

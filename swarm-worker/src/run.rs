@@ -18,6 +18,7 @@ use crate::identity::{self, DataDir};
 use crate::images::Images;
 use crate::lease::{self, BootClock, Clock};
 use crate::runtime::{ContainerRuntime, EngineFacts};
+use crate::sandbox::{self, Sandboxes};
 use crate::spool::Spool;
 use crate::transfer::{Backoff, Transfer};
 use crate::watchdog::{self, WatchFiles};
@@ -41,7 +42,7 @@ pub async fn run(
     run_with(config, runtime, stop, Arc::new(BootClock)).await
 }
 
-/// Removes every container and volume this worker ever made, running or not: for a worker whose data directory goes too.
+/// Removes every container and volume this worker ever made, running or not, and the image of its sandboxes: for a worker whose data directory goes too.
 /// Only after [`run`] has returned.
 ///
 /// # Errors
@@ -52,7 +53,8 @@ pub async fn remove_everything(config: &WorkerConfig, runtime: &dyn ContainerRun
     let Some((swarm, worker)) = identity.and_then(|identity| Some((identity.swarm?, identity.worker))) else {
         return Ok(());
     };
-    reconcile::remove_all(runtime, swarm, worker).await
+    reconcile::remove_all(runtime, swarm, worker).await?;
+    Ok(sandbox::remove_image(runtime).await?)
 }
 
 /// As [`run`], with a clock of the caller's choice.
@@ -72,6 +74,7 @@ pub(crate) async fn run_with(
     core.spawn("watchdog", watchdog::supervise(ctx.clone()));
     core.spawn("sweep", reconcile::sweep(ctx.clone()));
     core.spawn("disk", disk::keep_looking(ctx.clone()));
+    core.spawn("sandboxes", sandbox::keep(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
         () = stop.cancelled() => {
@@ -125,6 +128,7 @@ async fn prepare(
         images: Images::open(&config.data),
         transfer: Transfer::new(config.core.clone(), identity.key.clone())?,
         slots: Arc::new(Semaphore::new(facts.slots as usize)),
+        sandboxes: Sandboxes::new(&config, facts.slots),
         config,
         data,
         identity,

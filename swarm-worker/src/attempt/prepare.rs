@@ -13,7 +13,8 @@ use super::{Attempt, End, engine_end};
 use crate::images::{self, ImageFacts};
 use crate::lease::kill_at_ns;
 use crate::runtime::archive::{dir_entry_tar, single_file_tar};
-use crate::runtime::{ContainerId, ContainerSpec, RuntimeError, TmpfsMount, VolumeMount};
+use crate::runtime::{ContainerId, ContainerSpec, Network, RuntimeError, TmpfsMount, VolumeMount};
+use crate::sandbox::Seat;
 use crate::transfer::Fault;
 use crate::watchdog::Watched;
 
@@ -38,9 +39,17 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
+/// A container that only needs to be started.
+pub(super) struct Ready {
+    pub(super) id: ContainerId,
+    spec: ContainerSpec,
+    /// Held as long as the container may run.
+    seat: Option<Seat>,
+}
+
 impl Attempt {
-    /// A container that only needs to be started.
-    pub(super) async fn prepare(&self) -> Result<ContainerId, End> {
+    /// Everything up to the start.
+    pub(super) async fn prepare(&self) -> Result<Ready, End> {
         let image = self.image().await?;
         let owner = match user::effective(self.order.user.as_deref(), image.user.as_deref())? {
             User::Known(owner) => owner,
@@ -50,12 +59,9 @@ impl Attempt {
             let user = self.order.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
             return Err(End::With(Outcome::Refused { reason: root_refusal(user) }));
         }
-        let id = self.create(&owner).await?;
-        self.unless_stopped(async {
-            self.fill(&id, &owner).await?;
-            Ok(id)
-        })
-        .await
+        let ready = self.create(&owner).await?;
+        self.unless_stopped(self.fill(&ready.id, &owner)).await?;
+        Ok(ready)
     }
 
     /// Brings the image. A stop of the attempt is not kept waiting, but nor is the load dropped half done: the engine might
@@ -89,7 +95,7 @@ impl Attempt {
         Ok(owner)
     }
 
-    async fn create(&self, owner: &Owner) -> Result<ContainerId, End> {
+    async fn create(&self, owner: &Owner) -> Result<Ready, End> {
         let mut spec = self.spec(owner);
         for (n, dir) in directories(&self.order).into_iter().enumerate() {
             let volume = volume_name(&self.name, n);
@@ -97,11 +103,51 @@ impl Attempt {
             spec.volumes.push(VolumeMount { volume, path: dir.to_owned(), read_only: false });
         }
         self.have_watched().await?;
-        self.make(&spec).await
+        // Root could write to what the jobs of a sandbox share: its `/etc/hosts`, the settings of its loopback.
+        let seat = if owner.uid == 0 { None } else { self.ctx.sandboxes.join(self.order.group) };
+        spec.network = seat.as_ref().map_or(Network::None, Seat::network);
+        match self.try_make(&spec).await? {
+            Err(RuntimeError::JoinRefused { message }) if seat.is_some() => {
+                let mut ready = Ready { id: ContainerId(self.name.clone()), spec, seat };
+                self.leave_sandbox(&mut ready, &message).await?;
+                Ok(ready)
+            }
+            made => Ok(Ready { id: made.map_err(|error| engine_end(&error))?, spec, seat }),
+        }
+    }
+
+    /// Makes the container anew, with a network namespace of its own. What lies in its volumes stays.
+    async fn leave_sandbox(&self, ready: &mut Ready, why: &str) -> Result<(), End> {
+        tracing::info!(attempt = %self.id, why, "the sandbox cannot be joined, going on without");
+        if let Some(seat) = ready.seat.take() {
+            seat.condemn();
+        }
+        ready.spec.network = Network::None;
+        self.remove_container().await.map_err(|error| engine_end(&error))?;
+        ready.id = self.make(&ready.spec).await?;
+        Ok(())
+    }
+
+    /// The engine's start call; a sandbox that is gone costs one more.
+    pub(super) async fn start_container(&self, ready: &mut Ready) -> Result<Result<(), RuntimeError>, End> {
+        match self.ctx.runtime.start(&ready.id).await {
+            Err(RuntimeError::JoinRefused { message }) if ready.seat.is_some() => {
+                self.leave_sandbox(ready, &message).await?;
+                if !self.ctx.hub.begin_start(self.id, self.ctx.clock.now_ns()) {
+                    return Err(self.stop_asked());
+                }
+                Ok(self.ctx.runtime.start(&ready.id).await)
+            }
+            started => Ok(started),
+        }
+    }
+
+    async fn make(&self, spec: &ContainerSpec) -> Result<ContainerId, End> {
+        self.try_make(spec).await?.map_err(|error| engine_end(&error))
     }
 
     /// Not dropped half done, so that no container can appear after the attempt was cleared away.
-    async fn make(&self, spec: &ContainerSpec) -> Result<ContainerId, End> {
+    async fn try_make(&self, spec: &ContainerSpec) -> Result<Result<ContainerId, RuntimeError>, End> {
         if self.control.borrow().stop.is_some() {
             return Err(self.stop_asked());
         }
@@ -109,11 +155,10 @@ impl Attempt {
             // The name is ours, so what has it is a leftover of ours that was never started.
             Err(RuntimeError::Conflict { .. }) => {
                 self.remove_container().await.map_err(|error| engine_end(&error))?;
-                self.ctx.runtime.create(spec).await
+                Ok(self.ctx.runtime.create(spec).await)
             }
-            created => created,
+            created => Ok(created),
         }
-        .map_err(|error| engine_end(&error))
     }
 
     /// All of the container but its volumes.

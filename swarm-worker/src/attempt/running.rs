@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::log_file::{LogEnd, LogFile};
+use super::prepare::Ready;
 use super::{Attempt, End, engine_end, lease_expired, restarted};
 use crate::context::Ctx;
 use crate::hub::Stop;
@@ -64,9 +65,11 @@ enum Gone {
 
 impl Attempt {
     /// Starts the container.
-    pub(super) async fn start(&self, id: &ContainerId) -> Result<Running, End> {
+    pub(super) async fn start(&self, ready: &mut Ready) -> Result<Running, End> {
         let asked_ns = Some(self.ctx.clock.now_ns());
-        match self.ctx.runtime.start(id).await {
+        let started = self.start_container(ready).await?;
+        let id = &ready.id;
+        match started {
             Ok(()) => {}
             // It may have started all the same: the engine's own view decides.
             Err(error) if error.is_infrastructure() => match self.ctx.runtime.inspect(id).await {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod images;
+mod sandboxes;
 mod stops;
 mod users;
 
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::DropGuard;
 
 use super::*;
-use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan, Script};
+use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan, Script, StartView};
 use crate::runtime::testimage::{TestEngine, host_image};
 use crate::runtime::{Labels, RuntimeError};
 use crate::testing::{self, CONFIG, DEADLINE, MovedClock, ScriptedCore};
@@ -26,6 +27,7 @@ struct Bench {
     engine: FakeRuntime,
     clock: Arc<MovedClock>,
     data: tempfile::TempDir,
+    sandboxes: u32,
     stop: CancellationToken,
     worker: JoinHandle<anyhow::Result<()>>,
     /// Cancelled when no task of the worker is left.
@@ -46,15 +48,19 @@ impl Clock for HeldClock {
 
 impl Bench {
     async fn start(program: impl Fn() -> Script + Send + Sync + 'static) -> Self {
+        Self::start_with(0, move |_| program()).await
+    }
+
+    async fn start_with(sandboxes: u32, program: impl Fn(&StartView<'_>) -> Script + Send + Sync + 'static) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let core = ScriptedCore::start().await;
         let engine = FakeRuntime::new();
-        engine.program(move |_| program());
+        engine.program(program);
         engine.add_image(Digest::of(CONFIG), Vec::new());
         let (clock, data) = (Arc::new(MovedClock::default()), tempfile::tempdir().unwrap());
         let stop = CancellationToken::new();
-        let (worker, gone) = spawn(&core, &engine, &clock, data.path(), stop.clone(), false);
-        Self { core, engine, clock, data, stop, worker, gone }
+        let (worker, gone) = spawn(&core, &engine, &clock, data.path(), stop.clone(), false, sandboxes);
+        Self { core, engine, clock, data, sandboxes, stop, worker, gone }
     }
 
     /// Drops the worker as a kill would: nothing is said and nothing cleaned up.
@@ -69,8 +75,9 @@ impl Bench {
 
     fn restart_with(&mut self, drain_on_stop: bool) {
         self.stop = CancellationToken::new();
+        let (data, stop) = (self.data.path(), self.stop.clone());
         (self.worker, self.gone) =
-            spawn(&self.core, &self.engine, &self.clock, self.data.path(), self.stop.clone(), drain_on_stop);
+            spawn(&self.core, &self.engine, &self.clock, data, stop, drain_on_stop, self.sandboxes);
     }
 
     async fn run(&self, order: &TaskOrder) -> swarm_protocol::link::FinalReport {
@@ -120,6 +127,7 @@ fn spawn(
     data: &Path,
     stop: CancellationToken,
     drain_on_stop: bool,
+    sandboxes: u32,
 ) -> (JoinHandle<anyhow::Result<()>>, CancellationToken) {
     let gone = CancellationToken::new();
     let clock = HeldClock { clock: clock.clone(), _gone: gone.clone().drop_guard() };
@@ -131,6 +139,8 @@ fn spawn(
         slots: Some(2),
         watchdog: None,
         drain_on_stop,
+        sandboxes: Some(sandboxes),
+        sandbox_joins: 2,
         ..WorkerConfig::default()
     };
     (tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, Arc::new(clock))), gone)
@@ -482,10 +492,10 @@ async fn a_job_runs_on_a_real_engine() {
     assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
     core.until("a clean disk", |_| is_forgotten(data.path()).then_some(())).await;
     let ours = Labels::from([("io.swarm-sync.swarm".to_owned(), core.swarm.to_string())]);
-    assert_eq!(runtime.list_ours(&ours).await.unwrap(), []);
-    assert_eq!(runtime.list_our_volumes(&ours).await.unwrap(), []);
     stop.cancel();
     worker.await.unwrap().unwrap();
+    assert_eq!(runtime.list_ours(&ours).await.unwrap(), []);
+    assert_eq!(runtime.list_our_volumes(&ours).await.unwrap(), []);
     runtime.remove_image(&image.config_digest).await.unwrap();
 }
 

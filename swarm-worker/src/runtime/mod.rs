@@ -23,7 +23,7 @@ use futures_util::stream::BoxStream;
 use swarm_protocol::ids::Digest;
 use swarm_protocol::logs::LogStream;
 
-pub use spec::{ContainerSpec, LogLimits, TmpfsMount, VolumeMount};
+pub use spec::{ContainerSpec, LogLimits, Network, TmpfsMount, VolumeMount};
 
 /// Bytes on their way; an error ends the stream and the transfer it feeds.
 pub type ByteStream = BoxStream<'static, Result<Bytes, std::io::Error>>;
@@ -232,6 +232,12 @@ pub enum RuntimeError {
         /// The engine's words.
         message: String,
     },
+    /// The container whose network namespace was to be joined is gone or does not run; nothing was started.
+    #[error("the network namespace of another container cannot be joined: {message}")]
+    JoinRefused {
+        /// The engine's words.
+        message: String,
+    },
     /// The engine failed or is gone. Not the job's fault.
     #[error("{call}: the container engine failed: {message}")]
     Engine {
@@ -350,7 +356,8 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Starts a container; a running one is left alone.
     ///
     /// # Errors
-    /// [`RuntimeError::StartRefused`] when the job's own words make it impossible.
+    /// [`RuntimeError::StartRefused`] when the job's own words make it impossible, [`RuntimeError::JoinRefused`] when
+    /// there is no [`Network::Of`] any more; an engine may say the latter in [`create`](Self::create) already.
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
     /// Everything a started container has written from its start on, following until it ends.

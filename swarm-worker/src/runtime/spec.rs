@@ -1,11 +1,11 @@
 //! What a container may be asked to be: an allow-list. There is no field for mounts of host paths, devices,
-//! capabilities, privileges or networks, so no mistake further up can ask for them.
+//! capabilities or privileges, and of networks only none, so no mistake further up can ask for them.
 
 use std::collections::HashSet;
 
 use swarm_protocol::ids::Digest;
 
-use super::{Labels, RuntimeError};
+use super::{ContainerId, Labels, RuntimeError};
 
 /// A named volume of ours, mounted read-write unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,16 @@ pub struct TmpfsMount {
     pub path: String,
     /// Its size in bytes.
     pub bytes: u64,
+}
+
+/// Whose network namespace a container is in. Neither kind leads anywhere but to itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Network {
+    /// One of its own, with a loopback interface only.
+    #[default]
+    None,
+    /// That of another container, which has to run when this one starts; host name and `/etc/hosts` are its too.
+    Of(ContainerId),
 }
 
 /// How much log the engine keeps before it rotates the oldest away.
@@ -77,6 +87,8 @@ pub struct ContainerSpec {
     pub tmpfs: Vec<TmpfsMount>,
     /// Our volumes.
     pub volumes: Vec<VolumeMount>,
+    /// Its network namespace.
+    pub network: Network,
     /// Bounds on the engine's log.
     pub log: LogLimits,
     /// Sent by [`stop`](super::ContainerRuntime::stop), such as `SIGINT`; the image's choice, else SIGTERM, when not set.
@@ -104,6 +116,7 @@ impl ContainerSpec {
             read_only_root: false,
             tmpfs: Vec::new(),
             volumes: Vec::new(),
+            network: Network::None,
             log: LogLimits::default(),
             stop_signal: None,
         }
@@ -115,6 +128,9 @@ impl ContainerSpec {
     /// [`RuntimeError::Invalid`] naming the field.
     pub fn check(&self) -> Result<(), RuntimeError> {
         check_name("name", &self.name)?;
+        if let Network::Of(other) = &self.network {
+            check_name("network", &other.0)?;
+        }
         if self.labels.is_empty() {
             return invalid("labels", "at least one is needed to find the container again");
         }
@@ -233,6 +249,7 @@ mod tests {
     fn each_bad_field_is_named() {
         let mut cases: Vec<(&str, ContainerSpec)> = Vec::new();
         cases.push(("name", ContainerSpec { name: "a/../b".into(), ..spec() }));
+        cases.push(("network", ContainerSpec { network: Network::Of(ContainerId("a/b".into())), ..spec() }));
         cases.push(("labels", ContainerSpec { labels: Labels::new(), ..spec() }));
         cases.push(("entrypoint", ContainerSpec { entrypoint: Some(Vec::new()), ..spec() }));
         cases.push(("env", ContainerSpec { env: vec![("A=B".into(), "c".into())], ..spec() }));

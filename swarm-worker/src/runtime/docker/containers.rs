@@ -46,7 +46,7 @@ impl DockerRuntime {
     pub(super) async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
         let deadline = self.deadlines.call;
         match tokio::time::timeout(deadline, self.docker.start_container(id, None)).await {
-            Ok(answer) => answer.map_err(|error| map_start(deadline, error)),
+            Ok(answer) => answer.map_err(|error| map_start(deadline, id, error)),
             Err(_) => Err(timed_out("start", deadline)),
         }
     }

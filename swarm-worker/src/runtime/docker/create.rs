@@ -10,7 +10,7 @@ use bollard::query_parameters::CreateContainerOptions;
 
 use super::DockerRuntime;
 use super::errors::{map_create, timed_out};
-use crate::runtime::{ContainerId, ContainerSpec, Labels, RuntimeError, VolumeMount};
+use crate::runtime::{ContainerId, ContainerSpec, Labels, Network, RuntimeError, VolumeMount};
 
 impl DockerRuntime {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
@@ -53,7 +53,10 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         privileged: Some(false),
         group_add: Some(spec.groups.iter().map(ToString::to_string).collect()),
-        network_mode: Some("none".to_owned()),
+        network_mode: Some(match &spec.network {
+            Network::None => "none".to_owned(),
+            Network::Of(other) => format!("container:{other}"),
+        }),
         ipc_mode: Some("private".to_owned()),
         init: Some(false),
         auto_remove: Some(false),

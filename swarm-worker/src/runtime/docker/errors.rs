@@ -58,11 +58,14 @@ pub(super) fn map(call: &'static str, deadline: Duration, error: Error) -> Runti
     }
 }
 
-/// As [`map`], for `start`: tells the job's faults from the machine's.
-pub(super) fn map_start(deadline: Duration, error: Error) -> RuntimeError {
+/// As [`map`], for `start` of a container: tells the job's faults from the machine's.
+pub(super) fn map_start(deadline: Duration, id: &str, error: Error) -> RuntimeError {
     match error {
         Error::DockerResponseServerError { status_code: 400 | 404 | 500, message } if is_the_jobs_fault(&message) => {
             RuntimeError::StartRefused { message: message.trim().to_owned() }
+        }
+        Error::DockerResponseServerError { message, .. } if is_join(&message) || misses_another(&message, id) => {
+            RuntimeError::JoinRefused { message: message.trim().to_owned() }
         }
         // The engine takes any "permission denied" from below for a bad request.
         Error::DockerResponseServerError { status_code: 400, message } if is_by_oci_runtime(&message) => {
@@ -70,6 +73,18 @@ pub(super) fn map_start(deadline: Duration, error: Error) -> RuntimeError {
         }
         other => map("start", deadline, other),
     }
+}
+
+/// What the engine or the OCI runtime says when a network namespace to be joined is gone.
+const JOINS: [&str; 3] = ["cannot join network", "joining network namespace", "/ns/net"];
+
+fn is_join(message: &str) -> bool {
+    JOINS.iter().any(|words| message.contains(words))
+}
+
+/// Another container than the one that the call was about is the one to be joined.
+fn misses_another(message: &str, id: &str) -> bool {
+    message.contains("No such container") && !message.contains(id)
 }
 
 /// The OCI runtime itself could not be run, in the same words.
@@ -98,6 +113,12 @@ pub(super) fn map_create(deadline: Duration, error: Error) -> RuntimeError {
         {
             RuntimeError::StartRefused { message }
         }
+        // There is no container yet that it could be about but the one to be joined.
+        Error::DockerResponseServerError { message, .. }
+            if is_join(&message) || message.contains("No such container") =>
+        {
+            RuntimeError::JoinRefused { message: message.trim().to_owned() }
+        }
         other => map("create", deadline, other),
     }
 }
@@ -123,6 +144,25 @@ mod tests {
 
     fn server(status_code: u16, message: &str) -> Error {
         Error::DockerResponseServerError { status_code, message: message.to_owned() }
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_joined_is_told_apart() {
+        let second = Duration::from_secs(1);
+        for (status, message) in [
+            (409, "cannot join network of a non running container: abc"),
+            (404, "No such container: abc"),
+            (400, "OCI runtime create failed: lstat /proc/4711/ns/net: no such file or directory: unknown"),
+        ] {
+            let error = map_start(second, "own", server(status, message));
+            assert!(matches!(error, RuntimeError::JoinRefused { .. }), "{message}: {error}");
+        }
+        let command = "OCI runtime create failed: exec: \"/ns/net\": stat /ns/net: no such file or directory: unknown";
+        let error = map_start(second, "own", server(400, command));
+        assert!(matches!(error, RuntimeError::StartRefused { .. }), "a job can name a file as it likes: {error}");
+        let gone = map_create(second, server(404, "No such container: abc"));
+        assert!(matches!(gone, RuntimeError::JoinRefused { .. }), "{gone}");
+        assert!(map_create(second, server(404, "No such image: sha256:abc")).is_not_found());
     }
 
     #[test]
@@ -155,7 +195,7 @@ mod tests {
             ),
         ];
         for (status, begin, end) in job {
-            let error = map_start(second, server(status, &format!("{begin}{end}")));
+            let error = map_start(second, "id", server(status, &format!("{begin}{end}")));
             assert!(matches!(error, RuntimeError::StartRefused { .. }), "{error}");
             assert!(!error.is_infrastructure());
         }
@@ -179,10 +219,10 @@ mod tests {
             (503, "", "the engine is shutting down"),
         ];
         for (status, begin, end) in machine {
-            let error = map_start(second, server(status, &format!("{begin}{end}")));
+            let error = map_start(second, "id", server(status, &format!("{begin}{end}")));
             assert!(error.is_infrastructure(), "{error}");
         }
-        assert!(map_start(second, server(404, "No such container: abc")).is_not_found());
+        assert!(map_start(second, "id", server(404, "No such container: id")).is_not_found());
     }
 
     #[test]

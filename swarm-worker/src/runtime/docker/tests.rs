@@ -10,8 +10,8 @@ use swarm_protocol::logs::LogStream;
 use crate::runtime::archive::{ArchiveLayer, dir_entry_tar, docker_archive, once, single_file_tar, untar_single_file};
 use crate::runtime::testimage::{HostImage, TestEngine};
 use crate::runtime::{
-    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, ExitInfo, RuntimeError, TmpfsMount,
-    VolumeMount,
+    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, ExitInfo, Network, RuntimeError,
+    TmpfsMount, VolumeMount,
 };
 
 /// Far beyond what any single step takes, so that a hang fails the test instead of stopping it.
@@ -473,4 +473,39 @@ async fn limits_reach_the_container() {
     (spec.open_files, spec.pids) = (77, 33);
     let out = bench.run(&spec).await.out();
     assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["77", "33"], "{out}");
+}
+
+#[tokio::test]
+async fn of_another_container_only_the_network_namespace_is_joined() {
+    let bench = Bench::new().await;
+    let sandbox = bench.runtime().create(&bench.spec("exec sleep 600")).await.expect("created");
+    let job = |network: Network| ContainerSpec { network, ..bench.spec("ls -l /proc/self/ns/* /etc/hosts") };
+    let joined = job(Network::Of(sandbox.clone()));
+    let early = bench.runtime().create(&joined).await.expect("created");
+    let refused = |answer| matches!(answer, Err(RuntimeError::JoinRefused { .. }));
+    assert!(refused(bench.runtime().start(&early).await), "it does not run yet");
+    bench.runtime().start(&sandbox).await.expect("started");
+    let spaces = async |network| {
+        let ran = bench.run(&job(network)).await;
+        let text = String::from_utf8(ran.stdout).expect("text");
+        ["net:", "ipc:", "pid:", "uts:"].map(|kind| {
+            let space = text.split_whitespace().find(|word| word.starts_with(kind));
+            space.unwrap_or_else(|| panic!("no {kind} in {text}")).to_owned()
+        })
+    };
+    let [one, other] = [spaces(Network::Of(sandbox.clone())).await, spaces(Network::Of(sandbox.clone())).await];
+    let alone = spaces(Network::None).await;
+    assert_eq!(one[0], other[0]);
+    assert!(
+        (0..4).all(|kind| alone[kind] != one[kind]) && (1..4).all(|kind| one[kind] != other[kind]),
+        "{one:?} {other:?}"
+    );
+    let late = bench.runtime().create(&job(Network::Of(sandbox.clone()))).await.expect("created");
+    bench.runtime().remove(&sandbox, true).await.expect("removed");
+    assert!(refused(bench.runtime().start(&late).await), "it is gone");
+    let gone = match bench.runtime().create(&job(Network::Of(sandbox))).await {
+        Ok(id) => bench.runtime().start(&id).await,
+        refused => refused.map(drop),
+    };
+    assert!(refused(gone));
 }

@@ -44,7 +44,7 @@ use super::archive::once;
 use super::spec::check_name;
 use super::{
     ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems,
-    OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling, check_filter,
+    Network, OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling, check_filter,
 };
 
 /// When the fake's clock starts, Unix time in microseconds.
@@ -241,6 +241,11 @@ impl FakeRuntime {
     fn begin(&self, state: &mut State, id: &ContainerId) -> Result<(), RuntimeError> {
         let files = state.all_files(id).into_iter().map(|(path, file)| (path, file.bytes)).collect();
         let spec = state.container("start", id)?.spec.clone();
+        if let Network::Of(other) = &spec.network
+            && !state.container("start", other).is_ok_and(|other| other.phase == ContainerPhase::Running)
+        {
+            return Err(RuntimeError::JoinRefused { message: format!("{other} does not run") });
+        }
         let script = (state.program)(&StartView { spec: &spec, files });
         let now_us = self.now_us();
         let container = state.container("start", id)?;
