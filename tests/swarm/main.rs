@@ -12,5 +12,6 @@ mod limits;
 mod logs;
 mod modules;
 mod readme;
+mod sandboxes;
 mod schedules;
 mod up;

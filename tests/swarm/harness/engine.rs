@@ -68,6 +68,14 @@ impl Engine {
         }
     }
 
+    /// Takes a worker's marks off the images it has kept, that of its sandboxes among them.
+    pub(crate) fn clean_images(repository: &str) {
+        let format = "{{.Repository}}:{{.Tag}}";
+        for name in docker(&["image", "ls", "--format", format, repository]).unwrap_or_default().split_whitespace() {
+            docker(&["rmi", name]);
+        }
+    }
+
     /// Volumes of one swarm.
     pub(crate) fn volumes(swarm: &str) -> Vec<String> {
         let filter = format!("label={LABEL}swarm={swarm}");

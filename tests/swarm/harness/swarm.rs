@@ -16,6 +16,7 @@ use swarm_protocol::logs::LogStream;
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{JobId, TaskId};
 use swarm_worker::runtime::ByteStream;
+use swarm_worker::WorkerConfig;
 use swarm_worker::runtime::testimage::{HostImage, host_image};
 
 use super::engine::docker;
@@ -429,6 +430,10 @@ impl Drop for Swarm {
         }
         // Not there when no job ran.
         docker(&["rmi", "--force", &self.host_image.config_digest.to_string()]);
+        for data in ["worker", "core/worker"] {
+            let config = WorkerConfig { data: self.home().join(data), ..WorkerConfig::default() };
+            Engine::clean_images(&config.engine_settings().repository);
+        }
         if let (Some(server), Some((_, name))) = (&self.setup.postgres, &self.database) {
             let _ = swarm_checker::drop_database(server, name);
         }
