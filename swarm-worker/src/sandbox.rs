@@ -97,7 +97,7 @@ impl Sandboxes {
     }
 }
 
-/// Keeps them until the worker stops, and then removes them.
+/// Keeps them until the worker stops, and then removes them and their image.
 pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     let image = PauseImage::pack();
     // Not dropped for want of room: it has a few KiB.
@@ -107,9 +107,9 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
         if ctx.swarm.get().is_some() && ctx.sandboxes.0.target > 0 {
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                report("looked after", look(&ctx).await);
+                report("sandboxes cannot be looked after yet", look(&ctx).await);
             }
-            report("made or removed", tend(&ctx, &image).await);
+            report("sandboxes cannot be made or removed yet", tend(&ctx, &image).await);
         }
         tokio::select! {
             () = ctx.stop.cancelled() => {}
@@ -120,14 +120,16 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
         }
     }
     let all = ctx.sandboxes.pool().end_all();
-    join_all(all.into_iter().map(async |number| report("removed", remove(&ctx, number).await))).await;
+    join_all(all.into_iter().map(async |number| report("a sandbox cannot be removed", remove(&ctx, number).await)))
+        .await;
+    report("the image of sandboxes cannot be removed", remove_image(ctx.runtime.as_ref()).await);
     Ok(())
 }
 
-/// What fails is tried again at the next look.
-fn report(what: &str, done: Result<(), RuntimeError>) {
+/// What fails is tried again at the next look, or by the next start's sweep.
+fn report(failure: &str, done: Result<(), RuntimeError>) {
     if let Err(error) = done {
-        tracing::warn!(%error, "sandboxes cannot be {what} yet");
+        tracing::warn!(%error, "{failure}");
     }
 }
 

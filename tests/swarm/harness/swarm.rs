@@ -15,8 +15,8 @@ use swarm_protocol::api::{JobDetail, JoinTokenRequest, TaskPhase, TaskView};
 use swarm_protocol::logs::LogStream;
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{JobId, TaskId};
-use swarm_worker::runtime::ByteStream;
 use swarm_worker::WorkerConfig;
+use swarm_worker::runtime::ByteStream;
 use swarm_worker::runtime::testimage::{HostImage, host_image};
 
 use super::engine::docker;

@@ -176,7 +176,7 @@ async fn sandboxes_of_an_earlier_start_are_swept_by_the_next() {
 }
 
 #[tokio::test]
-async fn a_worker_that_stops_takes_its_sandboxes_along_and_its_image_when_everything_goes() {
+async fn a_worker_that_stops_takes_its_sandboxes_and_their_image_along() {
     let swarm = Sandboxed::start(2).await;
     assert!(swarm.run(&of(1, 2)).await.is_some());
     let Bench { engine, stop, worker, data, .. } = swarm.bench;
@@ -185,9 +185,20 @@ async fn a_worker_that_stops_takes_its_sandboxes_along_and_its_image_when_everyt
     stop.cancel();
     worker.await.unwrap().unwrap();
     assert!(engine.is_clean());
-    let config = WorkerConfig { data: data.path().to_owned(), ..WorkerConfig::default() };
-    remove_everything(&config, &engine).await.unwrap();
     assert_eq!(images().await, 1);
+    drop(data);
+}
+
+#[tokio::test]
+async fn what_a_killed_worker_leaves_goes_with_everything_of_it() {
+    let mut swarm = Sandboxed::start(2).await;
+    let engine = swarm.bench.engine.clone();
+    engine.engine_down();
+    swarm.bench.kill().await;
+    engine.engine_up();
+    let config = WorkerConfig { data: swarm.bench.data.path().to_owned(), ..WorkerConfig::default() };
+    remove_everything(&config, &engine).await.unwrap();
+    assert!(engine.is_clean() && engine.our_images().await.unwrap().is_empty());
 }
 
 #[tokio::test]
