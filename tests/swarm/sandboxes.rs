@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use swarm_client::{Client, LogOptions, MemoryTokens};
 use swarm_protocol::api::{LoginRequest, Role, Tokens, UserRequest};
 use swarm_protocol::state::JobState;
@@ -47,8 +46,8 @@ fn host_name(swarm: &Swarm, client: &Client) -> String {
     assert_eq!(swarm.block(client.task(task)).expect("it can be read").attempts.len(), 1, "no attempt is lost");
     swarm.block(async {
         let (mut log, mut text) = (client.log(task, LogOptions::default()), String::new());
-        while let Some(record) = log.next().await {
-            text.push_str(&String::from_utf8_lossy(&record.expect("the log can be read").bytes));
+        while let Some(record) = log.next().await.expect("the log can be read") {
+            text.push_str(&String::from_utf8_lossy(&record.bytes));
         }
         text.trim().to_owned()
     })
