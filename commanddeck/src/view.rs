@@ -316,6 +316,7 @@ pub(crate) mod samples {
             name: name.into(),
             state: state.into(),
             facts: facts.clone(),
+            labels: std::collections::BTreeMap::new(),
             live,
             used_cpu_millis: live * 500,
             used_memory_bytes: u64::from(live) << 30,

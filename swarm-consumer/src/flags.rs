@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use clap::Args;
+use swarm_protocol::labels;
 use swarm_protocol::spec::{Input, JobSpec, Output, default_mode};
 use swarm_protocol::text::sanitise;
 use swarm_protocol::validate::{bounds, validate};
@@ -45,6 +46,9 @@ pub(crate) struct SpecFlags {
     /// Memory of one task, such as 512MiB [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
+    /// Run only on workers with this label, such as zone=a; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = labels::parse)]
+    require: Vec<(String, String)>,
     #[command(flatten)]
     limits: LimitFlags,
     /// Try a failed task so often again [default: 0]
@@ -162,6 +166,7 @@ impl SpecFlags {
         put(&mut spec.priority, self.priority.as_ref());
         put(&mut spec.resources.cpu_millis, self.cpus.as_ref());
         put(&mut spec.resources.memory_bytes, self.memory.map(|size| size.0).as_ref());
+        spec.require.extend(self.require.iter().cloned());
         self.limits.apply(&mut spec.limits);
         put(&mut spec.retries.failed, self.retries.as_ref());
         put(&mut spec.retries.lost, self.retries_lost.as_ref());
@@ -223,6 +228,8 @@ fn flag_of(field: String, given: usize) -> String {
         "workdir" => "--workdir",
         "entrypoint" => "--entrypoint",
         "start_at" => "--at, --in",
+        "require" => "--require",
+        label if label.starts_with("require.") => "--require",
         other => {
             if let Some(flag) = limits::flag_of(other) {
                 return format!("{flag} ({field})");
@@ -373,7 +380,7 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_field() {
-        let args = "--name a/b --array 3-7 --cpus 0.5 --memory 512MiB --retries 1 --retries-lost 4 --timeout 10m \
+        let args = "--name a/b --array 3-7 --cpus 0.5 --memory 512MiB --require zone=a --require gpu=nvidia --retries 1 --retries-lost 4 --timeout 10m \
                     --lease 90s --priority -5 --user 1000:1000 --workdir /w --entrypoint sh -e A=1=2 -e B= -o /out/r \
                     -o /out/s --pids-limit 9 --open-files 64 --disk 1GiB --max-log 1MiB --tmpfs /tmp:1MiB --read-only --at 2030-01-31T09:00:00.123456789+01:00 --eager alpine:3 -c --memory -o x";
         let spec = spec(&args.split_whitespace().collect::<Vec<_>>());
@@ -418,6 +425,10 @@ mod tests {
             "SWARM_X=1",
             "a"
         ]));
+        let many: Vec<_> = (0..17).map(|n| format!("--require=l{n}=x")).collect();
+        let many = many.iter().map(String::as_str).chain(["a"]).collect::<Vec<_>>();
+        assert!(refused(&many).contains("--require (require)"));
+        assert!(Cli::try_parse_from(["x", "submit", "--require", "zone", "a"]).is_err());
         assert!(refused(&["-e", "NO_SUCH_VARIABLE_HERE", "a"]).contains("NO_SUCH_VARIABLE_HERE"));
         assert!(refused(&["-i", "/no/such/file", "a"]).starts_with("error: -i /no/such/file: "));
     }

@@ -9,9 +9,12 @@
 //! ```
 //! Every module writes through the ledger and promises nothing to the outside before its commit.
 
+use std::sync::Arc;
+
 use swarm_protocol::api::{Warning, WhyReason, WorkerView};
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{Hello, LiveSet, ToCore, ToWorker, Welcome};
-use swarm_protocol::spec::Resources;
+use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{AttemptId, BootId, GroupId, JobId, SessionId, Timestamp, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 
@@ -64,8 +67,21 @@ impl LedgerHandle {
 // ── scheduler ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// What a task asks of a worker; jobs of equal shape are parked together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Shape(pub Resources);
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// What it takes up there.
+    pub needs: Resources,
+    /// Labels that the worker must have.
+    pub require: Arc<Labels>,
+}
+
+impl Shape {
+    /// As the spec says.
+    #[must_use]
+    pub fn of(spec: &JobSpec) -> Self {
+        Self { needs: spec.resources, require: Arc::new(spec.require.clone()) }
+    }
+}
 
 /// A job, or part of one, that may run now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,6 +231,15 @@ pub enum DispatcherMsg {
     },
     /// The worker refused an order: for a while it is given nothing.
     Declined(WorkerId),
+    /// A worker said which labels it has.
+    Labels {
+        /// The worker.
+        worker: WorkerId,
+        /// The session.
+        session: SessionId,
+        /// All of them, as they came.
+        labels: Labels,
+    },
     /// An operator's word.
     Drain {
         /// The worker.
@@ -276,7 +301,7 @@ pub struct Expected {
     /// Own failures so far.
     pub failures: u16,
     /// Its job: retries, group, flags.
-    pub job: std::sync::Arc<JobRecord>,
+    pub job: Arc<JobRecord>,
 }
 
 /// The harvester's inbox.

@@ -140,7 +140,7 @@ pub(crate) fn runnable(job: JobId, new: &NewJob) -> Runnable {
         group: new.group,
         priority: new.job.spec.priority,
         runnable_since: new.job.spec.start_at.unwrap_or(new.submitted_at).max(new.submitted_at),
-        shape: Shape(new.job.spec.resources),
+        shape: Shape::of(&new.job.spec),
         work: Work::Fresh(new.job.spec.tasks()),
     }
 }

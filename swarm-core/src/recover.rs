@@ -82,7 +82,7 @@ impl Recovered {
 
 /// Tasks of a job as something to run. All are as old as the job, however often they ran before.
 pub(crate) fn work_of(job: &JobRecord, work: Work) -> Runnable {
-    let (priority, runnable_since, shape) = (job.spec.priority, job.runnable_since(), Shape(job.needs()));
+    let (priority, runnable_since, shape) = (job.spec.priority, job.runnable_since(), Shape::of(&job.spec));
     Runnable { job: job.id, group: job.group, priority, runnable_since, shape, work }
 }
 

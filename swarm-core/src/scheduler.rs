@@ -63,9 +63,9 @@ fn handle(queue: &mut RunQueue, message: SchedulerMsg) -> bool {
             }
         }
         SchedulerMsg::PutBack(runnable) => queue.put_back(&runnable),
-        SchedulerMsg::Park(shape) => queue.park(shape),
+        SchedulerMsg::Park(shape) => queue.park(&shape),
         SchedulerMsg::Unpark(shapes) => {
-            return shapes.into_iter().filter(|shape| queue.unpark(*shape)).count() > 0;
+            return shapes.into_iter().map(|shape| queue.unpark(shape)).filter(|was_parked| *was_parked).count() > 0;
         }
         SchedulerMsg::Remove(job) => {
             queue.remove(job);

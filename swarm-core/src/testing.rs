@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{FinalReport, ImageOrder};
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::TaskCounts;
@@ -19,6 +20,11 @@ use crate::store::*;
 /// `seconds` after a fixed beginning.
 pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+}
+
+/// Labels of a worker, or what a job requires.
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> Arc<Labels> {
+    Arc::new(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
 }
 
 fn prepared(spec: JobSpec) -> Prepared {
@@ -201,6 +207,7 @@ impl State {
                 record.considered_until = record.considered_until.max(*until);
                 Ok(Applied::Done)
             }
+            Transition::NoteLabels { .. } => Ok(Applied::Done),
             other => Err(Refusal::Broken(format!("not asked for in these tests: {other:?}"))),
         }
     }

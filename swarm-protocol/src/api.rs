@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::{AttemptNo, Digest, JobId, ScheduleId, TaskIndex, UserId, WorkerId};
+use crate::labels::Labels;
 use crate::link::WorkerFacts;
 use crate::outcome::OutcomeKind;
 use crate::spec::JobSpec;
@@ -482,6 +483,9 @@ pub struct WorkerView {
     pub state: String,
     /// What it is and has.
     pub facts: WorkerFacts,
+    /// What it is known by, for jobs that require it.
+    #[serde(default)]
+    pub labels: Labels,
     /// Tasks it holds.
     pub live: u32,
     /// Thousandths of cores promised to them.

@@ -5,6 +5,7 @@ pub mod api;
 pub mod globs;
 pub mod heartbeat;
 pub mod ids;
+pub mod labels;
 pub mod link;
 pub mod logs;
 pub mod outcome;

@@ -8,16 +8,19 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AttemptId, BootId, Digest, Epoch, GroupId, SessionId, SwarmId, WorkerId};
+use crate::labels::Labels;
 use crate::outcome::Outcome;
 use crate::spec::Limits;
 use crate::usage::Usage;
 
 /// The newest link version this build speaks, and the oldest.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// The version byte of [`Hello`] and [`Welcome`], whatever is spoken afterwards.
 pub const HANDSHAKE: u8 = 1;
 /// See [`VERSION`].
 pub const VERSION_MIN: u8 = 2;
+/// The first version with [`ToCore::Labels`], which is all it adds.
+pub const LABELS_SINCE: u8 = 3;
 /// The largest message either side accepts.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// The most frames in one message.
@@ -209,6 +212,12 @@ pub enum ToCore {
         attempt: AttemptId,
         /// Why.
         reason: String,
+    },
+    /// The worker's labels, all of them: sent behind the first state report of a link, and when they changed. From
+    /// version [`LABELS_SINCE`] on.
+    Labels {
+        /// At most [`crate::labels::LABELS_MAX`]; the core leaves out what is more.
+        labels: Labels,
     },
 }
 
@@ -482,8 +491,20 @@ mod tests {
         };
         assert_eq!(agree(&hello(VERSION, VERSION)), Some(VERSION));
         assert_eq!(agree(&hello(1, 9)), Some(VERSION));
+        assert_eq!(agree(&hello(2, 2)), Some(2));
+        assert_eq!(agree(&hello(1, 2)), Some(2));
         assert_eq!(agree(&hello(1, VERSION_MIN - 1)), None);
         assert_eq!(agree(&hello(VERSION + 1, 9)), None);
+    }
+
+    /// postcard numbers variants by their order: what version 2 has must stay where it is.
+    #[test]
+    fn frames_of_version_2_keep_their_numbers() {
+        let variant = |frame: ToCore| encode(2, &[frame])[2];
+        assert_eq!(variant(ToCore::Accepted { attempt: attempt(1) }), 0);
+        assert_eq!(variant(ToCore::StateReport { seq: 1, attempts: Vec::new() }), 7);
+        assert_eq!(variant(ToCore::Declined { attempt: attempt(1), reason: String::new() }), 8);
+        assert_eq!(variant(ToCore::Labels { labels: Labels::new() }), 9);
     }
 
     #[test]

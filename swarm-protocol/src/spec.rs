@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 use crate::ids::Digest;
+use crate::labels::Labels;
 use crate::tasks::TaskRange;
 
 /// A container job: one owner, one or more tasks.
@@ -35,6 +36,9 @@ pub struct JobSpec {
     /// What one task needs.
     #[serde(default)]
     pub resources: Resources,
+    /// Labels that a worker must have to get a task, each with its value; at most 16.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub require: Labels,
     /// What the container may use beyond that.
     #[serde(default)]
     pub limits: Limits,
@@ -87,6 +91,7 @@ impl JobSpec {
             workdir: None,
             env: BTreeMap::new(),
             resources: Resources::default(),
+            require: Labels::new(),
             limits: Limits::default(),
             array: None,
             inputs: Vec::new(),

@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 
 use crate::Timestamp;
 use crate::globs::{OutputGlob, dir_of};
+use crate::labels;
 use crate::problem::FieldError;
 use crate::spec::{JobSpec, Limits, Resources};
 
@@ -73,6 +74,7 @@ pub fn validate(spec: &JobSpec) -> Result<(), Vec<FieldError>> {
     texts(spec, &mut faults);
     numbers(spec, &mut faults);
     files(spec, &mut faults);
+    requirements(spec, &mut faults);
     limits(spec, &mut faults);
     if faults.0.is_empty() { Ok(()) } else { Err(faults.0) }
 }
@@ -160,6 +162,17 @@ fn environment(spec: &JobSpec, faults: &mut Faults) {
             "is reserved",
             "choose a name that does not begin with SWARM_",
         );
+    }
+}
+
+fn requirements(spec: &JobSpec, faults: &mut Faults) {
+    let count = spec.require.len();
+    let hint = format!("require at most {}", labels::REQUIRE_MAX);
+    faults.check(count <= labels::REQUIRE_MAX, "require", format!("{count} labels are too many"), hint);
+    for (name, value) in &spec.require {
+        let field = format!("require.{name}");
+        faults.check(labels::is_name(name), field.clone(), "is not a label's name", labels::NAME_HINT);
+        faults.check(labels::is_value(value), field, "has a value that no label can have", labels::VALUE_HINT);
     }
 }
 
@@ -352,6 +365,10 @@ mod tests {
         assert_eq!(faults_of(|s| s.workdir = Some("rel".into())), ["workdir"]);
         assert_eq!(faults_of(|s| s.user = Some("a b".into())), ["user"]);
         assert_eq!(faults_of(|s| drop(s.env.insert("SWARM_X".into(), "1".into()))), ["env.SWARM_X"]);
+        let require = |name: &str, value: &str| faults_of(|s| drop(s.require.insert(name.into(), value.into())));
+        assert_eq!((require("zone", "a"), require("Zone", "a")), (vec![], vec!["require.Zone".to_owned()]));
+        assert_eq!(require("zone", "\u{1b}"), ["require.zone"]);
+        assert_eq!(faults_of(|s| s.require = (0..17).map(|n| (n.to_string(), String::new())).collect()), ["require"]);
         assert_eq!(faults_of(|s| (s.at_most_once, s.eager) = (true, true)), ["eager"]);
         let huge = vec!["x".repeat(200 << 10)];
         assert_eq!(faults_of(|s| s.command = Some(huge)), ["command"]);
@@ -433,8 +450,8 @@ mod tests {
                 _ => continue,
             };
             objects.extend(keys.into_iter().map(|key| format!("{path}/{key}")));
-            // The names of variables are the user's own.
-            if !at.is_object() || path == "/env" {
+            // The names of variables and labels are the user's own.
+            if !at.is_object() || matches!(path.as_str(), "/env" | "/require") {
                 continue;
             }
             let mut changed = whole.clone();
@@ -451,6 +468,7 @@ mod tests {
         let mut spec = JobSpec::new("alpine");
         spec.array = Some(TaskRange { first: 0, last: 3 });
         spec.env.insert("A".into(), "1".into());
+        spec.require.insert("zone".into(), "a".into());
         spec.limits.tmpfs.push(Tmpfs { path: "/tmp".into(), bytes: 4096 });
         spec.inputs.push(input("/data/in"));
         spec.outputs.push(Output { path: "/data/out".into() });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use swarm_protocol::text::sanitise;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,10 @@ struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes: Option<u64>,
+    /// What jobs may require of this worker; repeatable.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = swarm_protocol::labels::parse)]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_map")]
+    labels: Vec<(String, String)>,
     /// The container engine's address, as in DOCKER_HOST.
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +73,10 @@ struct Flags {
     #[arg(long = "drain")]
     #[serde(rename = "drain_on_stop", skip_serializing_if = "std::ops::Not::not")]
     drain: bool,
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, String)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(pairs.iter().map(|(name, value)| (name, value)))
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -224,6 +232,11 @@ mod tests {
         let cli = Cli::try_parse_from(["w", "--name", "a", "--slots", "3", "--drain"]).unwrap();
         let config = WorkerConfig::settle(None, &cli.args.flags).unwrap();
         assert_eq!((config.name.as_str(), config.slots, config.drain_on_stop), ("a", Some(3), true));
+        let cli = Cli::try_parse_from(["w", "--label", "zone=a=b", "--label", "rack=4", "--label", "rack=5"]).unwrap();
+        let labels = WorkerConfig::settle(None, &cli.args.flags).unwrap().labels;
+        let told: Vec<_> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(told, [("rack", "5"), ("zone", "a=b")]);
+        Cli::try_parse_from(["w", "--label", "zone"]).unwrap_err();
         Cli::try_parse_from(["w", "--join-token", "x"]).unwrap_err();
     }
 

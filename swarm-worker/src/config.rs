@@ -8,6 +8,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, Serialize};
 use swarm_protocol::Digest;
+use swarm_protocol::labels::Labels;
 use url::{Host, Url};
 
 use crate::runtime::docker::DockerSettings;
@@ -37,6 +38,8 @@ pub struct WorkerConfig {
     pub cpu_millis: Option<u32>,
     /// Bytes of memory offered; 80 % of the engine's memory by default.
     pub memory_bytes: Option<u64>,
+    /// What this worker is known by beside what it finds out itself; jobs may require it.
+    pub labels: Labels,
     /// The engine's socket, as `DOCKER_HOST` has it; the local default without it.
     pub docker_host: Option<String>,
     /// Bytes of images kept for later jobs, layers that images share counted for each; 50 GiB by default.
@@ -65,6 +68,7 @@ impl Default for WorkerConfig {
             slots: None,
             cpu_millis: None,
             memory_bytes: None,
+            labels: Labels::new(),
             docker_host: None,
             image_cache_bytes: 50 << 30,
             disk_floor_bytes: 5 << 30,
@@ -112,7 +116,7 @@ pub enum ConfigError {
     #[error("{field}: {problem}; {hint}")]
     Value {
         /// Which setting.
-        field: &'static str,
+        field: String,
         /// What is wrong with it.
         problem: String,
         /// What to try.
@@ -144,7 +148,8 @@ impl WorkerConfig {
     /// # Errors
     /// [`ConfigError::Value`] for the first that cannot be used.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let refuse = |field, problem: String, hint| Err(ConfigError::Value { field, problem, hint });
+        let refuse =
+            |field: &str, problem: String, hint| Err(ConfigError::Value { field: field.to_owned(), problem, hint });
         if self.core.scheme() != "http" || self.core.path() != "/" || self.core.query().is_some() {
             let problem = format!("`{}` is not the address of a core", self.core);
             return refuse("core", problem, "write http://HOST:PORT");
@@ -172,6 +177,9 @@ impl WorkerConfig {
         }
         if self.memory_bytes.is_some_and(|bytes| bytes < 6 << 20) {
             return refuse("memory_bytes", "is less than the smallest task needs".into(), "give at least 6 MiB");
+        }
+        if let Some((field, problem, hint)) = crate::labels::fault(&self.labels) {
+            return refuse(&field, problem.into(), hint);
         }
         Ok(())
     }
@@ -227,6 +235,14 @@ mod tests {
         std::fs::write(&file, "name = 'from-file'\nslots = 7\n").unwrap();
         let config = WorkerConfig::settle(Some(&file), serde_json::json!({"slots": 8})).unwrap();
         assert_eq!((config.name.as_str(), config.slots), ("from-file", Some(8)));
+        std::fs::write(&file, "[labels]\nzone = 'a'\nrack = '4'\n").unwrap();
+        let flags = serde_json::json!({"labels": {"zone": "b"}});
+        let labels = WorkerConfig::settle(Some(&file), flags).unwrap().labels;
+        let told: Vec<_> = labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(told, [("rack", "4"), ("zone", "b")]);
+        std::fs::write(&file, "[labels]\nkernel = '7'\n").unwrap();
+        let error = WorkerConfig::settle(Some(&file), serde_json::json!({})).unwrap_err().to_string();
+        assert!(error.starts_with("labels.kernel: is a label the worker finds out itself"), "{error}");
         std::fs::write(&file, "nmae = 'x'\n").unwrap();
         let error = WorkerConfig::settle(Some(&file), serde_json::json!({})).unwrap_err();
         assert!(error.to_string().contains("nmae"), "{error}");
@@ -242,12 +258,14 @@ mod tests {
         let whole = ["cpu_millis", "memory_bytes", "docker_host", "join_token_file", "sandboxes"]
             .iter()
             .fold(whole, |text, key| text.replace(&format!("# {key} ="), &format!("{key} =")));
+        let whole = whole.replace("\n# [labels]\n# zone", "\n[labels]\nzone");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("worker.toml");
         std::fs::write(&file, whole).unwrap();
         let loaded = WorkerConfig::settle(Some(&file), serde_json::json!({})).unwrap();
         assert_eq!((loaded.slots, loaded.cpu_millis, loaded.memory_bytes), (Some(2), Some(2000), Some(4 << 30)));
         assert_eq!(loaded.sandboxes, Some(0));
+        assert_eq!(loaded.labels.keys().collect::<Vec<_>>(), ["zone"]);
     }
 
     #[test]

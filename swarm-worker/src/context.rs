@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use swarm_protocol::link::WorkerFacts;
 use swarm_protocol::{AttemptId, BootId, SwarmId, WorkerId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +30,8 @@ pub(crate) struct Ctx {
     pub(crate) boot: BootId,
     pub(crate) machine_boot: String,
     pub(crate) facts: WorkerFacts,
+    /// What it is known by, as last found out.
+    pub(crate) labels: watch::Sender<swarm_protocol::labels::Labels>,
     pub(crate) runtime: Arc<dyn ContainerRuntime>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) hub: Hub,

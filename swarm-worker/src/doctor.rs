@@ -65,6 +65,7 @@ pub async fn examine(config: &WorkerConfig, engine: Result<&dyn ContainerRuntime
             Ok(facts) => {
                 findings.extend(about_engine(&facts));
                 findings.push(about_offer(config, &facts));
+                findings.push(about_labels(config, &facts));
                 findings.push(about_disk(config.disk_floor_bytes, engine.disk_free().await.ok().flatten()));
             }
         },
@@ -115,6 +116,12 @@ fn about_offer(config: &WorkerConfig, facts: &EngineFacts) -> Finding {
     let is_more = offer.memory_bytes > facts.memory_bytes || u64::from(offer.cpu_millis) > u64::from(facts.cpus) * 1000;
     let verdict = if is_more { Verdict::Warning } else { Verdict::Ok };
     finding("offer", verdict, text, "more is offered than there is: lower cpu_millis or memory_bytes")
+}
+
+fn about_labels(config: &WorkerConfig, facts: &EngineFacts) -> Finding {
+    let labels = crate::labels::labels(facts, &config.labels);
+    let told: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    finding("labels", Verdict::Ok, told.join(", "), "")
 }
 
 fn about_disk(floor: u64, free: Option<u64>) -> Finding {
@@ -199,6 +206,7 @@ mod tests {
             ("engine", Verdict::Ok),
             ("image store", Verdict::Ok),
             ("offer", Verdict::Warning),
+            ("labels", Verdict::Ok),
             ("disk", Verdict::Warning),
             ("data", Verdict::Bad),
             ("identity", Verdict::Bad),
@@ -219,12 +227,15 @@ mod tests {
             data: dir.path().to_owned(),
             core: format!("http://{}", listener.local_addr().unwrap()).parse().unwrap(),
             join_token: Some("token".to_owned().into()),
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
             ..WorkerConfig::default()
         };
         let engine = FakeRuntime::new();
         engine.disk(1 << 40);
         let findings = examine(&config, Ok(&engine)).await;
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Ok), "{findings:?}");
+        let labels = &of(&findings, "labels").text;
+        assert!(labels.contains("disk_limit=sampled") && labels.ends_with("zone=a"), "{labels}");
         let mut old = engine.facts().await.unwrap();
         old.api_version = "1.40".into();
         assert_eq!(about_engine(&old)[0].verdict, Verdict::Bad);

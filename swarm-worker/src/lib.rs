@@ -15,6 +15,7 @@ mod heartbeat;
 mod hub;
 mod identity;
 mod images;
+mod labels;
 mod lease;
 mod link;
 mod reconcile;

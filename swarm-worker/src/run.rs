@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use swarm_protocol::BootId;
 use swarm_protocol::link::WorkerFacts;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +22,7 @@ use crate::sandbox::{self, Sandboxes};
 use crate::spool::Spool;
 use crate::transfer::{Backoff, Transfer};
 use crate::watchdog::{self, WatchFiles};
-use crate::{disk, link, reconcile};
+use crate::{disk, labels, link, reconcile};
 
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
@@ -75,6 +75,7 @@ pub(crate) async fn run_with(
     core.spawn("sweep", reconcile::sweep(ctx.clone()));
     core.spawn("disk", disk::keep_looking(ctx.clone()));
     core.spawn("sandboxes", sandbox::keep(ctx.clone()));
+    core.spawn("labels", labels::keep(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
         () = stop.cancelled() => {
@@ -120,6 +121,7 @@ async fn prepare(
     engine.check().context("the container engine cannot be used")?;
     let identity = identity::obtain(&config, &data.path, stop).await?;
     let facts = facts(&config, &engine);
+    let labels = labels::labels(&engine, &config.labels);
     let spool = Spool::open(&data.path).context("the spool cannot be opened")?;
     let watch = WatchFiles::new(&data.path);
     watch.prepare().context("the watchdog's notes cannot be kept")?;
@@ -136,6 +138,7 @@ async fn prepare(
         boot: BootId::random(),
         machine_boot: lease::machine_boot(),
         facts,
+        labels: watch::Sender::new(labels),
         runtime,
         clock,
         hub: Hub::new(),
@@ -164,19 +167,23 @@ async fn engine_facts(runtime: &dyn ContainerRuntime, stop: &CancellationToken) 
 
 /// What is offered: as configured, else all cores and 80 % of the memory.
 pub(crate) fn facts(config: &WorkerConfig, engine: &EngineFacts) -> WorkerFacts {
-    let arch = match engine.arch.as_str() {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     WorkerFacts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu_millis: config.cpu_millis.unwrap_or(engine.cpus.saturating_mul(1000)),
         memory_bytes: config.memory_bytes.unwrap_or(engine.memory_bytes / 10 * 8),
         slots: config.slots.unwrap_or(engine.cpus).max(1),
         os: engine.os.clone(),
-        arch: arch.to_owned(),
+        arch: arch(engine).to_owned(),
         engine: format!("docker {}", engine.engine_version),
+    }
+}
+
+/// The engine's architecture as images name it.
+pub(crate) fn arch(engine: &EngineFacts) -> &str {
+    match engine.arch.as_str() {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use swarm_protocol::link::{FinalReport, ImageOrder, InputOrder, TaskOrder};
 use swarm_protocol::{AttemptId, Digest, GroupId, JobId, Outcome};
 
-pub(crate) use self::core::{DEADLINE, ScriptedCore};
+pub(crate) use self::core::{DEADLINE, ScriptedCore, Seen};
 use crate::lease::{BootClock, Clock};
 
 /// A plain order for the image whose config blob is `config`.

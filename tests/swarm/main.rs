@@ -8,6 +8,7 @@ mod files;
 mod harness;
 mod inputs;
 mod jobs;
+mod labels;
 mod limits;
 mod logs;
 mod modules;

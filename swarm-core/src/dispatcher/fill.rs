@@ -31,8 +31,13 @@ struct Assignment {
 }
 
 impl Dispatcher {
-    /// Offers parked shapes that fit somewhere, whatever nudge got lost.
+    /// Offers parked shapes that fit somewhere, whatever nudge got lost, and keeps the labels that changed: here, so that
+    /// no worker makes more than one write in a while of it.
     pub(super) async fn sweep(&mut self) -> Result<(), Stopping> {
+        for (worker, labels) in self.picture.take_relabelled() {
+            // For answers after a restart; nothing waits for it.
+            drop(self.ledger.queue(Transition::NoteLabels { worker, labels: (*labels).clone() }).await?);
+        }
         let workers = self.picture.candidates(&self.sessions, self.silence());
         if self.parked.len() > PARKED_MAX {
             let all = self.parked.drain().collect();
@@ -45,7 +50,7 @@ impl Dispatcher {
     pub(super) async fn fill(&mut self) -> Result<bool, Stopping> {
         let mut workers = self.picture.candidates(&self.sessions, self.silence());
         let roomier = self.picture.take_roomier();
-        let roomier: Vec<_> = workers.iter().filter(|worker| roomier.contains(&worker.worker)).copied().collect();
+        let roomier: Vec<_> = workers.iter().filter(|worker| roomier.contains(&worker.worker)).cloned().collect();
         self.unpark(&roomier).await?;
         let (mut assignments, mut tasks, mut more) = (Vec::new(), 0, true);
         for _ in 0..JOBS_MAX {
@@ -70,7 +75,7 @@ impl Dispatcher {
     }
 
     async fn unpark(&mut self, workers: &[Candidate]) -> Result<(), Stopping> {
-        let fits = |shape: &Shape| workers.iter().any(|worker| worker.fits(shape.0));
+        let fits = |shape: &Shape| workers.iter().any(|worker| worker.fits(shape));
         let shapes: Vec<Shape> = self.parked.extract_if(fits).collect();
         if shapes.is_empty() { Ok(()) } else { self.ask(SchedulerMsg::Unpark(shapes)).await }
     }
@@ -89,14 +94,14 @@ impl Dispatcher {
         workers: &mut [Candidate],
         assignments: &mut Vec<Assignment>,
     ) -> Result<bool, Stopping> {
-        let needs = runnable.shape.0;
-        let placed = place(workers, needs, runnable.work.count());
+        let needs = runnable.shape.needs;
+        let placed = place(workers, &runnable.shape, runnable.work.count());
         let count = placed.values().sum();
         let (fitting, left) = split(runnable.work.clone(), count);
         if let Some(work) = left {
             self.ask(SchedulerMsg::PutBack(Runnable { work, ..runnable.clone() })).await?;
-            self.ask(SchedulerMsg::Park(runnable.shape)).await?;
-            self.parked.insert(runnable.shape);
+            self.ask(SchedulerMsg::Park(runnable.shape.clone())).await?;
+            self.parked.insert(runnable.shape.clone());
         }
         let Some(work) = fitting else { return Ok(true) };
         let prepared = match self.records.prepare(runnable.job, &work).await {

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_protocol::heartbeat::{CoreEnd, Handshake};
+use swarm_protocol::labels::{self, Labels};
 use swarm_protocol::link::{self, Hello, ToWorker, Welcome, WorkerFacts};
 use swarm_protocol::text::sanitise;
 use swarm_protocol::{Epoch, SessionId, SwarmId, WorkerId};
@@ -225,6 +226,10 @@ impl Dispatcher {
                 return Ok(true);
             }
             DispatcherMsg::Declined(worker) => self.picture.declined(worker, self.clock.boot_ms()),
+            DispatcherMsg::Labels { worker, session, labels } => {
+                self.picture.relabel(worker, session, labels::tidy(labels));
+                return Ok(true);
+            }
             DispatcherMsg::Drain { worker, draining } => {
                 self.picture.drain(worker, draining);
                 self.send(worker, if draining { ToWorker::Drain } else { ToWorker::Resume }).await?;
@@ -237,11 +242,11 @@ impl Dispatcher {
             DispatcherMsg::Send { worker, frame } => self.send(worker, *frame).await?,
             DispatcherMsg::Why { shape, reply } => {
                 let subjects = self.picture.subjects(&self.sessions, self.silence());
-                let _ = reply.send(why(&subjects, shape.0));
+                let _ = reply.send(why(&subjects, &shape));
             }
             DispatcherMsg::Misfit { shape, reply } => {
                 let subjects = self.picture.subjects(&self.sessions, self.silence());
-                let _ = reply.send(misfit(&subjects, shape.0));
+                let _ = reply.send(misfit(&subjects, &shape));
             }
             // Between two messages nothing is on its way: workers are filled to the end of each round.
             DispatcherMsg::Settled { reply } => drop(reply.send(())),
@@ -286,6 +291,9 @@ impl Dispatcher {
             drop(self.ledger.queue(Transition::NoteFacts { worker, facts: facts.clone() }).await?);
         }
         self.picture.connect(worker, name, facts, session, tx.clone());
+        if version < link::LABELS_SINCE {
+            self.picture.relabel(worker, session, Labels::new());
+        }
         // The harvester must know the session before its first frames.
         self.tell(HarvesterMsg::LinkUp { worker, boot: hello.boot, session, link: tx }).await?;
         let welcome = Welcome::Accepted {

@@ -1,8 +1,10 @@
 //! The picture of the workers: who is linked, what each offers, what it has promised. No I/O; time comes as an argument.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use swarm_protocol::api::WorkerView;
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::WorkerFacts;
 use swarm_protocol::spec::Resources;
 use swarm_protocol::{AttemptId, SessionId, Timestamp, WorkerId};
@@ -27,14 +29,18 @@ const FREED_MAX: usize = 4096;
 #[derive(Default)]
 pub(super) struct Picture {
     workers: BTreeMap<WorkerId, Worker>,
-    /// Workers that may have more room than when parked shapes were last looked at.
+    /// Workers that may have more room, or other labels, than when parked shapes were last looked at.
     roomier: HashSet<WorkerId>,
+    /// Workers whose labels are not those in the store.
+    relabelled: HashSet<WorkerId>,
 }
 
 #[derive(Default)]
 struct Worker {
     name: String,
     facts: WorkerFacts,
+    /// None while it has never said.
+    labels: Option<Arc<Labels>>,
     draining: bool,
     revoked: bool,
     /// Until then it is given nothing, for it refused an order: boot clock.
@@ -112,6 +118,7 @@ impl Picture {
             worker.draining = record.draining;
             worker.revoked = record.revoked;
             worker.facts = record.facts.unwrap_or_default();
+            worker.labels = record.labels.map(Arc::new);
         }
     }
 
@@ -129,6 +136,23 @@ impl Picture {
         worker.freed.clear();
         worker.declining_until_ms = 0;
         worker.link.replace(Link { session, tx, ready: false }).map(|former| former.session)
+    }
+
+    /// A worker said over the link of this session which labels it has.
+    pub(super) fn relabel(&mut self, id: WorkerId, session: SessionId, labels: Labels) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let is_current = worker.link.as_ref().is_some_and(|link| link.session == session);
+        if is_current && worker.labels.as_deref() != Some(&labels) {
+            worker.labels = Some(Arc::new(labels));
+            self.roomier.insert(id);
+            self.relabelled.insert(id);
+        }
+    }
+
+    /// The labels that changed since the last call.
+    pub(super) fn take_relabelled(&mut self) -> Vec<(WorkerId, Arc<Labels>)> {
+        let changed = std::mem::take(&mut self.relabelled);
+        changed.into_iter().filter_map(|id| Some((id, Arc::clone(self.workers.get(&id)?.labels.as_ref()?)))).collect()
     }
 
     /// What a worker last said it is and has.
@@ -231,7 +255,7 @@ impl Picture {
             let frames = worker.link.as_ref().map_or(0, |link| link.tx.capacity().saturating_sub(LINK_RESERVE));
             let frames = u32::try_from(frames).unwrap_or(u32::MAX);
             capacity.slots = capacity.slots.min(used.slots.saturating_add(frames));
-            Candidate { worker: *id, capacity, used }
+            Candidate { worker: *id, capacity, used, labels: worker.labels.clone().unwrap_or_default() }
         };
         self.workers.iter().filter(|(_, worker)| ready(worker)).map(candidate).collect()
     }
@@ -247,6 +271,7 @@ impl Picture {
             standing: worker.standing(sessions, silence.now_ms, silence.ms_max),
             capacity: worker.capacity(),
             used: worker.used,
+            labels: worker.labels.clone(),
         };
         self.workers.values().map(subject).collect()
     }
@@ -266,6 +291,7 @@ impl Picture {
                 name: worker.name.clone(),
                 state: state.to_owned(),
                 facts: worker.facts.clone(),
+                labels: worker.labels.as_deref().cloned().unwrap_or_default(),
                 live: worker.used.slots,
                 used_cpu_millis: u32::try_from(worker.used.cpu_millis).unwrap_or(u32::MAX),
                 used_memory_bytes: worker.used.memory_bytes,

@@ -1,5 +1,7 @@
 //! Scheduler and dispatcher together, against a store and a ledger in memory, with workers that are a queue and a socket.
 
+mod requirements;
+
 use std::io::ErrorKind;
 
 use swarm_protocol::heartbeat::{Heartbeat, WorkerEnd};
@@ -112,7 +114,7 @@ impl Swarm {
     }
 
     async fn offer(&self, id: u64, priority: i32, cores: u32, work: Work) {
-        let shape = Shape(Resources { cpu_millis: cores * 1000, memory_bytes: GIB });
+        let shape = shape(cores);
         let runnable = Runnable { job: JobId(id), group: GroupId(1), priority, runnable_since: at(0), shape, work };
         self.scheduler.send(SchedulerMsg::Enqueue(runnable)).await.unwrap();
     }
@@ -171,6 +173,10 @@ impl Swarm {
         let heard = timeout(DEADLINE, told.wait_for(|told| told.iter().any(|one| one == words))).await;
         assert!(heard.is_ok(), "never told `{words}`: {:?}", self.told.borrow());
     }
+}
+
+fn shape(cores: u32) -> Shape {
+    Shape { needs: Resources { cpu_millis: cores * 1000, memory_bytes: GIB }, ..Shape::default() }
 }
 
 fn hello(cores: u32, slots: u32) -> Hello {
@@ -279,7 +285,7 @@ async fn a_big_job_waits_without_blocking_and_runs_when_room_appears() {
     let small = worker.order().await;
     assert_eq!(small.attempt.job, JobId(3));
     let (reply, reasons) = oneshot::channel();
-    let shape = Shape(Resources { cpu_millis: 4000, memory_bytes: GIB });
+    let shape = shape(4);
     swarm.tell(DispatcherMsg::Why { shape, reply }).await;
     let reasons = reasons.await.unwrap();
     assert_eq!((reasons[0].code.as_str(), reasons[0].worker.as_deref()), ("cpu", Some("w1")));

@@ -245,6 +245,8 @@ impl Harvester {
                 let matched = self.book.renew(worker, session, live, now_ms);
                 vec![Act::Send(worker, ToWorker::Renewed { seq, matched })]
             }
+            // Whoever reads the link gives them to the dispatcher.
+            ToCore::Labels { .. } => Vec::new(),
             ToCore::StateReport { seq, attempts } => {
                 self.book.state_report(worker, session, seq, &attempts, now_ms, now)
             }

@@ -1,6 +1,5 @@
 use swarm_protocol::GroupId;
 use swarm_protocol::TaskRange;
-use swarm_protocol::spec::Resources;
 
 use super::*;
 use crate::clock::ManualClock;
@@ -55,7 +54,7 @@ fn delayed(job: u64) -> Runnable {
         group: GroupId(1),
         priority: 0,
         runnable_since: at(0),
-        shape: Shape(Resources::default()),
+        shape: Shape::default(),
         work: Work::Fresh(TaskRange::one(0)),
     }
 }

@@ -183,7 +183,7 @@ pub(super) async fn why(user: User, job: &str, state: &State<Arc<ApiState>>) -> 
     }
     if matches!(standing, JobState::Waiting | JobState::Running) && record.counts.waiting > 0 {
         facts.position = ask(&state.handles.scheduler, |reply| SchedulerMsg::Position { job, reply }).await?;
-        let shape = Shape(record.needs());
+        let shape = Shape::of(&record.spec);
         facts.placing = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Why { shape, reply }).await?;
     }
     Ok(Json(answer(&record, &facts, &|worker| state.worker_name(worker))))

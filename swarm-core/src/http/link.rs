@@ -1,5 +1,5 @@
-//! The link to a worker: a WebSocket of batched frames. Its handshake goes to the dispatcher, what comes in goes to the
-//! harvester in the order it came, what goes out comes from both.
+//! The link to a worker: a WebSocket of batched frames. Its handshake and its labels go to the dispatcher, all else that
+//! comes in goes to the harvester in the order it came, what goes out comes from both.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use rocket::{State, get};
 use rocket_ws::frame::{CloseCode, CloseFrame};
 use rocket_ws::stream::DuplexStream;
 use rocket_ws::{Channel, Config, Message, WebSocket};
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{
     FRAMES_MAX, HANDSHAKE, Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, Welcome, decode, encode,
 };
@@ -206,7 +207,7 @@ fn messages(version: u8, frames: Vec<ToWorker>) -> Result<Vec<Vec<u8>>, End> {
     Ok(done)
 }
 
-/// Hands what comes to the harvester; a full harvester holds the worker back.
+/// Hands on what comes; a full inbox holds the worker back.
 async fn incoming(session: &Session, stream: &mut Stream) -> End {
     let mut heard = Instant::now();
     loop {
@@ -234,12 +235,23 @@ async fn incoming(session: &Session, stream: &mut Stream) -> End {
     }
 }
 
-async fn deliver(session: &Session, frames: Vec<ToCore>) -> super::problem::Answer<()> {
+/// Labels go first, so that a worker whose state report is judged is known by them.
+async fn deliver(session: &Session, mut frames: Vec<ToCore>) -> super::problem::Answer<()> {
+    if let Some(labels) = take_labels(&mut frames) {
+        let message = DispatcherMsg::Labels { worker: session.peer.id, session: session.id, labels };
+        tell(&session.state.handles.dispatcher, message).await?;
+    }
     if frames.is_empty() {
         return Ok(());
     }
     let message = HarvesterMsg::Frames { worker: session.peer.id, session: session.id, frames };
     tell(&session.state.handles.harvester, message).await
+}
+
+/// Takes the labels out of `frames`, the last ones if there are several.
+fn take_labels(frames: &mut Vec<ToCore>) -> Option<Labels> {
+    let found = frames.extract_if(.., |frame| matches!(frame, ToCore::Labels { .. }));
+    found.last().and_then(|frame| if let ToCore::Labels { labels } = frame { Some(labels) } else { None })
 }
 
 /// Tells the modules that a session is over, when dropped.
@@ -266,6 +278,16 @@ mod tests {
     use swarm_protocol::{AttemptId, JobId};
 
     use super::*;
+
+    #[test]
+    fn labels_are_taken_out_of_a_message_and_the_last_count() {
+        let said = |value: &str| ToCore::Labels { labels: Labels::from([("zone".to_owned(), value.to_owned())]) };
+        let recalled = || ToCore::Recalled { attempts: Vec::new() };
+        let mut frames = vec![recalled(), said("a"), recalled(), said("b")];
+        assert_eq!(take_labels(&mut frames).map(|labels| ToCore::Labels { labels }), Some(said("b")));
+        assert_eq!(frames, [recalled(), recalled()]);
+        assert_eq!(take_labels(&mut frames), None);
+    }
 
     #[test]
     fn a_batch_is_split_at_the_bound_and_keeps_its_order() {

@@ -4,7 +4,7 @@ use swarm_protocol::GroupId;
 use swarm_protocol::api::{Submitted, Warning};
 use swarm_protocol::link::ImageOrder;
 use swarm_protocol::problem::{FieldError, Problem};
-use swarm_protocol::spec::{JobSpec, Resources};
+use swarm_protocol::spec::JobSpec;
 use swarm_protocol::validate::{start_fault, validate};
 
 use super::problem::{Answer, Failure, conflict};
@@ -25,7 +25,7 @@ pub(super) async fn prepare_job(
     must_fit: bool,
 ) -> Answer<Prepared> {
     let late = spec.start_at.and_then(|start_at| start_fault(start_at, state.clock.now()));
-    let misfit = if must_fit { misfit(state, spec.resources).await? } else { None };
+    let misfit = if must_fit { misfit(state, Shape::of(&spec)).await? } else { None };
     let known = match key.map(str::to_owned).filter(|_| late.is_some() || misfit.is_some()) {
         Some(key) => state.read(move |store| store.job_of_key(group, &key)).await?,
         None => None,
@@ -44,9 +44,8 @@ pub(super) async fn prepare_job(
     }
 }
 
-/// Why no worker known could ever run a task of these needs.
-async fn misfit(state: &ApiState, needs: Resources) -> Answer<Option<Warning>> {
-    let shape = Shape(needs);
+/// Why no worker known could ever run a task of this shape.
+async fn misfit(state: &ApiState, shape: Shape) -> Answer<Option<Warning>> {
     ask(&state.handles.dispatcher, |reply| DispatcherMsg::Misfit { shape, reply }).await
 }
 
@@ -122,13 +121,13 @@ pub(super) async fn submit(
     job: Prepared,
     idempotency: Option<(String, swarm_protocol::Digest)>,
 ) -> Answer<Submitted> {
-    let (keyed, needs) = (idempotency.is_some(), job.spec.resources);
+    let (keyed, shape) = (idempotency.is_some(), Shape::of(&job.spec));
     let submitted_at = state.clock.now();
     let new = Box::new(NewJob { owner: account.id, group, job, submitted_at, idempotency, launch: None });
     match ask(&state.handles.receiver, |reply| ReceiverMsg::Submit { new, reply }).await? {
         Ok(Applied::Job { job, repeated }) => {
             // The job is accepted, whatever becomes of its warnings.
-            let warnings = misfit(state, needs).await.unwrap_or_default().into_iter().collect();
+            let warnings = misfit(state, shape).await.unwrap_or_default().into_iter().collect();
             Ok(Submitted { job, repeated, warnings })
         }
         Ok(other) => Err(Refusal::Broken(format!("the receiver answered {other:?}")).into()),

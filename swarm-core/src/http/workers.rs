@@ -26,6 +26,7 @@ fn merge(records: Vec<WorkerRecord>, heard: Vec<WorkerView>) -> Vec<WorkerView> 
             name: record.name.clone(),
             state: "offline".to_owned(),
             facts: WorkerFacts::default(),
+            labels: record.labels.clone().unwrap_or_default(),
             live: 0,
             used_cpu_millis: 0,
             used_memory_bytes: 0,

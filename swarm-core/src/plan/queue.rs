@@ -104,7 +104,7 @@ impl RunQueue {
                 entry = waiting;
                 shape
             }
-            None => runnable.shape,
+            None => runnable.shape.clone(),
         };
         self.put_in(shape, entry);
     }
@@ -115,7 +115,8 @@ impl RunQueue {
         if tasks_max == 0 {
             return None;
         }
-        let (&key, &shape) = self.heads.first_key_value()?;
+        let (&key, shape) = self.heads.first_key_value()?;
+        let shape = shape.clone();
         let entry = self.lanes.get_mut(&shape)?.entries.get_mut(&key)?;
         let work = entry.take(tasks_max)?;
         let Entry { job, group, priority, runnable_since, .. } = *entry;
@@ -132,8 +133,8 @@ impl RunQueue {
 
     /// Skips the jobs of a shape until [`RunQueue::unpark`]. A shape nothing waits for is not parked: its next job is
     /// worth a look.
-    pub fn park(&mut self, shape: Shape) {
-        if let Some(lane) = self.lanes.get_mut(&shape) {
+    pub fn park(&mut self, shape: &Shape) {
+        if let Some(lane) = self.lanes.get_mut(shape) {
             lane.parked = true;
             if let Some(&key) = lane.entries.keys().next() {
                 self.heads.remove(&key);
@@ -192,15 +193,15 @@ impl RunQueue {
         if self.heads.remove(&key).is_some()
             && let Some(&next) = lane.entries.keys().next()
         {
-            self.heads.insert(next, shape);
+            self.heads.insert(next, shape.clone());
         }
         Some((shape, entry))
     }
 
     fn put_in(&mut self, shape: Shape, entry: Entry) {
         let key = self.key(&entry);
-        self.jobs.insert(entry.job, (shape, key));
-        let lane = self.lanes.entry(shape).or_default();
+        self.jobs.insert(entry.job, (shape.clone(), key));
+        let lane = self.lanes.entry(shape.clone()).or_default();
         let head = lane.entries.keys().next().copied();
         lane.entries.insert(key, entry);
         if !lane.parked && head.is_none_or(|head| key < head) {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     fn shape(cpu_millis: u32) -> Shape {
-        Shape(Resources { cpu_millis, memory_bytes: 1 })
+        Shape { needs: Resources { cpu_millis, memory_bytes: 1 }, ..Shape::default() }
     }
 
     fn runnable(job: u64, priority: i32, cpu_millis: u32, work: Work) -> Runnable {
@@ -280,7 +281,7 @@ mod tests {
         let big = queue.next(1).unwrap();
         assert_eq!(big.job, JobId(2));
         queue.put_back(&big);
-        queue.park(shape(8));
+        queue.park(&shape(8));
         assert_eq!(queue.position(JobId(1)), Some(0));
         assert_eq!(queue.next(1).unwrap().job, JobId(1));
         assert_eq!(queue.next(1), None);
@@ -299,7 +300,7 @@ mod tests {
         queue.enqueue(&runnable(1, 0, 1, fresh(0, 9)));
         queue.enqueue(&runnable(1, 0, 1, Work::Again(vec![(20, 3)])));
         queue.enqueue(&runnable(2, 0, 1, fresh(0, 0)));
-        queue.park(shape(1));
+        queue.park(&shape(1));
         let mut asked = Tasks::default();
         let asking =
             [(1, fresh(8, 11)), (1, Work::Again(vec![(20, 3), (20, 4), (21, 2)])), (2, fresh(0, 0)), (3, fresh(1, 1))];
@@ -371,7 +372,7 @@ mod tests {
                         if model.waiting.iter().any(|task| (task.0 % 3) as u32 == lane) {
                             model.parked.insert(lane);
                         }
-                        queue.park(shape(lane));
+                        queue.park(&shape(lane));
                     }
                     3 => { prop_assert_eq!(queue.unpark(shape(lane)), model.parked.remove(&lane)); }
                     4 => {

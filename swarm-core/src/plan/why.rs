@@ -1,10 +1,14 @@
 //! Why a task is not placed now: every worker with its complete reason, the most hopeful worker first.
 
+use std::sync::Arc;
+
 use swarm_protocol::api::{Warning, WhyReason};
+use swarm_protocol::labels::{Labels, has_all};
 use swarm_protocol::spec::Resources;
 
-use super::fit::{bytes, cores, misfit};
+use super::fit::{REQUIRE, bytes, cores, misfit};
 use super::place::Amount;
+use crate::messages::Shape;
 
 /// Whether a worker takes new work, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,15 @@ pub struct Subject {
     pub capacity: Amount,
     /// What it has promised.
     pub used: Amount,
+    /// What it is known by; none while it has never said.
+    pub labels: Option<Arc<Labels>>,
+}
+
+impl Subject {
+    /// Whether it has these labels, as far as is known.
+    pub(super) fn may_have(&self, require: &Labels) -> bool {
+        self.labels.as_ref().is_none_or(|labels| has_all(labels, require))
+    }
 }
 
 /// How far a worker is from taking the task; the lower, the more hopeful. The order of the variants is the order shown.
@@ -56,8 +69,10 @@ enum Hope {
 
 /// Every worker's reason, the most hopeful first; empty when the task would fit somewhere now.
 #[must_use]
-pub fn why(workers: &[Subject], needs: Resources) -> Vec<WhyReason> {
-    let fits = |worker: &Subject| worker.standing == Standing::Ready && worker.capacity.minus(worker.used).fits(needs);
+pub fn why(workers: &[Subject], shape: &Shape) -> Vec<WhyReason> {
+    let room = |worker: &Subject| worker.capacity.minus(worker.used).fits(shape.needs);
+    let labelled = |worker: &Subject| lacks(worker.labels.as_deref(), &shape.require).is_empty();
+    let fits = |worker: &Subject| worker.standing == Standing::Ready && room(worker) && labelled(worker);
     if workers.iter().any(fits) {
         return Vec::new();
     }
@@ -65,9 +80,9 @@ pub fn why(workers: &[Subject], needs: Resources) -> Vec<WhyReason> {
         let text = "no worker has joined the swarm yet".to_owned();
         return vec![WhyReason { code: "no-worker".into(), text, worker: None }];
     }
-    let mut judged: Vec<_> = workers.iter().map(|worker| judge(worker, needs)).collect();
+    let mut judged: Vec<_> = workers.iter().map(|worker| judge(worker, shape)).collect();
     judged.sort_by(|a, b| (a.0, &a.1.worker).cmp(&(b.0, &b.1.worker)));
-    let mut reasons = largest(workers, needs);
+    let mut reasons = nowhere(workers, shape);
     reasons.extend(judged.into_iter().map(|(_, reason)| reason));
     reasons
 }
@@ -79,6 +94,7 @@ pub fn hint(reasons: &[WhyReason]) -> Option<String> {
     let hint = match reasons.first()?.code.as_str() {
         "no-worker" => "start a worker, or let one join",
         "too-big" => "ask for less, or add a bigger worker",
+        "label" => "require what a worker has, or start one with these labels, by --label KEY=VALUE",
         "cpu" | "memory" | "slots" => "it starts when running tasks end; a further worker makes it start sooner",
         _ if code("draining") => "resume a drained worker, or add one",
         _ => "bring a worker back, or add one",
@@ -86,13 +102,17 @@ pub fn hint(reasons: &[WhyReason]) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// The reason that concerns all workers: none is big enough.
-fn largest(workers: &[Subject], needs: Resources) -> Vec<WhyReason> {
-    let reason = |misfit: Warning| WhyReason { code: "too-big".into(), text: misfit.problem, worker: None };
-    misfit(workers, needs).map(reason).into_iter().collect()
+/// The reason that concerns all workers: none has the labels, or none that has them is big enough.
+fn nowhere(workers: &[Subject], shape: &Shape) -> Vec<WhyReason> {
+    let reason = |misfit: Warning| {
+        let code = if misfit.field.starts_with(REQUIRE) { "label" } else { "too-big" };
+        WhyReason { code: code.into(), text: misfit.problem, worker: None }
+    };
+    misfit(workers, shape).map(reason).into_iter().collect()
 }
 
-fn judge(worker: &Subject, needs: Resources) -> (Hope, WhyReason) {
+fn judge(worker: &Subject, shape: &Shape) -> (Hope, WhyReason) {
+    let needs = shape.needs;
     let (hope, code, text) = match worker.standing {
         Standing::Revoked => (Hope::Never, "revoked", "its key was revoked".to_owned()),
         Standing::Offline => (Hope::Away, "offline", "it is offline".to_owned()),
@@ -106,7 +126,11 @@ fn judge(worker: &Subject, needs: Resources) -> (Hope, WhyReason) {
     };
     let (never, short) = (shortages(worker.capacity, needs), shortages(worker.capacity.minus(worker.used), needs));
     let unknown = worker.capacity == Amount::default();
+    let missing = lacks(worker.labels.as_deref(), &shape.require);
     let (hope, own, room) = match (never.first(), short.first()) {
+        _ if !missing.is_empty() => {
+            (if worker.labels.is_some() { Hope::Never } else { hope }, "label", missing.join(", "))
+        }
         (Some((code, _)), _) if !unknown => (Hope::Never, *code, words("never big enough: ", &never)),
         (_, Some((code, _))) if !unknown => (hope, *code, words("", &short)),
         _ => (hope, code, String::new()),
@@ -119,6 +143,21 @@ fn judge(worker: &Subject, needs: Resources) -> (Hope, WhyReason) {
 fn words(prefix: &str, shortages: &[(&'static str, String)]) -> String {
     let texts: Vec<&str> = shortages.iter().map(|(_, text)| text.as_str()).collect();
     format!("{prefix}{}", texts.join(", "))
+}
+
+/// Each label required that is not among `labels`, or has another value there. A worker that never said which it has
+/// gets nothing that requires any.
+fn lacks(labels: Option<&Labels>, require: &Labels) -> Vec<String> {
+    let Some(labels) = labels else {
+        let unknown = || vec!["it has not said yet which labels it has".to_owned()];
+        return if require.is_empty() { Vec::new() } else { unknown() };
+    };
+    let missing = require.iter().filter_map(|(name, value)| match labels.get(name) {
+        Some(has) if has == value => None,
+        Some(has) => Some(format!("its label `{name}` is `{has}`, not `{value}`")),
+        None => Some(format!("it has no label `{name}={value}`")),
+    });
+    missing.collect()
 }
 
 /// What `free` lacks for one task.
@@ -142,16 +181,26 @@ fn shortages(free: Amount, needs: Resources) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::labels;
 
     const GIB: u64 = 1 << 30;
 
     fn worker(name: &str, standing: Standing, cores: u64, gib: u64) -> Subject {
         let capacity = Amount { cpu_millis: cores * 1000, memory_bytes: gib * GIB, slots: 4 };
-        Subject { name: name.to_owned(), standing, capacity, used: Amount::default() }
+        let labels = Some(labels(&[]));
+        Subject { name: name.to_owned(), standing, capacity, used: Amount::default(), labels }
+    }
+
+    fn shape(cpu_millis: u32, memory_bytes: u64) -> Shape {
+        Shape { needs: Resources { cpu_millis, memory_bytes }, ..Shape::default() }
     }
 
     fn told(workers: &[Subject], cpu_millis: u32, memory_bytes: u64) -> Vec<(String, String)> {
-        let reasons = why(workers, Resources { cpu_millis, memory_bytes });
+        told_of(workers, &shape(cpu_millis, memory_bytes))
+    }
+
+    fn told_of(workers: &[Subject], shape: &Shape) -> Vec<(String, String)> {
+        let reasons = why(workers, shape);
         let text = |r: WhyReason| (r.code, format!("{}: {}", r.worker.unwrap_or_else(|| "swarm".into()), r.text));
         reasons.into_iter().map(text).collect()
     }
@@ -199,13 +248,37 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_without_a_label_says_which_it_lacks() {
+        let with = |worker: Subject, pairs: &[(&str, &str)]| Subject { labels: Some(labels(pairs)), ..worker };
+        let shape = Shape { require: labels(&[("gpu", "nvidia"), ("zone", "a")]), ..shape(1000, GIB) };
+        let mut workers = vec![
+            with(worker("bare", Standing::Ready, 4, 4), &[]),
+            with(worker("other", Standing::Offline, 4, 4), &[("gpu", "nvidia"), ("zone", "b")]),
+        ];
+        let lacking = [
+            ("label".to_owned(), "bare: it has no label `gpu=nvidia`, it has no label `zone=a`".to_owned()),
+            ("offline".to_owned(), "other: it is offline; its label `zone` is `b`, not `a`".to_owned()),
+        ];
+        let nowhere = ("label".to_owned(), "swarm: no worker has the label `zone=a`".to_owned());
+        assert_eq!(told_of(&workers, &shape), [&[nowhere][..], &lacking].concat());
+        assert!(hint(&why(&workers, &shape)).unwrap().contains("--label"));
+        let mut full = with(worker("full", Standing::Ready, 4, 4), &[("gpu", "nvidia"), ("zone", "a")]);
+        full.used.cpu_millis = 4000;
+        workers.push(full);
+        let busy = ("cpu".to_owned(), "full: 1 cores short (0 of 1 free)".to_owned());
+        assert_eq!(told_of(&workers, &shape), [&[busy][..], &lacking].concat());
+        workers[2].used.cpu_millis = 0;
+        assert!(told_of(&workers, &shape).is_empty());
+    }
+
+    #[test]
     fn what_no_worker_can_ever_take_is_said_first() {
         let workers = [worker("a", Standing::Ready, 8, 24), worker("b", Standing::Ready, 8, 16)];
-        let reasons = why(&workers, Resources { cpu_millis: 1000, memory_bytes: 64 * GIB });
+        let reasons = why(&workers, &shape(1000, 64 * GIB));
         assert_eq!(reasons[0].text, "a task needs 64 GiB of memory; the largest worker, a, has 24 GiB");
         assert_eq!(reasons.len(), 3);
         assert!(hint(&reasons).unwrap().contains("less"));
-        let reasons = why(&[], Resources::default());
+        let reasons = why(&[], &Shape::default());
         assert_eq!(reasons[0].code, "no-worker");
         assert!(hint(&reasons).unwrap().contains("worker"));
         assert_eq!(hint(&[]), None);

@@ -1,6 +1,7 @@
 //! What the store answers with.
 
 use swarm_protocol::api::{Launch, Role};
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{ImageOrder, OutputReport, WorkerFacts};
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::state::TaskCounts;
@@ -305,4 +306,6 @@ pub struct WorkerRecord {
     pub draining: bool,
     /// What it last said it is and has; none before its first link.
     pub facts: Option<WorkerFacts>,
+    /// The labels it last said it has; none before it ever said.
+    pub labels: Option<Labels>,
 }

@@ -88,6 +88,7 @@ diesel::table! {
         draining -> Bool,
         created_at -> BigInt,
         facts -> Nullable<Text>,
+        labels -> Nullable<Text>,
     }
 }
 

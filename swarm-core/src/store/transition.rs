@@ -1,6 +1,7 @@
 //! What the store is asked to change.
 
 use swarm_protocol::api::{Launch, Role};
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{ImageOrder, OutputReport, WorkerFacts};
 use swarm_protocol::{
     AttemptId, AttemptNo, Digest, GroupId, JobId, Outcome, ScheduleId, TaskIndex, TaskRange, Timestamp, UserId,
@@ -225,6 +226,13 @@ pub enum Transition {
         worker: WorkerId,
         /// Its words, made harmless.
         facts: WorkerFacts,
+    },
+    /// Keeps the labels a worker says it has.
+    NoteLabels {
+        /// The worker.
+        worker: WorkerId,
+        /// All of them, made harmless.
+        labels: Labels,
     },
     /// A worker's key stops working for good.
     RevokeWorker {

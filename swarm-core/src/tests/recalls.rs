@@ -38,9 +38,9 @@ async fn a_worker_that_refuses_an_order_is_offered_nothing_for_a_while() {
     core.until(|| core.store.live_task(task(job)).unwrap().unwrap().attempt == 2).await;
     // Other work, of which the idle worker is the first choice as well.
     core.submit(|_| ()).await;
-    let needs = core.store.job(job).unwrap().unwrap().needs();
+    let shape = Shape::of(&core.store.job(job).unwrap().unwrap().spec);
     let (reply, why) = oneshot::channel();
-    core.handles.dispatcher.send(DispatcherMsg::Why { shape: Shape(needs), reply }).await.unwrap();
+    core.handles.dispatcher.send(DispatcherMsg::Why { shape, reply }).await.unwrap();
     let why = why.await.unwrap();
     assert!(why.iter().any(|reason| reason.text.contains("takes no new work at the moment")), "{why:?}");
     assert!(worker.frames.try_recv().is_err());

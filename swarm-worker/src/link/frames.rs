@@ -17,6 +17,7 @@ fn weight(frame: &ToCore) -> usize {
             ToCore::StateReport { attempts, .. } => attempts.len() * 40,
             ToCore::Recalled { attempts } => attempts.len() * 24,
             ToCore::Declined { reason, .. } => reason.len(),
+            ToCore::Labels { labels } => labels.iter().map(|(name, value)| 16 + name.len() + value.len()).sum(),
             _ => 0,
         }
 }
@@ -96,6 +97,7 @@ mod tests {
             ToCore::Recalled { attempts: vec![id(); 500] },
             ToCore::Declined { attempt: id(), reason: "r".repeat(500) },
             ToCore::Started { attempt: id(), started_at_us: u64::MAX },
+            ToCore::Labels { labels: (0..64).map(|n| (format!("{n:064}"), "v".repeat(256))).collect() },
         ] {
             let encoded = encode(1, std::slice::from_ref(&frame)).len();
             assert!(encoded <= SMALLEST + weight(&frame), "{encoded} for {frame:?}");

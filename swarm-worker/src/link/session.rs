@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use secrecy::ExposeSecret;
 use swarm_protocol::heartbeat::{Handshake, WorkerEnd};
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{
-    HANDSHAKE, Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode,
+    HANDSHAKE, Hello, LABELS_SINCE, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -97,6 +98,10 @@ pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
     };
     // Queued before any attempt can queue anything: the first frame of a link is the state report.
     let _ = out.try_send(shared.report(ctx));
+    let labels = (welcomed.version >= LABELS_SINCE).then(|| ctx.labels.subscribe());
+    if let Some(labels) = &labels {
+        let _ = out.try_send(ToCore::Labels { labels: labels.borrow().clone() });
+    }
     ctx.hub.set_session(Some(Session { out }));
     tracing::info!(core = %ctx.config.core, epoch = %welcomed.epoch, "the link is up");
     let interval = welcomed.interval;
@@ -105,6 +110,7 @@ pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
         ended = write(sink, queue, welcomed.version) => ended,
         ended = renew(ctx, &shared, interval) => ended,
         ended = report(ctx, &shared) => ended,
+        ended = relabel(labels, &shared.out) => ended,
         ended = heartbeat::run(ctx, welcomed.end, welcomed.port, interval) => ended.map_err(LinkError::Heartbeat),
     }
 }
@@ -246,5 +252,38 @@ async fn report(ctx: &Ctx, shared: &Shared) -> Result<Infallible, LinkError> {
             shared.out.send(frame).await.map_err(|_| LinkError::Closed)?;
         }
         tokio::time::sleep(REPORT_PAUSE).await;
+    }
+}
+
+/// Says what labels there are whenever they change; never to a core that would not understand.
+async fn relabel(labels: Option<watch::Receiver<Labels>>, out: &mpsc::Sender<ToCore>) -> Result<Infallible, LinkError> {
+    let Some(mut labels) = labels else { return std::future::pending().await };
+    while labels.changed().await.is_ok() {
+        let labels = labels.borrow_and_update().clone();
+        out.send(ToCore::Labels { labels }).await.map_err(|_| LinkError::Closed)?;
+    }
+    Err(LinkError::Closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn labels_that_changed_are_said_and_an_older_core_hears_nothing() {
+        let zone = |value: &str| Labels::from([("zone".to_owned(), value.to_owned())]);
+        let (found, (out, mut said)) = (watch::Sender::new(zone("a")), mpsc::channel(4));
+        let telling = async {
+            for value in ["b", "c"] {
+                found.send_replace(zone(value));
+                assert_eq!(said.recv().await, Some(ToCore::Labels { labels: zone(value) }));
+            }
+        };
+        tokio::select! {
+            ended = relabel(Some(found.subscribe()), &out) => panic!("{ended:?}"),
+            ended = relabel(None, &out) => panic!("{ended:?}"),
+            () = telling => {}
+        }
+        assert!(said.try_recv().is_err());
     }
 }

@@ -9,7 +9,7 @@ mod users;
 use std::path::Path;
 use std::time::Duration;
 
-use swarm_protocol::link::{HeldAttempt, HeldPhase, LayerOrder, TaskOrder, ToCore, ToWorker};
+use swarm_protocol::link::{HeldAttempt, HeldPhase, LayerOrder, TaskOrder, ToCore, ToWorker, VERSION, VERSION_MIN};
 use swarm_protocol::logs::{LogDecoder, LogStream};
 use swarm_protocol::{AttemptId, Digest, LossReason, Outcome};
 use tokio::task::JoinHandle;
@@ -20,7 +20,7 @@ use super::*;
 use crate::runtime::fake::{Call, Effect, FakeRuntime, FaultPlan, Script, StartView};
 use crate::runtime::testimage::{TestEngine, host_image};
 use crate::runtime::{Labels, RuntimeError};
-use crate::testing::{self, CONFIG, DEADLINE, MovedClock, ScriptedCore};
+use crate::testing::{self, CONFIG, DEADLINE, MovedClock, ScriptedCore, Seen};
 
 struct Bench {
     core: ScriptedCore,
@@ -499,18 +499,30 @@ async fn a_job_runs_on_a_real_engine() {
     runtime.remove_image(&image.config_digest).await.unwrap();
 }
 
-#[test]
-fn what_is_not_configured_comes_from_the_engine() {
-    let engine = EngineFacts {
-        cpus: 4,
-        memory_bytes: 1000,
-        engine_version: "20.10".into(),
-        api_version: "1.41".into(),
-        storage_driver: "overlay2".into(),
-        os: "linux".into(),
-        arch: "x86_64".into(),
-        image_id_is_config_digest: true,
-    };
+#[tokio::test]
+async fn labels_follow_the_first_report_where_the_core_understands_them() {
+    let bench = Bench::start(|| Script::new().exit(0)).await;
+    let labels = |seen: &Seen| seen.frames.iter().filter(|frame| matches!(frame, ToCore::Labels { .. })).count();
+    let frame = bench.core.frame("labels", |frame| matches!(frame, ToCore::Labels { .. })).await;
+    assert!(matches!(&bench.core.seen().frames[0], ToCore::StateReport { .. }));
+    let ToCore::Labels { labels: found } = frame else { unreachable!() };
+    assert_eq!((found["kernel"].as_str(), found["disk_limit"].as_str()), ("0.0.0-fake", "sampled"));
+    // An older core takes over: everything works but that.
+    bench.core.seen().version = VERSION_MIN;
+    bench.core.cut();
+    bench.core.until("another link", |seen| (seen.sessions == 2).then_some(())).await;
+    assert!(matches!(bench.outcome(&order(1)).await, Outcome::Succeeded));
+    let seen = |seen: &Seen| (labels(seen), seen.unreadable);
+    assert_eq!(seen(&bench.core.seen()), (1, 0));
+    bench.core.seen().version = VERSION;
+    bench.core.cut();
+    bench.core.until("labels again", |seen| (labels(seen) == 2).then_some(())).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_is_not_configured_comes_from_the_engine() {
+    let engine = EngineFacts { cpus: 4, memory_bytes: 1000, ..FakeRuntime::new().facts().await.unwrap() };
     let plain = facts(&WorkerConfig::default(), &engine);
     assert_eq!((plain.cpu_millis, plain.memory_bytes, plain.slots, plain.arch.as_str()), (4000, 800, 4, "amd64"));
     let config = WorkerConfig { slots: Some(9), cpu_millis: Some(500), ..WorkerConfig::default() };

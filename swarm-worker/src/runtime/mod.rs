@@ -61,6 +61,18 @@ pub struct EngineFacts {
     pub os: String,
     /// As the kernel names it, such as `x86_64`.
     pub arch: String,
+    /// The kernel's release; empty where the engine does not say, as are the next two.
+    pub kernel: String,
+    /// `1` or `2`.
+    pub cgroup_version: String,
+    /// The machine's name.
+    pub host: String,
+    /// Names of the OCI runtimes it can start containers with, sorted.
+    pub runtimes: Vec<String>,
+    /// CDI names of devices it can hand to containers, such as `nvidia.com/gpu=0`; engines before 28.2 know none.
+    pub devices: Vec<String>,
+    /// Size of the disk where it keeps images and containers; none when that place cannot be seen from here.
+    pub disk_bytes: Option<u64>,
     /// False where the engine keeps images in containerd: image ids are manifest digests there, so images cannot be
     /// checked against their config digest and [`ContainerRuntime::load_image`] refuses them.
     pub image_id_is_config_digest: bool,

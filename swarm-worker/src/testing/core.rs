@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     pub(crate) sessions: u64,
     pub(crate) joins: u32,
     pub(crate) heartbeats: u64,
+    /// The link version it speaks.
+    pub(crate) version: u8,
     /// What the welcome of a healthy core is turned into.
     pub(crate) welcome: fn(Welcome) -> Welcome,
     pub(crate) judges_reports: bool,
@@ -79,6 +81,7 @@ impl ScriptedCore {
             sessions: 0,
             joins: 0,
             heartbeats: 0,
+            version: VERSION,
             welcome: |welcome| welcome,
             judges_reports: true,
             answers_link: true,
@@ -173,6 +176,7 @@ impl ScriptedCore {
         let Some(Ok(Message::Binary(hello))) = socket.next().await else { return Ok(()) };
         let hello: Hello = decode(HANDSHAKE, &hello).unwrap().remove(0);
         let (out, mut orders) = mpsc::unbounded_channel();
+        let version = self.seen().version;
         let session = self.change(|seen| {
             seen.sessions += 1;
             seen.link = Some(out.clone());
@@ -184,11 +188,11 @@ impl ScriptedCore {
             session: SessionId(session),
             worker: WorkerId(3),
             epoch: Epoch(1),
-            link_version: VERSION,
+            link_version: version,
         };
         self.seen().ends.insert(session, CoreEnd::new(&[2; 32], &handshake));
         let welcome = Welcome::Accepted {
-            version: VERSION,
+            version,
             swarm: self.swarm,
             worker: WorkerId(3),
             epoch: Epoch(1),
@@ -211,11 +215,11 @@ impl ScriptedCore {
             tokio::select! {
                 order = orders.recv() => {
                     let Some(order) = order else { return Ok(()) };
-                    socket.send(Message::binary(encode(VERSION, &[order]))).await.map_err(io::Error::other)?;
+                    socket.send(Message::binary(encode(version, &[order]))).await.map_err(io::Error::other)?;
                 }
                 message = socket.next() => {
                     let Some(Ok(Message::Binary(bytes))) = message else { return Ok(()) };
-                    let Ok(frames) = decode::<ToCore>(VERSION, &bytes) else {
+                    let Ok(frames) = decode::<ToCore>(version, &bytes) else {
                         self.change(|seen| seen.unreadable += 1);
                         return Ok(());
                     };

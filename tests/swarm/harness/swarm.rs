@@ -191,6 +191,11 @@ impl Swarm {
 
     /// Starts the worker; the join token counts at the first start only.
     pub(crate) fn start_worker(&self) {
+        self.start_worker_with(&[]);
+    }
+
+    /// As `start_worker`, with further flags.
+    pub(crate) fn start_worker_with(&self, flags: &[&str]) {
         let path = |name: &str| self.home().join(name).display().to_string();
         let slots = self.setup.slots.unwrap_or(4).to_string();
         let mut words = vec!["worker".to_owned(), "--core".into(), self.url.clone(), "--data".into(), path("worker")];
@@ -198,7 +203,7 @@ impl Swarm {
         if !self.home().join("worker/identity.json").exists() {
             words.extend(["--join-token-file".into(), path("join-token")]);
         }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).chain(flags.iter().copied()).collect();
         *self.worker() = Some(Proc::start("worker", self.home(), command(self.home(), &words)));
     }
 

@@ -99,7 +99,7 @@ fn dispatcher(seen: mpsc::Sender<Seen>, swarm: SwarmId) -> mpsc::Sender<Dispatch
                 }
                 DispatcherMsg::Why { reply, .. } => drop(reply.send(Vec::new())),
                 DispatcherMsg::Workers { reply } => drop(reply.send(Vec::new())),
-                DispatcherMsg::Misfit { shape, reply } => drop(reply.send(misfit(&[one_worker()], shape.0))),
+                DispatcherMsg::Misfit { shape, reply } => drop(reply.send(misfit(&[one_worker()], &shape))),
                 DispatcherMsg::Disconnected { session: SessionId(7), .. } => {
                     seen.send(Seen::Disconnected).await.unwrap();
                 }
@@ -112,7 +112,8 @@ fn dispatcher(seen: mpsc::Sender<Seen>, swarm: SwarmId) -> mpsc::Sender<Dispatch
 /// All that the stub dispatcher knows of: 4 cores and 8 GiB.
 fn one_worker() -> Subject {
     let capacity = Amount { cpu_millis: 4_000, memory_bytes: 8 << 30, slots: 4 };
-    Subject { name: "w1".to_owned(), standing: Standing::Offline, capacity, used: Amount::default() }
+    let (used, labels) = (Amount::default(), Some(Arc::default()));
+    Subject { name: "w1".to_owned(), standing: Standing::Offline, capacity, used, labels }
 }
 
 fn harvester(seen: mpsc::Sender<Seen>) -> mpsc::Sender<HarvesterMsg> {

@@ -1,6 +1,7 @@
 //! Accounts, their tokens, and workers.
 
 use diesel::prelude::*;
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::WorkerFacts;
 use swarm_protocol::{Digest, GroupId, Timestamp, UserId, WorkerId};
 
@@ -235,6 +236,13 @@ fn refuse_worker(name: &str, namesake: Option<(i64, bool)>, key_of: Option<i64>)
 pub(super) fn note_facts(conn: &mut Conn, worker: WorkerId, facts: &WorkerFacts) -> Step {
     let rows = both!(conn, c => diesel::update(workers::table.find(int(worker.0)))
         .set(workers::facts.eq(json(facts)))
+        .execute(c))?;
+    done_or_not_found(rows, || format!("worker {worker}"))
+}
+
+pub(super) fn note_labels(conn: &mut Conn, worker: WorkerId, labels: &Labels) -> Step {
+    let rows = both!(conn, c => diesel::update(workers::table.find(int(worker.0)))
+        .set(workers::labels.eq(json(labels)))
         .execute(c))?;
     done_or_not_found(rows, || format!("worker {worker}"))
 }

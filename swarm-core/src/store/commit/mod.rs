@@ -94,6 +94,7 @@ fn apply(conn: &mut Conn, transition: &Transition) -> Step {
         }
         Transition::JoinWorker { token, worker, key, at } => identity::join_worker(conn, token, worker, key, *at),
         Transition::NoteFacts { worker, facts } => identity::note_facts(conn, *worker, facts),
+        Transition::NoteLabels { worker, labels } => identity::note_labels(conn, *worker, labels),
         Transition::RevokeWorker { worker } => identity::revoke_worker(conn, *worker),
         Transition::DrainWorker { worker, draining } => identity::drain_worker(conn, *worker, *draining),
     }

@@ -1,5 +1,6 @@
 //! Accounts, tokens, workers.
 
+use swarm_protocol::labels::Labels;
 use swarm_protocol::link::WorkerFacts;
 
 use super::*;
@@ -169,6 +170,20 @@ pub(super) fn what_a_worker_says_of_itself_is_kept(bench: &Bench) {
     let mut conn = bench.connection();
     conn.execute("UPDATE workers SET facts = '{\"of\": \"another release\"}'").unwrap();
     assert_eq!(known()[0], (first, None), "said anew at the next link");
+}
+
+pub(super) fn the_labels_of_a_worker_are_kept(bench: &Bench) {
+    let [first, second] = bench.worker_ids();
+    let zone = |value: &str| Labels::from([("zone".to_owned(), value.to_owned())]);
+    let known =
+        || -> Vec<_> { bench.store.workers().unwrap().into_iter().map(|worker| (worker.id, worker.labels)).collect() };
+    assert_eq!(known(), [(first, None), (second, None)]);
+    for labels in [zone("a"), zone("b\" ü")] {
+        bench.apply(Transition::NoteLabels { worker: first, labels }).unwrap();
+    }
+    bench.apply(Transition::NoteLabels { worker: second, labels: Labels::new() }).unwrap();
+    assert_eq!(known(), [(first, Some(zone("b\" ü"))), (second, Some(Labels::new()))]);
+    assert!(is_not_found(&bench.apply(Transition::NoteLabels { worker: WorkerId(99), labels: zone("a") })));
 }
 
 pub(super) fn workers_drain_and_are_revoked(bench: &Bench) {

@@ -306,6 +306,7 @@ suite! {
     identity: accounts_are_unique_and_can_be_reset, root_is_allowed_to_a_group_and_taken_back,
         failed_logins_are_counted, a_refresh_token_is_used_once,
         jwts_are_revoked_until_they_expire, what_has_expired_is_removed_a_few_at_a_time, a_join_token_is_good_once_in_time_for_its_name,
-        a_worker_keeps_its_name_and_key, what_a_worker_says_of_itself_is_kept, workers_drain_and_are_revoked;
+        a_worker_keeps_its_name_and_key, what_a_worker_says_of_itself_is_kept,
+        the_labels_of_a_worker_are_kept, workers_drain_and_are_revoked;
     model: the_store_agrees_with_the_drawn_state_machine;
 }

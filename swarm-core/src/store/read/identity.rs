@@ -88,7 +88,7 @@ pub(in crate::store) fn revoked_jwts(conn: &mut Conn, now: Timestamp) -> Result<
 }
 
 pub(in crate::store) fn workers(conn: &mut Conn) -> Result<Vec<WorkerRecord>, Fault> {
-    type Row = (i64, String, Vec<u8>, bool, bool, Option<String>);
+    type Row = (i64, String, Vec<u8>, bool, bool, Option<String>, Option<String>);
     let rows: Vec<Row> = both!(conn, c => workers::table
         .order(workers::id)
         .select((
@@ -98,13 +98,15 @@ pub(in crate::store) fn workers(conn: &mut Conn) -> Result<Vec<WorkerRecord>, Fa
             workers::revoked,
             workers::draining,
             workers::facts,
+            workers::labels,
         ))
         .load(c))?;
-    let record = |(id, name, key, revoked, draining, facts): Row| {
+    let record = |(id, name, key, revoked, draining, facts, labels): Row| {
         let key = digest(&key, "workers.key_hash")?;
-        // Facts that another release wrote and this one cannot read are said anew at the next link.
+        // What another release wrote and this one cannot read is said anew at the next link.
         let facts = facts.and_then(|text| serde_json::from_str(&text).ok());
-        Ok(WorkerRecord { id: WorkerId(number(id, "workers.id")?), name, key, revoked, draining, facts })
+        let labels = labels.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(WorkerRecord { id: WorkerId(number(id, "workers.id")?), name, key, revoked, draining, facts, labels })
     };
     rows.into_iter().map(record).collect()
 }

@@ -135,6 +135,10 @@ impl ContainerRuntime for DockerRuntime {
         let version = self.call("version", self.docker.version()).await?;
         let info = self.call("info", self.docker.info()).await?;
         let in_containerd = info.driver_status.iter().flatten().flatten().any(|word| word.contains("containerd"));
+        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
+        runtimes.sort();
+        let devices = info.discovered_devices.unwrap_or_default().into_iter();
+        let disk = self.data_root(info.docker_root_dir).await;
         Ok(EngineFacts {
             cpus: info.ncpu.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
             memory_bytes: info.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
@@ -143,6 +147,12 @@ impl ContainerRuntime for DockerRuntime {
             storage_driver: info.driver.unwrap_or_default(),
             os: info.os_type.unwrap_or_default(),
             arch: info.architecture.unwrap_or_default(),
+            kernel: info.kernel_version.unwrap_or_default(),
+            cgroup_version: info.cgroup_version.map(|version| version.to_string()).unwrap_or_default(),
+            host: info.name.unwrap_or_default(),
+            runtimes,
+            devices: devices.filter(|one| one.source.as_deref() == Some("cdi")).filter_map(|one| one.id).collect(),
+            disk_bytes: disk.map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize)),
             image_id_is_config_digest: !in_containerd,
         })
     }

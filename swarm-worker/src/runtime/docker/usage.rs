@@ -28,9 +28,14 @@ impl DockerRuntime {
 
     pub(super) async fn free_bytes(&self) -> Result<Option<u64>, RuntimeError> {
         let info = self.call("info", self.docker.info()).await?;
-        let Some(place) = info.docker_root_dir.filter(|_| self.is_local) else { return Ok(None) };
-        let facts = tokio::task::spawn_blocking(move || rustix::fs::statvfs(place)).await;
-        Ok(facts.ok().and_then(Result::ok).map(|facts| facts.f_bavail.saturating_mul(facts.f_frsize)))
+        let disk = self.data_root(info.docker_root_dir).await;
+        Ok(disk.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)))
+    }
+
+    /// The file system of the engine's data root, if that is on this machine.
+    pub(super) async fn data_root(&self, place: Option<String>) -> Option<rustix::fs::StatVfs> {
+        let place = place.filter(|_| self.is_local)?;
+        tokio::task::spawn_blocking(move || rustix::fs::statvfs(place)).await.ok()?.ok()
     }
 
     pub(super) async fn measure_disk(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {

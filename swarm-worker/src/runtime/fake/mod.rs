@@ -317,6 +317,12 @@ impl ContainerRuntime for FakeRuntime {
             storage_driver: "memory".to_owned(),
             os: "linux".to_owned(),
             arch: "x86_64".to_owned(),
+            kernel: "0.0.0-fake".to_owned(),
+            cgroup_version: "2".to_owned(),
+            host: "fake".to_owned(),
+            runtimes: vec!["runc".to_owned()],
+            devices: Vec::new(),
+            disk_bytes: Some(1 << 40),
             image_id_is_config_digest: !self.lock().in_containerd,
         };
         self.perform(Call::Facts, "", |_| Ok(facts)).await

@@ -1,0 +1,53 @@
+//! Labels of workers, and jobs that require them.
+
+use swarm_protocol::JobId;
+use swarm_protocol::state::JobState;
+
+use crate::harness::{PATIENCE, Setup, Swarm, docker, eventually, now_us};
+
+/// Submits a job that requires this label; its number and what was said about it.
+fn submit_for(swarm: &Swarm, label: &str) -> (JobId, String) {
+    let start = now_us();
+    let ended =
+        swarm.consumer(&["submit", "--cpus", "0.1", "--memory", "32MiB", "--require", label, &swarm.image, "date"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let printed = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let job = JobId(printed.trim().parse().unwrap_or_else(|_| panic!("`{printed}` is no number of a job")));
+    swarm.note_submitted(job, start);
+    (job, ended.stderr)
+}
+
+#[test]
+fn a_job_waits_for_a_worker_with_the_labels_it_requires() {
+    let swarm = Swarm::start(Setup::default());
+    let labels = || swarm.block(swarm.client.workers()).expect("workers can be listed").items.remove(0).labels;
+    let found = eventually("the worker says what it is", PATIENCE, || Some(labels()).filter(|all| !all.is_empty()));
+    let engine = |format: &str| docker(&["info", "--format", format]).expect("the engine answers").trim().to_owned();
+    assert_eq!(found["kernel"], engine("{{.KernelVersion}}"));
+    assert_eq!(found["storage_driver"], engine("{{.Driver}}"));
+    assert_eq!((found["cores"].clone(), found["memory_bytes"].clone()), (engine("{{.NCPU}}"), engine("{{.MemTotal}}")));
+    assert_eq!((found["disk_limit"].as_str(), found["runtime.runc"].as_str()), ("sampled", "true"));
+
+    let (job, said) = submit_for(&swarm, "zone=a");
+    assert!(said.contains("no worker has the label `zone=a`"), "{said}");
+    let refused = swarm.consumer(&["submit", "--must-fit", "--require", "zone=a", &swarm.image, "date"]);
+    assert_eq!(refused.code, Some(6), "{refused:?}");
+    assert!(refused.stderr.contains("zone=a"), "{refused:?}");
+    let why = swarm.block(swarm.client.why(job)).expect("it can be asked");
+    assert_eq!(why.state, JobState::Waiting);
+    let own =
+        why.reasons.iter().find(|reason| reason.worker.as_deref() == Some("w1")).expect("the worker has a reason");
+    assert_eq!((own.code.as_str(), own.text.as_str()), ("label", "it has no label `zone=a`"));
+    // It blocks nobody else, and what the worker has can be required.
+    let (other, said) = submit_for(&swarm, &format!("kernel={}", found["kernel"]));
+    assert!(!said.contains("label"), "{said}");
+    assert_eq!(swarm.wait_ended(other, PATIENCE).job.state, JobState::Succeeded);
+    assert_eq!(swarm.detail(job).job.state, JobState::Waiting);
+
+    assert!(swarm.worker().take().expect("a worker runs").terminate(PATIENCE).success());
+    assert_eq!(labels(), found, "remembered while it is away");
+    swarm.start_worker_with(&["--label", "zone=a"]);
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+    assert_eq!(labels()["zone"], "a");
+    swarm.judge("labels", true);
+}
