@@ -40,9 +40,9 @@ pub(super) async fn upload(
 
 /// How much of an upload that broke off is there: it goes on from that byte with `Upload-Offset`.
 #[get("/files/<digest>/upload")]
-pub(super) fn offset(consumer: Consumer, digest: &str, uploads: &State<Uploads>) -> Answer<Json<UploadView>> {
+pub(super) async fn offset(consumer: Consumer, digest: &str, uploads: &State<Uploads>) -> Answer<Json<UploadView>> {
     let key = (Sender::User(consumer.0.id), param("digest", digest)?);
-    Ok(Json(UploadView { offset: uploads.parked.offset(&key) }))
+    Ok(Json(UploadView { offset: uploads.parked.settled_offset(&key).await }))
 }
 
 /// A length without its bytes.

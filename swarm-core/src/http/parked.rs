@@ -3,16 +3,20 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use swarm_protocol::{AttemptId, Digest, UserId, WorkerId};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::blobs::BlobUpload;
 
 /// How long one is kept.
 const KEPT: Duration = Duration::from_secs(600);
+/// How long the end of one that is still being written is awaited.
+const SETTLE_MAX: Duration = Duration::from_secs(20);
 /// How many are kept at a time: each is a file of the core.
 const PARKED_MAX: usize = 64;
 /// How many of one sender.
@@ -35,7 +39,33 @@ struct Entry {
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct Parked(Mutex<HashMap<Key, Entry>>);
+pub(crate) struct Parked {
+    entries: Mutex<HashMap<Key, Entry>>,
+    /// Those whose bytes are being written now, and how often.
+    active: Mutex<HashMap<Key, usize>>,
+    /// One of them has ended.
+    ended: Notify,
+}
+
+/// Held while an upload is being written.
+pub(crate) struct Active {
+    parked: Arc<Parked>,
+    key: Key,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let mut active = self.parked.active();
+        if let Some(count) = active.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                active.remove(&self.key);
+            }
+        }
+        drop(active);
+        self.parked.ended.notify_waiters();
+    }
+}
 
 impl fmt::Debug for Parked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,7 +75,35 @@ impl fmt::Debug for Parked {
 
 impl Parked {
     fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(&self) -> MutexGuard<'_, HashMap<Key, usize>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An upload begins, or goes on.
+    pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Active {
+        *self.active().entry(key).or_default() += 1;
+        Active { parked: Arc::clone(self), key }
+    }
+
+    /// As [`offset`](Self::offset), once nothing of it is being written any more: its sender may know of the break before
+    /// the core has written what came.
+    pub(crate) async fn settled_offset(&self, key: &Key) -> u64 {
+        let settled = async {
+            loop {
+                let mut ended = pin!(self.ended.notified());
+                ended.as_mut().enable();
+                if !self.active().contains_key(key) {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        // After that it counts as lost: its connection may hang for long.
+        let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
+        self.offset(key)
     }
 
     /// Keeps an upload, unless more of it is kept already. Where too many are, the oldest goes.
@@ -66,7 +124,7 @@ impl Parked {
     }
 
     /// How many bytes of it are there.
-    pub(crate) fn offset(&self, key: &Key) -> u64 {
+    fn offset(&self, key: &Key) -> u64 {
         self.entries().get(key).map_or(0, |entry| entry.upload.written_bytes())
     }
 
@@ -136,6 +194,14 @@ mod tests {
         assert_eq!((parked.offset(&one), parked.offset(&key(2, "a")), parked.offset(&key(1, "b"))), (10, 0, 0));
         assert_eq!(parked.take(&one, 7).err(), Some(10));
         assert!(parked.take(&one, 10).is_ok());
+        let active = parked.begin(one);
+        let settled = parked.settled_offset(&one);
+        tokio::pin!(settled);
+        assert!(futures_util::poll!(&mut settled).is_pending(), "it is still being written");
+        parked.park(one, Box::new(Written(11)));
+        drop(active);
+        assert_eq!(settled.await, 11);
+        assert!(parked.take(&one, 11).is_ok());
         assert_eq!(parked.take(&one, 10).err(), Some(0), "taken");
         parked.park(one, Box::new(Written(10)));
         tokio::time::sleep(KEPT + Duration::from_secs(1)).await;

@@ -159,8 +159,9 @@ pub(crate) async fn receive_blob(
 ) -> Answer<BlobInfo> {
     let key = expected.map(|digest| (sender, digest));
     let (blobs, parked) = (Arc::clone(&state.blobs), Arc::clone(parked));
-    let runtime = tokio::runtime::Handle::current();
+    let (runtime, active) = (tokio::runtime::Handle::current(), key.map(|key| parked.begin(key)));
     receive(state, permits, data, bytes_max.saturating_sub(offset), move |mut pipe| {
+        let _active = active;
         let mut upload = match (offset, key) {
             (0, _) => blobs.begin(bytes_max)?,
             (_, None) => {

@@ -100,7 +100,7 @@ pub(super) async fn output(
 
 /// How much of an output whose upload broke off is there.
 #[get("/link/attempts/<job>/<task>/<attempt_no>/outputs/<digest>")]
-pub(super) fn output_offset(
+pub(super) async fn output_offset(
     worker: Worker,
     job: &str,
     task: &str,
@@ -109,5 +109,5 @@ pub(super) fn output_offset(
     uploads: &State<Uploads>,
 ) -> Answer<Json<UploadView>> {
     let key = (Sender::Worker(worker.0.id, attempt(job, task, attempt_no)?), param("digest", digest)?);
-    Ok(Json(UploadView { offset: uploads.parked.offset(&key) }))
+    Ok(Json(UploadView { offset: uploads.parked.settled_offset(&key).await }))
 }
