@@ -26,6 +26,7 @@ use tokio::sync::watch;
 pub(crate) use self::user::Owner;
 use crate::context::Ctx;
 use crate::durable;
+use crate::engine;
 use crate::hub::{Control, Stop};
 use crate::images::cache::Claim;
 use crate::runtime::{OurContainer, RuntimeError};
@@ -203,6 +204,11 @@ impl Attempt {
     async fn run_through(&self) -> Result<FinalReport, End> {
         let slots = self.ctx.slots.clone();
         let _slot = self.unless_stopped(async move { Ok(slots.acquire_owned().await) }).await?;
+        if !self.unless_stopped(async { Ok(engine::answers(&self.ctx).await) }).await? {
+            // Given back: another worker may do it, and this one refuses it until the engine answers again.
+            self.ctx.hub.recall(self.id);
+            return Err(self.stop_asked());
+        }
         let mut ready = self.prepare().await?;
         self.commit_start().await?;
         let running = self.start(&mut ready).await?;

@@ -84,6 +84,7 @@ struct State {
     held: BTreeMap<AttemptId, Held>,
     generation: u64,
     draining: bool,
+    engine_silent: bool,
 }
 
 /// What a renewal said, to be kept until it is answered.
@@ -256,7 +257,13 @@ impl Hub {
 
     /// Whether new work is taken.
     pub(crate) fn is_accepting(&self) -> bool {
-        !self.state().draining
+        let state = self.state();
+        !state.draining && !state.engine_silent
+    }
+
+    /// Notes whether the container engine answers; what was noted before.
+    pub(crate) fn set_engine_answers(&self, answers: bool) -> bool {
+        !std::mem::replace(&mut self.state().engine_silent, !answers)
     }
 
     /// Takes no new work, or takes it again.

@@ -11,6 +11,7 @@ mod context;
 mod disk;
 pub mod doctor;
 mod durable;
+mod engine;
 mod heartbeat;
 mod hub;
 mod identity;

@@ -22,7 +22,7 @@ use crate::sandbox::{self, Sandboxes};
 use crate::spool::Spool;
 use crate::transfer::{Backoff, Transfer};
 use crate::watchdog::{self, WatchFiles};
-use crate::{disk, labels, link, reconcile};
+use crate::{disk, engine, labels, link, reconcile};
 
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
@@ -76,6 +76,7 @@ pub(crate) async fn run_with(
     core.spawn("disk", disk::keep_looking(ctx.clone()));
     core.spawn("sandboxes", sandbox::keep(ctx.clone()));
     core.spawn("labels", labels::keep(ctx.clone()));
+    core.spawn("engine", engine::keep_looking(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
         () = stop.cancelled() => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::harness::{Engine, PATIENCE, Proc, command, docker, eventually, strays};
+use crate::harness::{Docker, PATIENCE, Proc, command, eventually, strays};
 
 struct Demo {
     dir: tempfile::TempDir,
@@ -47,7 +47,7 @@ impl Demo {
     fn wait_for_container(&mut self, swarm: &str) {
         eventually("the demo runs a container", PATIENCE, || {
             assert!(self.proc.ended().is_none(), "it ended before: {}", self.proc.printed());
-            (!Engine::listing(swarm).is_empty()).then_some(())
+            (!Docker::default().listing(swarm).is_empty()).then_some(())
         });
     }
 
@@ -55,11 +55,11 @@ impl Demo {
     fn end(&mut self, swarm: &str) -> Option<i32> {
         let status = eventually("the demo ends", PATIENCE, || self.proc.ended());
         let printed = self.proc.printed();
-        assert!(Engine::listing(swarm).is_empty(), "containers are left\n{printed}");
-        assert!(Engine::volumes(swarm).is_empty(), "volumes are left\n{printed}");
+        assert!(Docker::default().listing(swarm).is_empty(), "containers are left\n{printed}");
+        assert!(Docker::default().volumes(swarm).is_empty(), "volumes are left\n{printed}");
         let image = printed.split_whitespace().find(|word| word.starts_with("sha256:"));
         let image = image.unwrap_or_else(|| panic!("no image was made\n{printed}"));
-        assert!(docker(&["image", "inspect", image]).is_none(), "its image is left\n{printed}");
+        assert!(Docker::default().run(&["image", "inspect", image]).is_none(), "its image is left\n{printed}");
         assert_eq!(self.temporary(), Vec::<PathBuf>::new(), "temporary files are left");
         eventually("the demo's watchdog has left", Duration::from_secs(10), || {
             strays(self.home()).is_empty().then_some(())

@@ -1,6 +1,7 @@
 //! kill -9 and worse in the middle of runs. Each scenario has a swarm of its own and ends with a clean checker.
 
 mod contained;
+mod engine;
 mod files;
 
 use std::sync::mpsc;
@@ -12,7 +13,7 @@ use swarm_protocol::api::{ScheduleRequest, TaskPhase};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, OutcomeKind, TaskId};
 
-use crate::harness::{Engine, PATIENCE, Setup, Swarm, docker, eventually, now_us, report, rounds, shared_postgres};
+use crate::harness::{PATIENCE, Setup, Swarm, eventually, now_us, report, rounds, shared_postgres};
 
 /// A job that takes long enough for a fault and a recovery, shows that it goes on, and whose log shows a second run.
 const LONG: &str = "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 1; done";
@@ -46,14 +47,14 @@ impl Swarm {
     /// The running containers of a job.
     fn containers(&self, job: JobId) -> Vec<String> {
         let id = self.id().expect("the store holds the swarm's id");
-        let ours = Engine::listing(&id).into_iter().filter(|stamp| stamp.job == job.0);
+        let ours = self.docker().listing(&id).into_iter().filter(|stamp| stamp.job == job.0);
         ours.filter(|stamp| stamp.listed.is_some_and(|listed| listed.running)).map(|stamp| stamp.container).collect()
     }
 
     /// The one container of a job that runs [`LONG`] carries on: it is still the same and writes lines that were not
     /// there before.
     fn carries_on(&self, job: JobId, container: &str) {
-        let lines = || docker(&["logs", container]).expect("the engine has the log").lines().count();
+        let lines = || self.docker().run(&["logs", container]).expect("the engine has the log").lines().count();
         let before = lines();
         eventually("the container writes another line", PATIENCE, || (lines() > before).then_some(()));
         assert_eq!(self.containers(job), [container], "the container did not survive");
@@ -109,7 +110,7 @@ fn a_job_ended_while_the_core_was_away_is_reported_later() {
     swarm.kill_core();
     let id = swarm.id().expect("the store holds the swarm's id");
     eventually("the container ends", PATIENCE, || {
-        Engine::listing(&id).iter().all(|stamp| stamp.listed.is_some_and(|listed| !listed.running)).then_some(())
+        swarm.docker().listing(&id).iter().all(|stamp| stamp.listed.is_some_and(|listed| !listed.running)).then_some(())
     });
     swarm.start_core();
     swarm.ran_once(job, SHORT_LOG);
@@ -135,7 +136,7 @@ fn a_container_that_died_with_its_worker_is_run_again() {
     assert_eq!(containers.len(), 2);
     swarm.fault("removal of the containers while no worker runs");
     for container in containers {
-        docker(&["rm", "--force", "--volumes", &container]).expect("the container can be removed");
+        swarm.docker().run(&["rm", "--force", "--volumes", &container]).expect("the container can be removed");
     }
     swarm.start_worker();
     assert_eq!(swarm.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);

@@ -9,7 +9,7 @@ use swarm_protocol::api::{LoginRequest, Role, Tokens, UserRequest};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, TaskId};
 
-use crate::harness::{Engine, PATIENCE, Setup, Swarm, docker, eventually, report};
+use crate::harness::{PATIENCE, Setup, Swarm, docker, eventually, report};
 
 const SLOTS: u32 = 2;
 const PASSWORD: &str = "a-password-of-twelve";
@@ -127,7 +127,7 @@ fn jobs_join_sandboxes_of_their_group_and_lose_nothing_with_them() {
     let began = std::time::Instant::now();
     let status = swarm.worker().take().expect("it runs").terminate(PATIENCE);
     assert_eq!(status.code(), Some(0));
-    assert!(sandboxes(&swarm, &[]).is_empty() && Engine::listing(&id).is_empty());
+    assert!(sandboxes(&swarm, &[]).is_empty() && swarm.docker().listing(&id).is_empty());
     report(&format!("a worker with {SLOTS} sandboxes stopped within {} ms", began.elapsed().as_millis()));
 }
 

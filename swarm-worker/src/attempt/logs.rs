@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::log_file::{LogEnd, LogFile};
 use super::{Attempt, End, spool_end};
+use crate::engine;
 use crate::runtime::{ContainerId, LogLimits};
 
 /// Entries written together at most.
@@ -15,6 +17,8 @@ const BATCH_ITEMS: usize = 512;
 const REST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Times the log of an ended container is asked for.
 const REST_TRIES: u32 = 3;
+/// How long an engine that is away is waited for beside that: it still has the log when it is back.
+const AWAY_MAX: Duration = Duration::from_secs(10 * 60);
 /// The engine's smallest log file.
 const FILE_BYTES_MIN: u64 = 16 << 20;
 const PAUSE: Duration = Duration::from_millis(500);
@@ -29,7 +33,7 @@ pub(super) fn engine_limits(log_bytes_max: u64) -> LogLimits {
 impl Attempt {
     /// Copies the whole log; `exited` turns true when the container has ended.
     pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
-        let (mut tries, mut seen_max) = (0, 0);
+        let (mut tries, mut seen_max, mut away_until) = (0, 0, None);
         let engine_keeps = engine_limits(self.order.log_bytes_max).file_bytes;
         loop {
             // Only a replay that began after the end of the container is complete: an engine that follows a log may drop
@@ -43,12 +47,19 @@ impl Attempt {
             if copied && final_pass {
                 return log.finish(false).await.map_err(|error| spool_end(&error));
             }
-            tries += u32::from(final_pass);
+            if final_pass {
+                let away_until = *away_until.get_or_insert_with(|| Instant::now() + AWAY_MAX);
+                let is_away = Instant::now() < away_until && !engine::answers(&self.ctx).await;
+                tries += u32::from(!is_away);
+            }
             if tries >= REST_TRIES {
                 tracing::warn!(attempt = %self.id, "the engine does not hand over the rest of the log");
                 return log.finish(true).await.map_err(|error| spool_end(&error));
             }
-            let _ = tokio::time::timeout(PAUSE, exited.wait_for(|exited| *exited)).await;
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                Ok(_) = exited.wait_for(|exited| *exited), if !final_pass => {}
+            }
         }
     }
 

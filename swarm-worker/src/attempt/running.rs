@@ -18,6 +18,9 @@ use crate::spool::StartMark;
 /// Between two SIGKILLs, or two questions to an engine that fails.
 pub(super) const PAUSE: Duration = Duration::from_secs(2);
 
+/// The status an engine gives a container whose end it did not see, as after a crash of its own.
+const UNKNOWN_STATUS: i64 = 255;
+
 /// The first pause before an engine is asked again about a container's end.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 
@@ -45,6 +48,17 @@ impl Running {
     fn limit_from_ns(&self) -> Option<u64> {
         if self.is_adopted { self.asked_ns } else { Some(self.seen_ns) }
     }
+}
+
+/// When this worker learned of an end, by both clocks.
+#[derive(Debug, Clone, Copy)]
+struct Noticed {
+    boot_ns: u64,
+    at_us: u64,
+}
+
+fn now_us() -> u64 {
+    chrono::Utc::now().timestamp_micros().unsigned_abs()
 }
 
 /// Why a container was made to end.
@@ -84,7 +98,7 @@ impl Attempt {
         let seen_ns = self.ctx.clock.now_ns();
         let container = self.ctx.runtime.inspect(id).await;
         let stamp = container.ok().and_then(|container| container.started_at_us);
-        self.started(stamp.unwrap_or_else(|| chrono::Utc::now().timestamp_micros().unsigned_abs()));
+        self.started(stamp.unwrap_or_else(now_us));
         Ok(Running { asked_ns, seen_ns, is_adopted: false, found_ended: false })
     }
 
@@ -93,7 +107,7 @@ impl Attempt {
         let (exited, ended) = (watch::Sender::new(false), watch::Sender::new(None));
         let waiting = async {
             let (gone, cause) = self.until_gone(id, running).await;
-            ended.send_replace(Some(self.ctx.clock.now_ns()));
+            ended.send_replace(Some(Noticed { boot_ns: self.ctx.clock.now_ns(), at_us: now_us() }));
             exited.send_replace(true);
             (gone, cause)
         };
@@ -124,7 +138,7 @@ impl Attempt {
         running: Running,
     ) -> Result<(Outcome, Vec<OutputReport>), End> {
         let alone = |outcome| Ok((outcome, Vec::new()));
-        let Some(outcome) = outcome_of(exit, cause, self.killer(running)) else {
+        let Some(outcome) = outcome_of(exit, cause, self.killer(exit, running)) else {
             return Ok(match self.unless_stopped(self.collect(id)).await {
                 Ok(outputs) => (Outcome::Succeeded, outputs),
                 Err(End::With(outcome) | End::Torn(outcome)) => (outcome, Vec::new()),
@@ -137,13 +151,17 @@ impl Attempt {
     /// What a failure means where something other than the job may have ended the container: an exit that somebody else
     /// brought about says nothing of the job. The watchdog notes a kill before it kills; should the disk have refused
     /// that, an overdue lease tells the same.
-    fn killer(&self, running: Running) -> Option<Outcome> {
+    fn killer(&self, exit: Option<&ExitInfo>, running: Running) -> Option<Outcome> {
         let lease_ends = self.control.borrow().stop >= Some(Stop::LeaseExpired)
             || self.ctx.hub.is_overdue(self.id, self.ctx.clock.now_ns());
         if lease_ends || self.ctx.watch.was_killed(&self.name) {
             return Some(lease_expired());
         }
-        running.asked_ns.is_none().then(restarted)
+        if running.asked_ns.is_none() {
+            return Some(restarted());
+        }
+        let forgotten = running.found_ended && exit.is_some_and(|exit| exit.exit_code == UNKNOWN_STATUS);
+        (forgotten || exit.is_some_and(|exit| exit.interrupted)).then(interrupted)
     }
 
     /// Waits for the end of the container, and brings it about when a limit or somebody asks for it.
@@ -194,13 +212,18 @@ impl Attempt {
     }
 
     /// The end of the container, however often the engine fails in between. The first question is asked again at once: a
-    /// busy engine may say that a container has ended and then show it running still.
+    /// busy engine may say that a container has ended and then show it running still. What ended while the engine was
+    /// away may have been ended by it: an engine that stops, or starts again, stops its containers.
     async fn wait(&self, id: &ContainerId) -> Gone {
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut was_away) = (PAUSE_MIN, false);
         loop {
             match self.ctx.runtime.wait(id).await {
-                Ok(exit) => return Gone::Exited(exit),
+                Ok(exit) => return Gone::Exited(ExitInfo { interrupted: exit.interrupted || was_away, ..exit }),
                 Err(error) if error.is_not_found() => return Gone::Vanished,
+                Err(error) if error.is_infrastructure() && !was_away => {
+                    was_away = true;
+                    tracing::warn!(attempt = %self.id, %error, "the container cannot be waited for, asking again");
+                }
                 Err(error) if pause < PAUSE => {
                     tracing::debug!(attempt = %self.id, %error, "the container cannot be waited for, asking again");
                 }
@@ -210,6 +233,9 @@ impl Attempt {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE);
+            // Engines may leave their containers alone; what runs on ends by itself again.
+            let runs = |container: OurContainer| container.phase == ContainerPhase::Running;
+            was_away = was_away && !self.ctx.runtime.inspect(id).await.is_ok_and(runs);
         }
     }
 
@@ -277,12 +303,19 @@ fn outcome_of(exit: Option<&ExitInfo>, cause: Option<Cause>, killer: Option<Outc
     let Some(exit) = exit else { return lost("the container vanished from the engine".into()) };
     let exit_code = i32::try_from(exit.exit_code).unwrap_or(255);
     match exit_code {
+        // A job may end well when it is asked to stop, and yet not be done.
+        0 if exit.interrupted => killer,
         0 => None,
         _ if killer.is_some() => killer,
         _ if exit.oom_killed => Some(Outcome::OutOfMemory { exit_code }),
         1..=255 => Some(Outcome::Failed { exit_code }),
         _ => lost(format!("the engine gave the exit code {exit_code}")),
     }
+}
+
+fn interrupted() -> Outcome {
+    let detail = "the container engine stopped, crashed or started again, or somebody stopped the container through it";
+    Outcome::Lost { reason: LossReason::Engine, detail: detail.to_owned() }
 }
 
 fn out_of_disk(bytes: u64) -> Outcome {
@@ -292,14 +325,21 @@ fn out_of_disk(bytes: u64) -> Outcome {
 }
 
 /// The engine's stamps tell best how long it ran, but are of a clock that may be set: they count within what the
-/// monotonic clock allows where this worker saw the end.
-fn ran_ms(running: Running, ended_ns: Option<u64>, exit: Option<&ExitInfo>) -> Option<u64> {
+/// monotonic clock allows where this worker saw the end, or learned of it later from an engine that had hung. Of an end
+/// that the engine itself brought about or missed, nobody knows.
+fn ran_ms(running: Running, noticed: Option<Noticed>, exit: Option<&ExitInfo>) -> Option<u64> {
+    if exit.is_some_and(|exit| exit.interrupted) {
+        return None;
+    }
     let stamped = exit.and_then(|exit| Some(exit.finished_at_us?.saturating_sub(exit.started_at_us?) / 1000));
-    let (Some(asked_ns), Some(ended_ns), false) = (running.asked_ns, ended_ns, running.found_ended) else {
+    let (Some(asked_ns), Some(noticed), false) = (running.asked_ns, noticed, running.found_ended) else {
         return stamped;
     };
-    let since_ms = |from_ns: u64| ended_ns.saturating_sub(from_ns) / 1_000_000;
-    let (least, most) = (since_ms(running.seen_ns.max(asked_ns)), since_ms(asked_ns));
+    let since_ms = |from_ns: u64| noticed.boot_ns.saturating_sub(from_ns) / 1_000_000;
+    let (seen, most) = (since_ms(running.seen_ns.max(asked_ns)), since_ms(asked_ns));
+    let late = exit.and_then(|exit| exit.finished_at_us).map_or(0, |at_us| noticed.at_us.saturating_sub(at_us) / 1000);
+    // An end before the start shows that the clocks differ, and not that anything is late.
+    let least = seen.checked_sub(late).unwrap_or(seen);
     Some(stamped.map_or(most, |stamped| stamped.clamp(least, most)))
 }
 
@@ -308,7 +348,14 @@ mod tests {
     use super::*;
 
     fn exit(exit_code: i64, oom_killed: bool) -> ExitInfo {
-        ExitInfo { exit_code, oom_killed, started_at_us: Some(1_000_000), finished_at_us: Some(3_500_000), error: None }
+        ExitInfo {
+            exit_code,
+            oom_killed,
+            started_at_us: Some(1_000_000),
+            finished_at_us: Some(3_500_000),
+            error: None,
+            interrupted: false,
+        }
     }
 
     #[test]
@@ -325,6 +372,12 @@ mod tests {
         assert_eq!(outcome_of(Some(&killed), Some(Cause::TimedOut), None), Some(Outcome::TimedOut));
         let cancel = Some(Cause::Asked(Stop::Cancel { grace_ms: 1 }));
         assert_eq!(outcome_of(Some(&killed), cancel, None), Some(Outcome::Cancelled));
+        let stopped = ExitInfo { interrupted: true, ..exit(0, false) };
+        assert_eq!(
+            outcome_of(Some(&stopped), None, Some(interrupted())),
+            Some(interrupted()),
+            "not done, whatever it says"
+        );
         let lease = Some(Cause::Asked(Stop::LeaseExpired));
         assert_eq!(outcome_of(Some(&killed), lease, None), Some(lease_expired()));
     }
@@ -334,16 +387,23 @@ mod tests {
         let ran = |asked_ms: u64, seen_ms: u64, ended_ms: u64, exit: Option<ExitInfo>| {
             let [asked_ns, seen_ns, ended_ns] = [asked_ms, seen_ms, ended_ms].map(|ms| ms * 1_000_000);
             let running = Running { asked_ns: Some(asked_ns), seen_ns, is_adopted: false, found_ended: false };
-            ran_ms(running, Some(ended_ns), exit.as_ref())
+            // The wall clock stands wherever it was set to: an end is noticed at once.
+            let at_us = exit.as_ref().and_then(|exit| exit.finished_at_us).unwrap_or(0);
+            ran_ms(running, Some(Noticed { boot_ns: ended_ns, at_us }), exit.as_ref())
         };
         assert_eq!(ran(1000, 3000, 5000, Some(exit(0, false))), Some(2500), "the start took a while");
         assert_eq!(ran(1000, 1100, 5000, Some(exit(0, false))), Some(3900), "the clock was set back");
         assert_eq!(ran(1000, 1100, 2000, Some(exit(0, false))), Some(1000), "the clock was set forward");
         assert_eq!(ran(1000, 1100, 2000, None), Some(1000), "it vanished");
+        let noticed = |late_us: u64| Some(Noticed { boot_ns: 9_000_000_000, at_us: 3_500_000 + late_us });
+        let hung = Running { asked_ns: Some(0), seen_ns: 0, is_adopted: false, found_ended: false };
+        assert_eq!(ran_ms(hung, noticed(6_400_000), Some(&exit(0, false))), Some(2600), "noticed 6.4 s late");
+        let crashed = ExitInfo { interrupted: true, ..exit(137, false) };
+        assert_eq!(ran_ms(hung, noticed(0), Some(&crashed)), None);
         let found = Running { asked_ns: Some(1), seen_ns: 2, is_adopted: true, found_ended: true };
-        assert_eq!(ran_ms(found, Some(9_000_000_000), Some(&exit(0, false))), Some(2500));
-        assert_eq!(ran_ms(found, Some(9_000_000_000), None), None);
+        assert_eq!(ran_ms(found, noticed(0), Some(&exit(0, false))), Some(2500));
+        assert_eq!(ran_ms(found, noticed(0), None), None);
         let other_boot = Running { asked_ns: None, found_ended: false, ..found };
-        assert_eq!(ran_ms(other_boot, Some(9_000_000_000), Some(&exit(0, false))), Some(2500));
+        assert_eq!(ran_ms(other_boot, noticed(0), Some(&exit(0, false))), Some(2500));
     }
 }

@@ -122,6 +122,9 @@ pub struct ExitInfo {
     pub finished_at_us: Option<u64>,
     /// What the engine itself had to say, if anything.
     pub error: Option<String>,
+    /// The engine was told to signal it, or did so itself as it stopped or started again: the status says nothing of the
+    /// job then. An engine that started again since may not remember.
+    pub interrupted: bool,
 }
 
 /// Where a container is in its life.
@@ -379,8 +382,8 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// once.
     ///
     /// # Errors
-    /// [`RuntimeError::Conflict`] when the container was never started; infrastructure errors when the engine goes
-    /// away meanwhile: ask again, the container may live on.
+    /// [`RuntimeError::Conflict`] when the container was never started, or a busy engine says that it ended and shows it
+    /// running still; infrastructure errors when the engine goes away meanwhile: ask again, the container may live on.
     async fn wait(&self, id: &ContainerId) -> Result<ExitInfo, RuntimeError>;
 
     /// Sends a signal such as `SIGTERM` or `9`.

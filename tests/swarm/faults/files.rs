@@ -8,7 +8,7 @@ use swarm_protocol::spec::{Input, Output};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, TaskId};
 
-use crate::harness::{Engine, PATIENCE, Setup, Swarm, eventually};
+use crate::harness::{PATIENCE, Setup, Swarm, eventually};
 
 /// Enough for a kill to strike in the middle of a transfer.
 const FILE_BYTES: usize = 4 << 20;
@@ -30,7 +30,7 @@ impl Swarm {
         self.wait_started(job, 1);
         let id = self.id().expect("the store holds the swarm's id");
         eventually("the container ends", PATIENCE, || {
-            let stamps = Engine::listing(&id);
+            let stamps = self.docker().listing(&id);
             let mut of_job = stamps.iter().filter(|stamp| stamp.job == job.0);
             of_job.all(|stamp| stamp.listed.is_some_and(|listed| !listed.running)).then_some(())
         });

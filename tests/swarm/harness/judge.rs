@@ -11,7 +11,7 @@ use swarm_checker::{
 use swarm_protocol::AttemptId;
 
 use super::swarm::Swarm;
-use super::{Engine, eventually, report};
+use super::{eventually, report};
 
 /// How long containers may take to go after their attempts (invariant I8).
 const GONE: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ impl Swarm {
         let id = self.id().expect("the store holds the swarm's id");
         if all_ended {
             eventually("every container and volume is gone", GONE, || {
-                (Engine::listing(&id).is_empty() && Engine::volumes(&id).is_empty()).then_some(())
+                (self.docker().listing(&id).is_empty() && self.docker().volumes(&id).is_empty()).then_some(())
             });
         }
         // Other tests may share the swarm and go on: every start known now must be seen, and whatever has been seen by
@@ -61,7 +61,7 @@ impl Swarm {
         let known = world();
         let began = Instant::now();
         let mut stamps = loop {
-            let (stamps, listing) = (self.engine.stamps(&id), Engine::listing(&id));
+            let (stamps, listing) = (self.engine.stamps(&id), self.docker().listing(&id));
             let there: HashSet<&str> = listing.iter().map(|stamp| stamp.container.as_str()).collect();
             let destroyed = |stamp: &&Stamp| stamp.action == Some(Action::Destroy);
             let gone: HashSet<&str> = stamps.iter().filter(destroyed).map(|stamp| stamp.container.as_str()).collect();

@@ -1,15 +1,18 @@
 //! Starts swarms out of the real binary, each in a directory of its own on ports of its own, watches them, and leaves
 //! nothing behind.
 
+mod death;
 mod engine;
 mod judge;
+mod own_engine;
 mod process;
 mod recorder;
 mod swarm;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use engine::{Engine, docker};
+pub(crate) use engine::{Docker, Engine};
+pub(crate) use own_engine::{OwnEngine, Part};
 pub(crate) use process::{Ended, Proc, command, run, signal, strays};
 pub(crate) use recorder::{Log, log_read};
 pub(crate) use swarm::{Setup, Swarm, shared};

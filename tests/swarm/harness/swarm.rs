@@ -19,10 +19,9 @@ use swarm_worker::WorkerConfig;
 use swarm_worker::runtime::ByteStream;
 use swarm_worker::runtime::testimage::{HostImage, host_image};
 
-use super::engine::docker;
 use super::process::{command, run, strays};
 use super::recorder::{Log, Recorder, job_seen, log_read, task_seen, verdict};
-use super::{Ended, Engine, PATIENCE, Proc, eventually, now_us, signal};
+use super::{Docker, Ended, Engine, PATIENCE, Proc, eventually, now_us, signal};
 
 /// What a swarm is made of.
 #[derive(Default)]
@@ -33,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) slots: Option<u32>,
     /// `swarm up` instead of a core and a worker apart.
     pub(crate) up: bool,
+    /// The engine's address, where it is not the usual one.
+    pub(crate) engine: Option<String>,
     /// Variables for the core, beside what every core gets.
     pub(crate) core_env: Vec<(&'static str, &'static str)>,
 }
@@ -88,7 +89,7 @@ impl Swarm {
         let client = Client::new(&url, Arc::new(MemoryTokens::default())).expect("loopback is an address");
         let swarm = Self {
             recorder: Recorder::new(home),
-            engine: Engine::watch(home),
+            engine: Engine::watch(Docker { host: setup.engine.clone() }, home),
             image: "host:1".to_owned(),
             host_image: host_image(&PROGRAMS).expect("host programs can be packed"),
             core: Mutex::new(None),
@@ -122,6 +123,10 @@ impl Swarm {
         self.dir.path()
     }
 
+    pub(crate) fn docker(&self) -> &Docker {
+        &self.engine.docker
+    }
+
     pub(crate) fn core(&self) -> MutexGuard<'_, Option<Proc>> {
         self.core.lock().expect("no test panics while it holds it")
     }
@@ -149,6 +154,7 @@ impl Swarm {
         if let Some((url, _)) = &self.database {
             command.env("SWARM_CORE_DATABASE_URL", url);
         }
+        command.envs(self.setup.engine.iter().map(|host| ("DOCKER_HOST", host)));
         command.envs(environment.iter().copied()).envs(self.setup.core_env.iter().copied());
         let mut core = Proc::start("core", self.home(), command);
         eventually("the core answers", PATIENCE, || {
@@ -203,6 +209,7 @@ impl Swarm {
         if !self.home().join("worker/identity.json").exists() {
             words.extend(["--join-token-file".into(), path("join-token")]);
         }
+        words.extend(self.setup.engine.iter().flat_map(|host| ["--docker-host".to_owned(), host.clone()]));
         let words: Vec<&str> = words.iter().map(String::as_str).chain(flags.iter().copied()).collect();
         *self.worker() = Some(Proc::start("worker", self.home(), command(self.home(), &words)));
     }
@@ -431,13 +438,13 @@ impl Drop for Swarm {
             signal(pid, Signal::KILL);
         }
         if let Some(id) = id {
-            Engine::clean(&id);
+            self.docker().clean(&id);
         }
         // Not there when no job ran.
-        docker(&["rmi", "--force", &self.host_image.config_digest.to_string()]);
+        self.docker().run(&["rmi", "--force", &self.host_image.config_digest.to_string()]);
         for data in ["worker", "core/worker"] {
             let config = WorkerConfig { data: self.home().join(data), ..WorkerConfig::default() };
-            Engine::clean_images(&config.engine_settings().repository);
+            self.docker().clean_images(&config.engine_settings().repository);
         }
         if let (Some(server), Some((_, name))) = (&self.setup.postgres, &self.database) {
             let _ = swarm_checker::drop_database(server, name);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
 use bollard::query_parameters::{
-    DownloadFromContainerOptions, KillContainerOptions, ListContainersOptions, RemoveContainerOptions,
+    DownloadFromContainerOptions, EventsOptions, KillContainerOptions, ListContainersOptions, RemoveContainerOptions,
     StopContainerOptions, UploadToContainerOptions, WaitContainerOptions,
 };
 use chrono::{DateTime, Utc};
@@ -52,18 +52,18 @@ impl DockerRuntime {
     }
 
     pub(super) async fn wait_container(&self, id: &str) -> Result<ExitInfo, RuntimeError> {
-        let options = WaitContainerOptions { condition: "not-running".to_owned() };
-        let mut answers = self.docker.wait_container(id, Some(options)).boxed();
-        let said = match answers.next().await {
-            Some(Ok(_)) => None,
-            // How bollard reports every exit status but 0.
-            Some(Err(Error::DockerContainerWaitError { error, .. })) => (!error.is_empty()).then_some(error),
-            Some(Err(error)) => return Err(map("wait", self.deadlines.call, error)),
-            None => return Err(engine_gone()),
+        let said = loop {
+            // An engine that vanished behind a proxy or a network never answers: it is asked again now and then.
+            match tokio::time::timeout(self.deadlines.call, self.wait_once(id)).await {
+                Ok(said) => break said?,
+                Err(_) if self.inspect_container(id).await?.0.phase == ContainerPhase::Running => {}
+                Err(_) => break None,
+            }
         };
         let (container, engine_error) = self.inspect_container(id).await?;
         match container.phase {
             ContainerPhase::Exited => Ok(ExitInfo {
+                interrupted: self.was_signalled(id).await?,
                 exit_code: container.exit_code.unwrap_or(-1),
                 oom_killed: container.oom_killed,
                 started_at_us: container.started_at_us,
@@ -73,8 +73,38 @@ impl DockerRuntime {
             ContainerPhase::Created => {
                 Err(RuntimeError::Conflict { call: "wait", message: "the container was never started".to_owned() })
             }
-            ContainerPhase::Running => Err(engine_gone()),
+            ContainerPhase::Running => {
+                let message = "the engine says that the container ended, and shows it running".to_owned();
+                Err(RuntimeError::Conflict { call: "wait", message })
+            }
         }
+    }
+
+    /// Returns when the engine says that the container has ended, with its words if it has any.
+    async fn wait_once(&self, id: &str) -> Result<Option<String>, RuntimeError> {
+        let options = WaitContainerOptions { condition: "not-running".to_owned() };
+        match self.docker.wait_container(id, Some(options)).boxed().next().await {
+            Some(Ok(_)) => Ok(None),
+            // How bollard reports every exit status but 0.
+            Some(Err(Error::DockerContainerWaitError { error, .. })) => Ok((!error.is_empty()).then_some(error)),
+            Some(Err(error)) => Err(map("wait", self.deadlines.call, error)),
+            None => Err(engine_gone()),
+        }
+    }
+
+    /// Whether the engine remembers a signal that it sent to the container. It keeps the last 256 events, of its own
+    /// life alone; a stop of the engine itself is among them while it still answers.
+    async fn was_signalled(&self, id: &str) -> Result<bool, RuntimeError> {
+        let terms = [("type", "container"), ("container", id), ("event", "kill")];
+        let filters = terms.map(|(key, value)| (key.to_owned(), vec![value.to_owned()])).into();
+        let now = Utc::now();
+        let options = EventsOptions {
+            since: Some("0".to_owned()),
+            until: Some(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos())),
+            filters: Some(filters),
+        };
+        let mut events = self.docker.events(Some(options)).boxed();
+        self.call("events", async { events.next().await.transpose() }).await.map(|event| event.is_some())
     }
 
     pub(super) async fn kill_container(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {

@@ -444,6 +444,7 @@ impl ContainerRuntime for FakeRuntime {
                     started_at_us: container.started_at_us,
                     finished_at_us: container.finished_at_us,
                     error: None,
+                    interrupted: container.interrupted,
                 })),
             }
         });
@@ -458,6 +459,7 @@ impl ContainerRuntime for FakeRuntime {
                 return Err(conflict("kill", "it does not run"));
             }
             let deadly = matches!(signal, "SIGKILL" | "KILL" | "9");
+            container.interrupted = true;
             if deadly || !container.ignores_signals {
                 state.end(id, if deadly { 137 } else { 143 }, false, now_us);
             }

@@ -56,6 +56,8 @@ pub(super) struct Container {
     pub(super) finished_at_us: Option<u64>,
     pub(super) exit_code: Option<i64>,
     pub(super) oom_killed: bool,
+    /// The engine was told to signal it.
+    pub(super) interrupted: bool,
     pub(super) reading: Reading,
     pub(super) player: Option<AbortHandle>,
 }
@@ -143,6 +145,7 @@ impl State {
             finished_at_us: None,
             exit_code: None,
             oom_killed: false,
+            interrupted: false,
             reading: Reading { cpu_ms: 0, memory_bytes: 0 },
             player: None,
         };

@@ -1,0 +1,44 @@
+//! Whether the container engine answers. While it does not, the worker takes no work and gives back what it has not begun.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::context::Ctx;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(5);
+/// An engine that takes longer is of no use now. A busy one takes a second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Looks for ever.
+pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Ok(()),
+            _ = answers(&ctx) => {}
+        }
+    }
+}
+
+/// Asks the engine, and notes what came of it.
+pub(crate) async fn answers(ctx: &Ctx) -> bool {
+    let problem = match tokio::time::timeout(PATIENCE, ctx.runtime.ping()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
+    };
+    let answers = problem.is_none();
+    if ctx.hub.set_engine_answers(answers) != answers {
+        match problem {
+            None => tracing::info!("the container engine answers again"),
+            Some(problem) => {
+                tracing::error!(problem, "the container engine does not answer: no work is taken until it does")
+            }
+        }
+    }
+    answers
+}

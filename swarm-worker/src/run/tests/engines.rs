@@ -1,0 +1,187 @@
+//! Engines that fail, hang, stop and start again: what they cost, and that it is never the job's own failure.
+
+use super::*;
+
+fn late(call: &'static str) -> RuntimeError {
+    RuntimeError::Timeout { call, after_ms: 120_000 }
+}
+
+fn by_engine(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Lost { reason: LossReason::Engine, .. })
+}
+
+impl Bench {
+    /// Waits until the worker has seen that its engine answers.
+    async fn engine_seen(&self) {
+        let pings = self.engine.count(Call::Ping);
+        // The next to last answer has been noted when the last one is asked for.
+        self.eventually("the engine is asked again", || async { self.engine.count(Call::Ping) > pings + 1 }).await;
+    }
+}
+
+/// Every call of a run, failing or answering too late, done or not.
+#[tokio::test]
+async fn no_call_that_fails_or_is_answered_too_late_is_taken_for_the_jobs_failure() {
+    let calls = [
+        Call::Ping,
+        Call::ImageExists,
+        Call::TagImage,
+        Call::CreateVolume,
+        Call::Create,
+        Call::PutArchive,
+        Call::Start,
+        Call::Logs,
+        Call::Wait,
+        Call::Inspect,
+        Call::GetArchive,
+        Call::Remove,
+        Call::RemoveVolume,
+        Call::ListOurs,
+    ];
+    let bench = Bench::start(|| Script::new().out("hello\n").write("/out/r", "42")).await;
+    bench.core.seen().blobs.insert(Digest::of(b"data"), (&b"data"[..]).into());
+    let effects: [fn(RuntimeError) -> Effect; 2] = [Effect::Fail, Effect::DoneButFail];
+    let cases = calls.into_iter().flat_map(|call| effects.map(|effect| (call, effect)));
+    for ((call, effect), job) in cases.zip(1..) {
+        let effect = effect(late("any"));
+        let case = format!("{call:?} {effect:?}");
+        bench.engine.plan(FaultPlan::new().on(call, 1, effect));
+        let files = (vec![testing::input("/in/a", b"data")], vec!["/out/r".into()]);
+        let order = TaskOrder { inputs: files.0, outputs: files.1, ..order(job) };
+        bench.core.assign(&order).await;
+        let given_back =
+            |frame: &ToCore| matches!(frame, ToCore::Recalled { attempts } if attempts[0] == order.attempt);
+        if call == Call::Ping {
+            bench.core.frame("it is given back", given_back).await;
+            bench.engine_seen().await;
+            continue;
+        }
+        let report = bench.core.finished(order.attempt).await;
+        let kind = report.outcome.kind();
+        assert!(report.outcome == Outcome::Succeeded || by_engine(&report.outcome), "{case}: {:?}", report.outcome);
+        if report.outcome == Outcome::Succeeded {
+            assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "hello\n", "{case}");
+            assert_eq!(report.log_cut_bytes, 0, "{case}");
+        }
+        let harmless = matches!(call, Call::Logs | Call::Inspect | Call::Remove | Call::RemoveVolume);
+        assert!(!harmless || report.outcome == Outcome::Succeeded, "{case} costs an attempt: {kind}");
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_answered_an_error_and_started_runs_once() {
+    let bench = Bench::start(|| Script::new().out("hello\n")).await;
+    let failed = RuntimeError::Engine { call: "start", message: "context deadline exceeded (status 500)".into() };
+    bench.engine.plan(FaultPlan::new().on(Call::Start, 1, Effect::DoneButFail(failed)));
+    assert_eq!(bench.outcome(&order(1)).await, Outcome::Succeeded);
+    assert_eq!(bench.engine.count(Call::Start), 1);
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_kill_that_is_answered_too_late_is_repeated_until_the_container_has_ended() {
+    let bench = Bench::start(|| Script::new().forever().ignoring_signals()).await;
+    let plan = FaultPlan::new().on(Call::Kill, 1, Effect::Fail(late("kill")));
+    bench.engine.plan(plan.on(Call::Kill, 2, Effect::Fail(late("kill"))).on(
+        Call::Kill,
+        3,
+        Effect::DoneButFail(late("kill")),
+    ));
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    bench.core.tell(ToWorker::Cancel { attempt: order(1).attempt, grace_ms: 50 }).await;
+    assert_eq!(bench.core.finished(order(1).attempt).await.outcome, Outcome::Cancelled);
+    assert_eq!(bench.engine.count(Call::Kill), 3);
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_an_engine_ends_as_it_stops_or_crashes_is_lost_whatever_its_status() {
+    let bench = Bench::start(|| Script::new().forever()).await;
+    let is_lost = async |job| {
+        let report = bench.core.finished(order(job).attempt).await;
+        assert!(by_engine(&report.outcome), "{:?}", report.outcome);
+        assert_eq!(report.ran_ms, None, "nobody knows how long it ran");
+    };
+    // The engine signals it, and says so.
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    let running = bench.engine.list_ours(&all()).await.unwrap();
+    bench.engine.kill(&running[0].id, "SIGTERM").await.unwrap();
+    is_lost(1).await;
+    // It is away, and when it is back the container has ended.
+    let gate = CancellationToken::new();
+    let held = gate.clone();
+    bench.engine.program(move |_| Script::new().hold(held.clone()));
+    bench.core.assign(&order(2)).await;
+    bench.started(order(2).attempt).await;
+    bench.engine.engine_down();
+    let waits = bench.engine.count(Call::Wait);
+    bench.eventually("the worker asks in vain", || async { bench.engine.count(Call::Wait) > waits }).await;
+    gate.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    bench.engine.engine_up();
+    is_lost(2).await;
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_runs_on_while_its_engine_is_away_ends_by_itself() {
+    let gate = CancellationToken::new();
+    let held = gate.clone();
+    let bench = Bench::start(move || Script::new().hold(held.clone()).exit(3)).await;
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    bench.engine.engine_down();
+    let waits = bench.engine.count(Call::Wait);
+    bench.eventually("the worker asks in vain", || async { bench.engine.count(Call::Wait) > waits + 1 }).await;
+    bench.engine.engine_up();
+    let (waits, inspects) = (bench.engine.count(Call::Wait), bench.engine.count(Call::Inspect));
+    let seen = || async { bench.engine.count(Call::Wait) > waits && bench.engine.count(Call::Inspect) > inspects };
+    bench.eventually("it is seen to run", seen).await;
+    // The look that failed last may have been the one counted: the next wait holds.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    gate.cancel();
+    assert_eq!(bench.core.finished(order(1).attempt).await.outcome, Outcome::Failed { exit_code: 3 });
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_log_of_an_ended_container_waits_for_an_engine_that_is_away() {
+    let gate = CancellationToken::new();
+    let held = gate.clone();
+    let bench = Bench::start(move || Script::new().out("hello\n").hold(held.clone())).await;
+    bench.core.assign(&order(1)).await;
+    bench.core.until("the line", |seen| seen.logs.get(&order(1).attempt).map(drop)).await;
+    let plan = (1..=5).fold(FaultPlan::new(), |plan, nth| {
+        plan.on(Call::Logs, nth, Effect::Fail(late("logs"))).on(Call::Ping, nth, Effect::Fail(late("ping")))
+    });
+    bench.engine.plan(plan);
+    gate.cancel();
+    let report = bench.core.finished(order(1).attempt).await;
+    assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Succeeded, 0));
+    assert_eq!(text(&bench.core.seen().logs[&order(1).attempt]), "hello\n");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_order_whose_engine_does_not_answer_is_given_back_and_further_ones_are_declined() {
+    let bench = Bench::start(Script::new).await;
+    bench.core.frame("a report", |frame| matches!(frame, ToCore::StateReport { .. })).await;
+    bench.engine.engine_down();
+    bench.core.assign(&order(1)).await;
+    let given_back = |frame: &ToCore| matches!(frame, ToCore::Recalled { attempts } if attempts[0] == order(1).attempt);
+    bench.core.frame("it is given back", given_back).await;
+    bench.core.assign(&order(2)).await;
+    let declined = |frame: &ToCore| matches!(frame, ToCore::Declined { attempt, .. } if *attempt == order(2).attempt);
+    bench.core.frame("a refusal", declined).await;
+    bench.engine.engine_up();
+    bench.engine_seen().await;
+    assert_eq!(bench.outcome(&order(3)).await, Outcome::Succeeded);
+    assert_eq!(bench.engine.count(Call::Create), 1);
+    bench.end().await;
+}
