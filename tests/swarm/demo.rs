@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::harness::{Docker, PATIENCE, Proc, command, eventually, strays};
+use crate::harness::{Docker, PATIENCE, Proc, command, docker, eventually, strays};
 
 struct Demo {
     dir: tempfile::TempDir,
@@ -59,7 +59,7 @@ impl Demo {
         assert!(Docker::default().volumes(swarm).is_empty(), "volumes are left\n{printed}");
         let image = printed.split_whitespace().find(|word| word.starts_with("sha256:"));
         let image = image.unwrap_or_else(|| panic!("no image was made\n{printed}"));
-        assert!(Docker::default().run(&["image", "inspect", image]).is_none(), "its image is left\n{printed}");
+        assert!(docker(&["image", "inspect", image]).is_none(), "its image is left\n{printed}");
         assert_eq!(self.temporary(), Vec::<PathBuf>::new(), "temporary files are left");
         eventually("the demo's watchdog has left", Duration::from_secs(10), || {
             strays(self.home()).is_empty().then_some(())

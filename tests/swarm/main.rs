@@ -3,6 +3,7 @@
 //! `REPORT ` are figures.
 
 mod demo;
+mod ends;
 mod faults;
 mod files;
 mod harness;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use swarm_protocol::JobId;
 use swarm_protocol::state::JobState;
 
-use crate::harness::{Docker, Ended, PATIENCE, Proc, Setup, Swarm, command, eventually, now_us, run, shared};
+use crate::harness::{Ended, PATIENCE, Proc, Setup, Swarm, command, docker, eventually, now_us, run, shared};
 
 /// The README's image, and where a user keeps it.
 const IMAGE: &str = "alpine:3.20";
@@ -23,14 +23,14 @@ struct Tagged {
 impl Tagged {
     fn load(swarm: &Swarm) -> Self {
         let archive = swarm.home().join("image.tar");
-        let loaded = Docker::default().run(&["load", "--quiet", "--input", archive.to_str().expect("a plain path")]);
+        let loaded = docker(&["load", "--quiet", "--input", archive.to_str().expect("a plain path")]);
         let loaded = loaded.expect("docker loads the image");
         let image = loaded.trim().rsplit(": ").next().expect("it names what it loaded").to_owned();
         let name = format!("swarm-test-{}:1", uuid::Uuid::new_v4().simple());
         // The swarm's own image with another config.
-        let container = Docker::default().run(&["create", &image, "sh"]).expect("docker makes a container");
-        let made = Docker::default().run(&["commit", "--change", &format!("ENV NAME={name}"), container.trim(), &name]);
-        Docker::default().run(&["rm", container.trim()]);
+        let container = docker(&["create", &image, "sh"]).expect("docker makes a container");
+        let made = docker(&["commit", "--change", &format!("ENV NAME={name}"), container.trim(), &name]);
+        docker(&["rm", container.trim()]);
         let id = made.expect("docker makes an image").trim().to_owned();
         Self { name, id }
     }
@@ -39,7 +39,7 @@ impl Tagged {
 impl Drop for Tagged {
     fn drop(&mut self) {
         // By its id, for the worker has named it too.
-        Docker::default().run(&["rmi", "--force", &self.id]);
+        docker(&["rmi", "--force", &self.id]);
     }
 }
 

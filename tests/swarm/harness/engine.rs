@@ -81,6 +81,11 @@ impl Docker {
     }
 }
 
+/// As [`Docker::run`], by the usual engine.
+pub(crate) fn docker(args: &[&str]) -> Option<String> {
+    Docker::default().run(args)
+}
+
 /// Records the engine's events from its making on.
 pub(crate) struct Engine {
     pub(crate) docker: Docker,

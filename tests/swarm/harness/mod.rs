@@ -11,7 +11,7 @@ mod swarm;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use engine::{Docker, Engine};
+pub(crate) use engine::{Docker, Engine, docker};
 pub(crate) use own_engine::{OwnEngine, Part};
 pub(crate) use process::{Ended, Proc, command, run, signal, strays};
 pub(crate) use recorder::{Log, log_read};

@@ -58,9 +58,9 @@ pub(crate) struct Swarm {
     runtime: tokio::runtime::Runtime,
 }
 
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 19] = [
     "sh", "cat", "sleep", "id", "env", "head", "dd", "mkdir", "od", "wc", "date", "echo", "chmod", "cp", "ln",
-    "mkfifo", "stat", "truncate",
+    "mkfifo", "setsid", "stat", "truncate",
 ];
 
 /// Held while ports are chosen and taken, so that two swarms of this process do not choose the same.
