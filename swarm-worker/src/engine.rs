@@ -36,7 +36,7 @@ pub(crate) async fn answers(ctx: &Ctx) -> bool {
         match problem {
             None => tracing::info!("the container engine answers again"),
             Some(problem) => {
-                tracing::error!(problem, "the container engine does not answer: no work is taken until it does")
+                tracing::error!(problem, "the container engine does not answer: no work is taken until it does");
             }
         }
     }

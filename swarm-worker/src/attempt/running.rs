@@ -338,8 +338,8 @@ fn ran_ms(running: Running, noticed: Option<Noticed>, exit: Option<&ExitInfo>) -
     let since_ms = |from_ns: u64| noticed.boot_ns.saturating_sub(from_ns) / 1_000_000;
     let (seen, most) = (since_ms(running.seen_ns.max(asked_ns)), since_ms(asked_ns));
     let late = exit.and_then(|exit| exit.finished_at_us).map_or(0, |at_us| noticed.at_us.saturating_sub(at_us) / 1000);
-    // An end before the start shows that the clocks differ, and not that anything is late.
-    let least = seen.checked_sub(late).unwrap_or(seen);
+    // An end before the start was asked for shows that the clocks differ, and not that anything is late.
+    let least = if late <= most { seen.saturating_sub(late) } else { seen };
     Some(stamped.map_or(most, |stamped| stamped.clamp(least, most)))
 }
 
