@@ -45,7 +45,8 @@ impl Demo {
     }
 
     fn wait_for_container(&mut self, swarm: &str) {
-        eventually("the demo runs a container", PATIENCE, || {
+        // Before that it packs, uploads and loads this program, of more than 100 MB in a debug build.
+        eventually("the demo runs a container", 3 * PATIENCE, || {
             assert!(self.proc.ended().is_none(), "it ended before: {}", self.proc.printed());
             (!Docker::default().listing(swarm).is_empty()).then_some(())
         });
