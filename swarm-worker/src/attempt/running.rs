@@ -122,7 +122,7 @@ impl Attempt {
             Gone::Vanished => None,
         };
         let (outcome, outputs) = self.judge(id, exit.as_ref(), cause, running).await?;
-        let ran_ms = ran_ms(running, *ended.borrow(), exit.as_ref());
+        let ran_ms = ran_ms(running, *ended.borrow(), exit.as_ref(), cause);
         let mut report = self.report_with(outcome, log, outputs);
         report.finished_at_us = exit.as_ref().and_then(|exit| exit.finished_at_us);
         report.ran_ms = ran_ms;
@@ -326,9 +326,9 @@ fn out_of_disk(bytes: u64) -> Outcome {
 
 /// The engine's stamps tell best how long it ran, but are of a clock that may be set: they count within what the
 /// monotonic clock allows where this worker saw the end, or learned of it later from an engine that had hung. Of an end
-/// that the engine itself brought about or missed, nobody knows.
-fn ran_ms(running: Running, noticed: Option<Noticed>, exit: Option<&ExitInfo>) -> Option<u64> {
-    if exit.is_some_and(|exit| exit.interrupted) {
+/// that the engine brought about by itself or missed, nobody knows.
+fn ran_ms(running: Running, noticed: Option<Noticed>, exit: Option<&ExitInfo>, cause: Option<Cause>) -> Option<u64> {
+    if cause.is_none() && exit.is_some_and(|exit| exit.interrupted) {
         return None;
     }
     let stamped = exit.and_then(|exit| Some(exit.finished_at_us?.saturating_sub(exit.started_at_us?) / 1000));
@@ -389,7 +389,7 @@ mod tests {
             let running = Running { asked_ns: Some(asked_ns), seen_ns, is_adopted: false, found_ended: false };
             // The wall clock stands wherever it was set to: an end is noticed at once.
             let at_us = exit.as_ref().and_then(|exit| exit.finished_at_us).unwrap_or(0);
-            ran_ms(running, Some(Noticed { boot_ns: ended_ns, at_us }), exit.as_ref())
+            ran_ms(running, Some(Noticed { boot_ns: ended_ns, at_us }), exit.as_ref(), None)
         };
         assert_eq!(ran(1000, 3000, 5000, Some(exit(0, false))), Some(2500), "the start took a while");
         assert_eq!(ran(1000, 1100, 5000, Some(exit(0, false))), Some(3900), "the clock was set back");
@@ -397,13 +397,14 @@ mod tests {
         assert_eq!(ran(1000, 1100, 2000, None), Some(1000), "it vanished");
         let noticed = |late_us: u64| Some(Noticed { boot_ns: 9_000_000_000, at_us: 3_500_000 + late_us });
         let hung = Running { asked_ns: Some(0), seen_ns: 0, is_adopted: false, found_ended: false };
-        assert_eq!(ran_ms(hung, noticed(6_400_000), Some(&exit(0, false))), Some(2600), "noticed 6.4 s late");
+        assert_eq!(ran_ms(hung, noticed(6_400_000), Some(&exit(0, false)), None), Some(2600), "noticed 6.4 s late");
         let crashed = ExitInfo { interrupted: true, ..exit(137, false) };
-        assert_eq!(ran_ms(hung, noticed(0), Some(&crashed)), None);
+        assert_eq!(ran_ms(hung, noticed(0), Some(&crashed), None), None);
+        assert!(ran_ms(hung, noticed(0), Some(&crashed), Some(Cause::TimedOut)).is_some(), "the worker's own doing");
         let found = Running { asked_ns: Some(1), seen_ns: 2, is_adopted: true, found_ended: true };
-        assert_eq!(ran_ms(found, noticed(0), Some(&exit(0, false))), Some(2500));
-        assert_eq!(ran_ms(found, noticed(0), None), None);
+        assert_eq!(ran_ms(found, noticed(0), Some(&exit(0, false)), None), Some(2500));
+        assert_eq!(ran_ms(found, noticed(0), None, None), None);
         let other_boot = Running { asked_ns: None, found_ended: false, ..found };
-        assert_eq!(ran_ms(other_boot, noticed(0), Some(&exit(0, false))), Some(2500));
+        assert_eq!(ran_ms(other_boot, noticed(0), Some(&exit(0, false)), None), Some(2500));
     }
 }
