@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -57,6 +57,16 @@ impl Proc {
         signal(self.pid(), what);
     }
 
+    /// Asks it to stop and waits, but not for long: what it has asked of the engine is done then. For clean-up: it does not
+    /// panic.
+    pub(crate) fn ask_to_stop(&mut self, patience: Duration) {
+        self.signal(Signal::TERM);
+        let began = Instant::now();
+        while self.ended().is_none() && began.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// kill -9, and waits for the end.
     pub(crate) fn kill(mut self) {
         let _ = self.child.kill();
@@ -105,7 +115,7 @@ pub(crate) fn run(mut command: Command, scratch: &Path, deadline: Duration) -> E
     command.stderr(File::create(&err).expect("a file can be made"));
     let shown = format!("{command:?}");
     let mut child = command.spawn().expect("the program can be started");
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().expect("a child can be asked") {
             break Some(status);

@@ -433,7 +433,12 @@ impl Drop for Swarm {
         }
         let id = self.id();
         let take = |proc: &Mutex<Option<Proc>>| proc.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        drop((take(&self.worker), take(&self.core)));
+        let (mut worker, mut core) = (take(&self.worker), take(&self.core));
+        // A worker that is killed may have asked the engine for one more container.
+        if let Some(worker) = if self.setup.up { &mut core } else { &mut worker } {
+            worker.ask_to_stop(Duration::from_secs(15));
+        }
+        drop((worker, core));
         for pid in strays(self.home()) {
             signal(pid, Signal::KILL);
         }
