@@ -110,9 +110,9 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     }
 }
 
-/// Removes containers, volumes and watchdog notes of attempts that are not held, and sandboxes of earlier starts. What is listed first and asked about
-/// afterwards cannot be of an attempt that was just taken in: nothing is made before the hub holds it, nor any sandbox
-/// before the pool knows it.
+/// Removes containers, volumes and watchdog notes of attempts that are not held, and sandboxes of earlier starts. What is
+/// listed first and asked about afterwards cannot be of an attempt that was just taken in: nothing is made before the hub
+/// holds it, nor any sandbox before the pool knows it.
 async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
     let filter = ours(ctx.swarm(), ctx.identity.worker);
     let notes = ctx.watch.all()?;

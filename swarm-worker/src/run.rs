@@ -42,7 +42,8 @@ pub async fn run(
     run_with(config, runtime, stop, Arc::new(BootClock)).await
 }
 
-/// Removes every container and volume this worker ever made, running or not, and the image of its sandboxes: for a worker whose data directory goes too.
+/// Removes every container and volume this worker ever made, running or not, and the image of its sandboxes: for a worker
+/// whose data directory goes too.
 /// Only after [`run`] has returned.
 ///
 /// # Errors
