@@ -50,7 +50,6 @@ async fn an_attempt_that_nobody_follows_is_taken_back_from_a_worker_that_does_no
             if !worker.renewed(seq).await {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await

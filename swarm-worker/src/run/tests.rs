@@ -121,6 +121,18 @@ impl Bench {
     }
 }
 
+/// A worker of `core` that keeps its data in `data`, without a watchdog.
+fn config_of(core: &ScriptedCore, data: &Path) -> WorkerConfig {
+    WorkerConfig {
+        core: format!("http://{}", core.address).parse().unwrap(),
+        data: data.to_owned(),
+        name: "w".into(),
+        join_token: Some("token".to_owned().into()),
+        watchdog: None,
+        ..WorkerConfig::default()
+    }
+}
+
 fn spawn(
     core: &ScriptedCore,
     engine: &FakeRuntime,
@@ -133,16 +145,11 @@ fn spawn(
     let gone = CancellationToken::new();
     let clock = HeldClock { clock: clock.clone(), _gone: gone.clone().drop_guard() };
     let config = WorkerConfig {
-        core: format!("http://{}", core.address).parse().unwrap(),
-        data: data.to_owned(),
-        name: "w".into(),
-        join_token: Some("token".to_owned().into()),
         slots: Some(2),
-        watchdog: None,
         drain_on_stop,
         sandboxes: Some(sandboxes),
         sandbox_joins: 2,
-        ..WorkerConfig::default()
+        ..config_of(core, data)
     };
     (tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, Arc::new(clock))), gone)
 }
@@ -450,14 +457,7 @@ async fn a_job_runs_on_a_real_engine() {
         (layer_digest, layer.into()),
         (Digest::of(b"data"), (&b"data"[..]).into()),
     ]);
-    let config = WorkerConfig {
-        core: format!("http://{}", core.address).parse().unwrap(),
-        data: data.path().to_owned(),
-        name: "w".into(),
-        join_token: Some("token".to_owned().into()),
-        watchdog: None,
-        ..WorkerConfig::default()
-    };
+    let config = config_of(&core, data.path());
     let runtime = engine.runtime.clone();
     let worker = tokio::spawn(run(config, runtime.clone(), stop.clone()));
     let mut order = testing::order(1, &image.config);

@@ -122,7 +122,7 @@ async fn what_an_engine_ends_as_it_stops_or_crashes_is_lost_whatever_its_status(
     let waits = bench.engine.count(Call::Wait);
     bench.eventually("the worker asks in vain", || async { bench.engine.count(Call::Wait) > waits }).await;
     gate.cancel();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    bench.eventually("its container has ended", || async { bench.engine.running() == 0 }).await;
     bench.engine.engine_up();
     is_lost(2).await;
     bench.until_clean().await;
@@ -139,12 +139,15 @@ async fn what_runs_on_while_its_engine_is_away_ends_by_itself() {
     bench.engine.engine_down();
     let waits = bench.engine.count(Call::Wait);
     bench.eventually("the worker asks in vain", || async { bench.engine.count(Call::Wait) > waits + 1 }).await;
+    let before = bench.engine.history().len();
     bench.engine.engine_up();
-    let (waits, inspects) = (bench.engine.count(Call::Wait), bench.engine.count(Call::Inspect));
-    let seen = || async { bench.engine.count(Call::Wait) > waits && bench.engine.count(Call::Inspect) > inspects };
-    bench.eventually("it is seen to run", seen).await;
-    // The look that failed last may have been the one counted: the next wait holds.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // A look that is answered, and after it a wait that holds.
+    let is_seen = || async {
+        let calls = bench.engine.history().split_off(before);
+        let mut calls = calls.iter().map(|record| record.call).skip_while(|call| *call != Call::Inspect);
+        calls.any(|call| call == Call::Wait)
+    };
+    bench.eventually("it is seen to run, and waited for", is_seen).await;
     gate.cancel();
     assert_eq!(bench.core.finished(order(1).attempt).await.outcome, Outcome::Failed { exit_code: 3 });
     bench.end().await;

@@ -46,14 +46,7 @@ async fn no_image_makes_the_engine_run_it_as_root() {
     let engine = TestEngine::connect().await;
     let core = ScriptedCore::start().await;
     let (data, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
-    let config = WorkerConfig {
-        core: format!("http://{}", core.address).parse().unwrap(),
-        data: data.path().to_owned(),
-        name: "w".into(),
-        join_token: Some("token".to_owned().into()),
-        watchdog: None,
-        ..WorkerConfig::default()
-    };
+    let config = config_of(&core, data.path());
     let worker = tokio::spawn(run(config, engine.runtime.clone(), stop.clone()));
     let image = |user: &str, passwd: &str| {
         let files = [("etc/passwd", passwd.as_bytes()), ("etc/group", b"data:x:77:app\napp:x:1000:\n")];

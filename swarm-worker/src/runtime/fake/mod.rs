@@ -151,6 +151,12 @@ impl FakeRuntime {
         state.containers.is_empty() && state.volumes.is_empty()
     }
 
+    /// How many containers run, whether or not the engine would answer.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.lock().containers.values().filter(|container| container.phase == ContainerPhase::Running).count()
+    }
+
     /// A file in a volume, by its path below the volume's root.
     #[must_use]
     pub fn volume_file(&self, volume: &str, path: &str) -> Option<FakeFile> {

@@ -126,11 +126,24 @@ async fn an_engine_that_goes_down_fails_what_is_under_way() {
         let (engine, id) = (engine.clone(), id.clone());
         async move { engine.wait(&id).await }
     });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    timeout(Duration::from_secs(5), async {
+        while engine.count(Call::Wait) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("it waits");
     engine.engine_down();
     assert!(waiting.await.expect("joined").expect_err("down").is_infrastructure());
     assert!(engine.ping().await.expect_err("down").is_infrastructure());
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    // On the test's own clock: what the container does ends while the engine is down.
+    timeout(Duration::from_secs(60), async {
+        while engine.running() > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    })
+    .await
+    .expect("it ends");
     engine.engine_up();
     assert_eq!(engine.wait(&id).await.expect("the container lived on").exit_code, 0);
 }
