@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use swarm_protocol::api::{FileView, JoinAnswer};
+use swarm_protocol::api::{FileView, JoinAnswer, UploadView};
 use swarm_protocol::heartbeat::{CoreEnd, DATAGRAM_BYTES_MAX, Handshake, HeartbeatAnswer};
 use swarm_protocol::link::{
     FinalReport, HANDSHAKE, Hello, TaskOrder, ToCore, ToWorker, VERSION, Welcome, decode, encode,
@@ -49,6 +49,13 @@ pub(crate) struct Seen {
     pub(crate) uploads_begun: u32,
     /// This many more uploads are left lying: not a byte of their bodies is read.
     pub(crate) uploads_ignored: u32,
+    /// The next upload is cut off after so many bytes, which are kept.
+    pub(crate) upload_cut_after: Option<usize>,
+    /// What is kept is lost once it was told of.
+    pub(crate) loses_uploads: bool,
+    /// Where each upload began.
+    pub(crate) upload_offsets: Vec<usize>,
+    upload_kept: Vec<u8>,
     /// Between an upload's last byte and its answer.
     pub(crate) upload_takes: Duration,
     /// Judged not to be the worker's any more.
@@ -91,6 +98,10 @@ impl ScriptedCore {
             cut_after: None,
             uploads_begun: 0,
             uploads_ignored: 0,
+            upload_cut_after: None,
+            loses_uploads: false,
+            upload_offsets: Vec::new(),
+            upload_kept: Vec::new(),
             upload_takes: Duration::ZERO,
             abandons: Vec::new(),
             link: None,
@@ -281,7 +292,26 @@ impl ScriptedCore {
         }
         let length: usize = value("content-length:").map_or(0, |length| length.parse().unwrap());
         let mut body = request.split_off(end + 4);
-        while body.len() < length && stream.read_buf(&mut body).await? > 0 {}
+        let is_output = path.ends_with("/outputs");
+        let cut_after = if is_output { self.change(|seen| seen.upload_cut_after.take()) } else { None };
+        let wanted = cut_after.map_or(length, |cut_after| cut_after.min(length));
+        while body.len() < wanted && stream.read_buf(&mut body).await? > 0 {}
+        if is_output {
+            let offset: usize = value("upload-offset:").map_or(0, |offset| offset.parse().unwrap());
+            body.truncate(wanted);
+            let whole = self.change(|seen| {
+                seen.upload_offsets.push(offset);
+                Some([seen.upload_kept.get(..offset)?, &body].concat())
+            });
+            let Some(whole) = whole else {
+                return stream.write_all(b"HTTP/1.1 412 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+            };
+            body = whole;
+        }
+        if cut_after.is_some() {
+            self.change(|seen| seen.upload_kept = body);
+            return Ok(());
+        }
         tokio::time::sleep(takes).await;
         let (status, answer) = self.route(&path, value("digest-expected:"), value("range:"), body);
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
@@ -306,6 +336,16 @@ impl ScriptedCore {
             let view = FileView { digest: found, size_bytes: body.len() as u64 };
             self.change(|seen| seen.uploads.insert(found, body.into()));
             return ("201 Created", serde_json::to_vec(&view).unwrap());
+        }
+        if path.contains("/outputs/") {
+            let offset = self.change(|seen| {
+                let offset = seen.upload_kept.len() as u64;
+                if seen.loses_uploads {
+                    seen.upload_kept.clear();
+                }
+                offset
+            });
+            return ("200 OK", serde_json::to_vec(&UploadView { offset }).unwrap());
         }
         let digest: Option<Digest> = path.rsplit('/').next().and_then(|digest| digest.parse().ok());
         let blob = digest.and_then(|digest| self.seen().blobs.get(&digest).cloned());

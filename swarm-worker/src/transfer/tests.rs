@@ -42,3 +42,17 @@ async fn an_output_that_stands_still_is_sent_again() {
     let seen = core.seen();
     assert_eq!((seen.uploads_begun, seen.uploads.len()), (4, 2));
 }
+
+#[tokio::test]
+async fn an_output_that_breaks_off_goes_on_where_it_was_if_the_core_still_has_that() {
+    for (loses_uploads, offsets) in [(false, &[0, 300_000][..]), (true, &[0, 300_000, 0])] {
+        let core = ScriptedCore::start().await;
+        core.seen().upload_cut_after = Some(300_000);
+        core.seen().loses_uploads = loses_uploads;
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        upload(&core, Timeouts::default(), &bytes).await.unwrap();
+        let seen = core.seen();
+        assert_eq!(seen.upload_offsets, offsets);
+        assert!(seen.uploads[&Digest::of(&bytes)] == bytes);
+    }
+}
