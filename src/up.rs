@@ -20,6 +20,12 @@ pub(crate) struct Options {
     /// The engine's socket, for instance unix:///var/run/docker.sock
     #[arg(long, env = "DOCKER_HOST")]
     docker_host: Option<String>,
+    /// Containers that may run at once; one for each core of the engine by default
+    #[arg(long)]
+    slots: Option<u32>,
+    /// What jobs may require of this machine; repeatable
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = swarm_protocol::labels::parse)]
+    labels: Vec<(String, String)>,
 }
 
 pub(crate) async fn main(options: Options) -> ExitCode {
@@ -33,7 +39,10 @@ async fn up(options: Options) -> anyhow::Result<()> {
     // The one user of a swarm on one machine is its owner already; jobs still run as non-root unless asked.
     let defaults = CoreConfig { allow_root: true, ..CoreConfig::default() };
     let config = CoreConfig::load_over(defaults, options.config.as_deref(), &options.core)?;
-    let worker = embedded::worker_config(&config.data_dir, options.docker_host);
+    let mut worker = embedded::worker_config(&config.data_dir, options.docker_host);
+    (worker.slots, worker.labels) = (options.slots, options.labels.into_iter().collect());
+    // Before anything is started.
+    worker.check()?;
     let runtime = embedded::engine(&worker).await?;
     let password = embedded::admin_password(&config.data_dir);
     let log = swarm_core::cli::start_log(&config, Stderr::All)?;

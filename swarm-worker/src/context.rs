@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use swarm_protocol::link::WorkerFacts;
 use swarm_protocol::{AttemptId, BootId, SwarmId, WorkerId};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,8 @@ use crate::hub::Hub;
 use crate::identity::{DataDir, Identity};
 use crate::images::Images;
 use crate::lease::Clock;
-use crate::runtime::{ContainerRuntime, Labels};
+use crate::offer;
+use crate::runtime::{ContainerRuntime, EngineFacts, Labels};
 use crate::sandbox::Sandboxes;
 use crate::spool::Spool;
 use crate::transfer::Transfer;
@@ -29,9 +29,8 @@ pub(crate) struct Ctx {
     pub(crate) swarm: OnceLock<SwarmId>,
     pub(crate) boot: BootId,
     pub(crate) machine_boot: String,
-    pub(crate) facts: WorkerFacts,
-    /// What it is known by, as last found out.
-    pub(crate) labels: watch::Sender<swarm_protocol::labels::Labels>,
+    /// What the engine has, as last found out.
+    pub(crate) engine: watch::Sender<EngineFacts>,
     pub(crate) runtime: Arc<dyn ContainerRuntime>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) hub: Hub,
@@ -57,6 +56,11 @@ const BOOT: &str = "io.swarm-sync.boot";
 const SANDBOX: &str = "io.swarm-sync.sandbox";
 
 impl Ctx {
+    /// Containers that may run at once.
+    pub(crate) fn slots_offered(&self) -> u32 {
+        offer::slots(&self.config, &self.engine.borrow())
+    }
+
     /// The swarm's id.
     ///
     /// # Panics

@@ -104,7 +104,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 fn about_offer(config: &WorkerConfig, facts: &EngineFacts) -> Finding {
-    let offer = crate::run::facts(config, facts);
+    let offer = crate::offer::facts(config, facts);
     let text = format!(
         "{} slots, {} cores, {} MiB of the engine's {} cores and {} MiB",
         offer.slots,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::Ctx;
+use crate::offer;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(5);
@@ -34,7 +35,11 @@ pub(crate) async fn answers(ctx: &Ctx) -> bool {
     let answers = problem.is_none();
     if ctx.hub.set_engine_answers(answers) != answers {
         match problem {
-            None => tracing::info!("the container engine answers again"),
+            None => {
+                tracing::info!("the container engine answers again");
+                // It may have come back as another version, or its machine as a larger one.
+                offer::look(ctx).await;
+            }
             Some(problem) => {
                 tracing::error!(problem, "the container engine does not answer: no work is taken until it does");
             }

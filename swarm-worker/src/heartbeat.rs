@@ -48,7 +48,7 @@ async fn beat(ctx: &Ctx, socket: &UdpSocket, end: &mut WorkerEnd, renewals: &mut
     let heartbeat = Heartbeat {
         seq,
         live: renewal.live,
-        free_slots: ctx.facts.slots.saturating_sub(ctx.hub.live_count()),
+        free_slots: ctx.slots_offered().saturating_sub(ctx.hub.live_count()),
         load_millis: load_millis(&std::fs::read_to_string("/proc/loadavg").unwrap_or_default()),
         accepting: ctx.hub.is_accepting(),
     };

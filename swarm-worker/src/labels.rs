@@ -3,17 +3,11 @@
 //!
 //! Nothing that changes with every job is a label, so that one is sent to the core only when the machine changed.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use swarm_protocol::labels::{LABELS_MAX, Labels, NAME_HINT, VALUE_HINT, is_name, is_value, tidy_value};
-use tokio::sync::watch;
 
-use crate::context::Ctx;
-use crate::runtime::EngineFacts;
+use crate::offer::arch;
+use crate::runtime::{DiskQuota, EngineFacts};
 
-/// How often the engine is asked anew.
-const REFRESH: Duration = Duration::from_secs(60);
 /// Labels the worker finds out itself; no other may have such a name.
 const BUILT_IN: [&str; 13] = [
     "arch",
@@ -59,12 +53,11 @@ pub(crate) fn fault(own: &Labels) -> Option<(String, &'static str, &'static str)
 /// All labels of a worker on this engine; `own` are the operator's.
 pub(crate) fn labels(engine: &EngineFacts, own: &Labels) -> Labels {
     let found = [
-        ("arch", crate::run::arch(engine).to_owned()),
+        ("arch", arch(engine).to_owned()),
         ("cgroup", engine.cgroup_version.clone()),
         ("cores", engine.cpus.to_string()),
         ("disk_bytes", engine.disk_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
-        // Quotas of the engine are not used: the worker looks at what was written, now and then.
-        ("disk_limit", "sampled".to_owned()),
+        ("disk_limit", disk_limit(engine).to_owned()),
         ("engine", format!("docker {}", engine.engine_version)),
         ("host", engine.host.clone()),
         ("kernel", engine.kernel.clone()),
@@ -77,6 +70,12 @@ pub(crate) fn labels(engine: &EngineFacts, own: &Labels) -> Labels {
     let known = found.into_iter().filter(|(_, value)| !value.is_empty());
     let known = known.map(|(name, value)| (name.to_owned(), tidy_value(&value)));
     known.chain(runtimes).chain(gpus(engine)).chain(own.clone()).collect()
+}
+
+/// `hard` where the engine stops a root filesystem at its size; elsewhere the worker looks at what was written, now and
+/// then.
+fn disk_limit(engine: &EngineFacts) -> &'static str {
+    if engine.disk_quota == DiskQuota::Yes { "hard" } else { "sampled" }
 }
 
 /// Kind and count of the GPUs that the engine can hand to containers: those it discovered as CDI devices
@@ -99,29 +98,6 @@ fn gpus(engine: &EngineFacts) -> Vec<(String, String)> {
     let count = devices.iter().filter(|(vendor, device)| *vendor == kind && is_index(device)).count();
     let count = (count > 0).then(|| ("gpu.count".to_owned(), count.to_string()));
     [("gpu".to_owned(), tidy_value(kind))].into_iter().chain(count).collect()
-}
-
-/// Keeps the labels up to date until the worker stops.
-pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
-    loop {
-        tokio::select! {
-            () = ctx.stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(REFRESH) => {}
-        }
-        match ctx.runtime.facts().await {
-            Ok(engine) => publish(&ctx.labels, labels(&engine, &ctx.config.labels)),
-            Err(error) => tracing::debug!(%error, "the engine does not say what it has; the labels stay"),
-        }
-    }
-}
-
-/// Tells whoever waits for it that the labels changed, if they did.
-fn publish(to: &watch::Sender<Labels>, labels: Labels) {
-    to.send_if_modified(|current| {
-        let changed = *current != labels;
-        *current = labels;
-        changed
-    });
 }
 
 #[cfg(test)]
@@ -166,6 +142,8 @@ mod tests {
         (engine.disk_bytes, engine.cgroup_version) = (None, String::new());
         let found = labels(&engine, &Labels::new());
         assert!(!found.contains_key("disk_bytes") && !found.contains_key("cgroup"), "what is not known is no label");
+        engine.disk_quota = DiskQuota::Yes;
+        assert_eq!(labels(&engine, &Labels::new())["disk_limit"], "hard");
         engine.runtimes = (0..99).map(|n| format!("r{n}")).collect();
         let own: Labels = (0..OWN_MAX).map(|n| (format!("own-{n}"), String::new())).collect();
         assert!(labels(&engine, &own).len() <= LABELS_MAX);
@@ -200,15 +178,5 @@ mod tests {
         assert_eq!(field(&[("zone", "a\nb")]).as_deref(), Some("labels.zone"));
         let many = (0..=OWN_MAX).map(|n| (n.to_string(), String::new())).collect();
         assert_eq!(fault(&many).map(|(field, _, _)| field).as_deref(), Some("labels"));
-    }
-
-    #[test]
-    fn only_a_change_is_published() {
-        let (to, mut seen) = watch::channel(of(&[("zone", "a")]));
-        publish(&to, of(&[("zone", "a")]));
-        assert!(!seen.has_changed().unwrap());
-        publish(&to, of(&[("zone", "b")]));
-        assert!(seen.has_changed().unwrap());
-        assert_eq!(*seen.borrow_and_update(), of(&[("zone", "b")]));
     }
 }

@@ -19,6 +19,7 @@ mod images;
 mod labels;
 mod lease;
 mod link;
+mod offer;
 mod reconcile;
 pub mod run;
 pub mod runtime;

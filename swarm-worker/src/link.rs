@@ -49,6 +49,9 @@ pub(crate) enum LinkError {
     /// This data directory belongs to another swarm or worker.
     #[error("the core at this address is of another swarm than this data directory; give it another directory")]
     OtherSwarm,
+    /// What the last handshake said of this worker is not true any more.
+    #[error("what this worker offers has changed")]
+    NewOffer,
     /// The heartbeat's socket failed.
     #[error("the heartbeat socket failed: {0}")]
     Heartbeat(std::io::Error),
@@ -76,6 +79,10 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
         let Err(error) = ended else { return Ok(()) };
         if error.is_final() {
             return Err(error.into());
+        }
+        if matches!(error, LinkError::NewOffer) {
+            tracing::info!("what this worker offers has changed: shaking hands anew");
+            continue;
         }
         if began.elapsed() > Duration::from_secs(10) {
             backoff.reset();

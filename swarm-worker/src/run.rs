@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use swarm_protocol::BootId;
-use swarm_protocol::link::WorkerFacts;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,7 +21,7 @@ use crate::sandbox::{self, Sandboxes};
 use crate::spool::Spool;
 use crate::transfer::{Backoff, Transfer};
 use crate::watchdog::{self, WatchFiles};
-use crate::{disk, engine, labels, link, reconcile};
+use crate::{disk, engine, link, offer, reconcile};
 
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
@@ -76,7 +75,7 @@ pub(crate) async fn run_with(
     core.spawn("sweep", reconcile::sweep(ctx.clone()));
     core.spawn("disk", disk::keep_looking(ctx.clone()));
     core.spawn("sandboxes", sandbox::keep(ctx.clone()));
-    core.spawn("labels", labels::keep(ctx.clone()));
+    core.spawn("offer", offer::keep(ctx.clone()));
     core.spawn("engine", engine::keep_looking(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
@@ -122,8 +121,7 @@ async fn prepare(
     let Some(engine) = engine_facts(runtime.as_ref(), stop).await else { return Ok(None) };
     engine.check().context("the container engine cannot be used")?;
     let identity = identity::obtain(&config, &data.path, stop).await?;
-    let facts = facts(&config, &engine);
-    let labels = labels::labels(&engine, &config.labels);
+    let slots = offer::slots(&config, &engine);
     let spool = Spool::open(&data.path).context("the spool cannot be opened")?;
     let watch = WatchFiles::new(&data.path);
     watch.prepare().context("the watchdog's notes cannot be kept")?;
@@ -131,16 +129,15 @@ async fn prepare(
     Ok(Some(Arc::new(Ctx {
         images: Images::open(&config.data),
         transfer: Transfer::new(config.core.clone(), identity.key.clone())?,
-        slots: Arc::new(Semaphore::new(facts.slots as usize)),
-        sandboxes: Sandboxes::new(&config, facts.slots),
+        slots: Arc::new(Semaphore::new(slots as usize)),
+        sandboxes: Sandboxes::new(&config, slots),
         config,
         data,
         identity,
         swarm,
         boot: BootId::random(),
         machine_boot: lease::machine_boot(),
-        facts,
-        labels: watch::Sender::new(labels),
+        engine: watch::Sender::new(engine),
         runtime,
         clock,
         hub: Hub::new(),
@@ -164,28 +161,6 @@ async fn engine_facts(runtime: &dyn ContainerRuntime, stop: &CancellationToken) 
             () = stop.cancelled() => return None,
             () = tokio::time::sleep(backoff.next_pause()) => {}
         }
-    }
-}
-
-/// What is offered: as configured, else all cores and 80 % of the memory.
-pub(crate) fn facts(config: &WorkerConfig, engine: &EngineFacts) -> WorkerFacts {
-    WorkerFacts {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        cpu_millis: config.cpu_millis.unwrap_or(engine.cpus.saturating_mul(1000)),
-        memory_bytes: config.memory_bytes.unwrap_or(engine.memory_bytes / 10 * 8),
-        slots: config.slots.unwrap_or(engine.cpus).max(1),
-        os: engine.os.clone(),
-        arch: arch(engine).to_owned(),
-        engine: format!("docker {}", engine.engine_version),
-    }
-}
-
-/// The engine's architecture as images name it.
-pub(crate) fn arch(engine: &EngineFacts) -> &str {
-    match engine.arch.as_str() {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 

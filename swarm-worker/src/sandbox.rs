@@ -21,13 +21,17 @@ use self::image::PauseImage;
 use self::pool::{Act, Pool};
 use crate::config::WorkerConfig;
 use crate::context::{Ctx, sandbox_of};
-use crate::images;
-use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, Network, RuntimeError};
+use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, DiskQuota, Network, RuntimeError};
+use crate::{images, offer};
 
 /// How often it is looked which of them live.
 const LOOK: Duration = Duration::from_secs(10);
 /// Memory of a sandbox: the least an engine takes.
 const MEMORY_BYTES: u64 = 6 << 20;
+/// Bytes that an engine is asked to hold a container to, to see whether it does.
+const PROBE_BYTES: u64 = 1 << 30;
+/// The number of the container that this is tried with; those of sandboxes begin at 1.
+const PROBE: u64 = 0;
 /// Processes of a sandbox: what starts it needs some for a moment.
 const PIDS: u32 = 32;
 
@@ -104,6 +108,9 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     let _claim = ctx.images.in_use.claim(image.config_digest());
     let (mut looked, mut sessions) = (Instant::now(), ctx.hub.sessions());
     while !ctx.stop.is_cancelled() {
+        if ctx.swarm.get().is_some() && ctx.engine.borrow().disk_quota == DiskQuota::Unknown {
+            report("it cannot be seen yet whether the engine has disk quotas", probe(&ctx, &image).await);
+        }
         if ctx.swarm.get().is_some() && ctx.sandboxes.0.target > 0 {
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
@@ -139,6 +146,21 @@ async fn look(ctx: &Ctx) -> Result<(), RuntimeError> {
     let running = found.iter().filter(|container| container.phase == ContainerPhase::Running);
     let numbers: BTreeSet<u64> = running.filter_map(|container| sandbox_of(&container.labels)).collect();
     ctx.sandboxes.pool().keep_only(&numbers);
+    Ok(())
+}
+
+/// Creates a container that asks for a disk quota, and nothing else of it: then the engine knows what it can do.
+async fn probe(ctx: &Ctx, image: &PauseImage) -> Result<(), RuntimeError> {
+    images::have(ctx, image.config_digest(), || image.archive()).await?;
+    let mut spec = ContainerSpec::new(ctx.sandbox_name(PROBE), image.config_digest(), ctx.sandbox_labels(PROBE));
+    spec.disk_bytes = Some(PROBE_BYTES);
+    let created = ctx.runtime.create(&spec).await;
+    // Whether it was created may be unknown.
+    match ctx.runtime.remove(&ContainerId(spec.name), true).await {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => created?,
+    };
+    offer::look(ctx).await;
     Ok(())
 }
 

@@ -7,10 +7,12 @@ use tokio::sync::watch;
 
 use super::Attempt;
 use crate::disk::Written;
-use crate::runtime::ContainerId;
+use crate::runtime::{ContainerId, DiskQuota};
 
 /// From the start to the first reading: the shortest containers are not worth a call.
 const FIRST: Duration = Duration::from_millis(500);
+/// A root filesystem that lacks this part of its size is full: some of it went into what the filesystem keeps for itself.
+const NEARLY: u64 = 16;
 /// Between readings.
 const EVERY: Duration = Duration::from_secs(2);
 
@@ -41,6 +43,17 @@ impl Attempt {
 
     fn seen_on_disk(&self, written: &mut watch::Receiver<Written>) -> Option<u64> {
         written.borrow_and_update().get(&self.id).copied()
+    }
+
+    /// What a job that failed had written, if an engine with quotas let it write no more. A job that wrote very many small
+    /// files may have come to that end unseen: engines measure bytes, and quotas whole blocks.
+    pub(super) async fn filled_disk(&self) -> Option<u64> {
+        if self.ctx.engine.borrow().disk_quota != DiskQuota::Yes {
+            return None;
+        }
+        let written = self.ctx.runtime.disk_usage(&self.ctx.attempt_filter(self.id)).await.ok()?;
+        let limit = self.order.limits.disk_bytes;
+        written.into_iter().map(|(_, bytes)| bytes).find(|bytes| *bytes >= limit - limit / NEARLY)
     }
 
     /// Waits until the container has written more than it may: how much that is.

@@ -175,6 +175,7 @@ impl Attempt {
         spec.log = engine_limits(self.order.log_bytes_max);
         let limits = &self.order.limits;
         (spec.pids, spec.open_files, spec.read_only_root) = (limits.pids, limits.open_files, limits.read_only_root);
+        spec.disk_bytes = Some(limits.disk_bytes);
         let scratch = |mount: &Tmpfs| TmpfsMount { path: mount.path.clone(), bytes: mount.bytes };
         spec.tmpfs = limits.tmpfs.iter().map(scratch).collect();
         spec

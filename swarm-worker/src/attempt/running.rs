@@ -138,13 +138,18 @@ impl Attempt {
         running: Running,
     ) -> Result<(Outcome, Vec<OutputReport>), End> {
         let alone = |outcome| Ok((outcome, Vec::new()));
-        let Some(outcome) = outcome_of(exit, cause, self.killer(exit, running)) else {
+        let Some(mut outcome) = outcome_of(exit, cause, self.killer(exit, running)) else {
             return Ok(match self.unless_stopped(self.collect(id)).await {
                 Ok(outputs) => (Outcome::Succeeded, outputs),
                 Err(End::With(outcome) | End::Torn(outcome)) => (outcome, Vec::new()),
                 Err(End::Silently) => return Err(End::Silently),
             });
         };
+        if matches!(outcome, Outcome::Failed { .. })
+            && let Some(bytes) = self.unless_stopped(async { Ok(self.filled_disk().await) }).await?
+        {
+            outcome = out_of_disk(bytes);
+        }
         alone(outcome)
     }
 

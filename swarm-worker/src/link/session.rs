@@ -9,7 +9,8 @@ use secrecy::ExposeSecret;
 use swarm_protocol::heartbeat::{Handshake, WorkerEnd};
 use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{
-    HANDSHAKE, Hello, LABELS_SINCE, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, decode, encode,
+    HANDSHAKE, Hello, LABELS_SINCE, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, WorkerFacts,
+    decode, encode,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -19,9 +20,12 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::frames::Batches;
 use super::{LinkError, Renewals, orders};
+use crate::config::WorkerConfig;
 use crate::context::Ctx;
-use crate::heartbeat;
 use crate::hub::Session;
+use crate::labels::labels;
+use crate::runtime::EngineFacts;
+use crate::{heartbeat, offer};
 
 /// Frames queued towards the core; beyond it, attempts wait.
 const QUEUE_FRAMES: usize = 256;
@@ -86,7 +90,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Connects, shakes hands and serves until something breaks.
 pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
     let began_ns = ctx.clock.now_ns();
-    let shaken = tokio::time::timeout(CONNECT_TIMEOUT, shake_hands(ctx)).await;
+    let mut engine = ctx.engine.subscribe();
+    let found = engine.borrow_and_update().clone();
+    let offer = offer::facts(&ctx.config, &found);
+    let shaken = tokio::time::timeout(CONNECT_TIMEOUT, shake_hands(ctx, &offer)).await;
     let (socket, welcomed) = shaken.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;
     let (sink, stream) = socket.split();
     let (out, queue) = mpsc::channel(QUEUE_FRAMES);
@@ -98,9 +105,11 @@ pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
     };
     // Queued before any attempt can queue anything: the first frame of a link is the state report.
     let _ = out.try_send(shared.report(ctx));
-    let labels = (welcomed.version >= LABELS_SINCE).then(|| ctx.labels.subscribe());
-    if let Some(labels) = &labels {
-        let _ = out.try_send(ToCore::Labels { labels: labels.borrow().clone() });
+    let mut told = Told { offer, labels: None };
+    if welcomed.version >= LABELS_SINCE {
+        let labels = labels(&found, &ctx.config.labels);
+        let _ = out.try_send(ToCore::Labels { labels: labels.clone() });
+        told.labels = Some(labels);
     }
     ctx.hub.set_session(Some(Session { out }));
     tracing::info!(core = %ctx.config.core, epoch = %welcomed.epoch, "the link is up");
@@ -110,7 +119,7 @@ pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
         ended = write(sink, queue, welcomed.version) => ended,
         ended = renew(ctx, &shared, interval) => ended,
         ended = report(ctx, &shared) => ended,
-        ended = relabel(labels, &shared.out) => ended,
+        ended = tell_news(&ctx.config, engine, told, &shared.out) => ended,
         ended = heartbeat::run(ctx, welcomed.end, welcomed.port, interval) => ended.map_err(LinkError::Heartbeat),
     }
 }
@@ -130,11 +139,10 @@ struct Welcomed {
 
 type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
-async fn shake_hands(ctx: &Ctx) -> Result<(Socket, Welcomed), LinkError> {
+async fn shake_hands(ctx: &Ctx, offer: &WorkerFacts) -> Result<(Socket, Welcomed), LinkError> {
     let mut socket = connect(ctx).await?;
     let nonce: [u8; 32] = rand::random();
-    let hello =
-        Hello { version_min: VERSION_MIN, version_max: VERSION, boot: ctx.boot, nonce, facts: ctx.facts.clone() };
+    let hello = Hello { version_min: VERSION_MIN, version_max: VERSION, boot: ctx.boot, nonce, facts: offer.clone() };
     socket.send(Message::binary(encode(HANDSHAKE, &[hello]))).await.map_err(Box::new)?;
     let message = next_message(&mut socket).await?;
     let welcome = decode::<Welcome>(HANDSHAKE, &message)?.into_iter().next().ok_or(LinkError::Closed)?;
@@ -255,12 +263,30 @@ async fn report(ctx: &Ctx, shared: &Shared) -> Result<Infallible, LinkError> {
     }
 }
 
-/// Says what labels there are whenever they change; never to a core that would not understand.
-async fn relabel(labels: Option<watch::Receiver<Labels>>, out: &mpsc::Sender<ToCore>) -> Result<Infallible, LinkError> {
-    let Some(mut labels) = labels else { return std::future::pending().await };
-    while labels.changed().await.is_ok() {
-        let labels = labels.borrow_and_update().clone();
-        out.send(ToCore::Labels { labels }).await.map_err(|_| LinkError::Closed)?;
+/// What the core knows of this worker.
+struct Told {
+    offer: WorkerFacts,
+    /// None where it would not understand.
+    labels: Option<Labels>,
+}
+
+/// Says whatever is not as it was told: labels by a frame, and what is offered by another handshake.
+async fn tell_news(
+    config: &WorkerConfig,
+    mut engine: watch::Receiver<EngineFacts>,
+    mut told: Told,
+    out: &mpsc::Sender<ToCore>,
+) -> Result<Infallible, LinkError> {
+    while engine.changed().await.is_ok() {
+        let found = engine.borrow_and_update().clone();
+        if offer::is_news(&told.offer, &offer::facts(config, &found)) {
+            return Err(LinkError::NewOffer);
+        }
+        let labels = labels(&found, &config.labels);
+        if told.labels.as_ref().is_some_and(|told| *told != labels) {
+            out.send(ToCore::Labels { labels: labels.clone() }).await.map_err(|_| LinkError::Closed)?;
+            told.labels = Some(labels);
+        }
     }
     Err(LinkError::Closed)
 }
@@ -268,22 +294,41 @@ async fn relabel(labels: Option<watch::Receiver<Labels>>, out: &mpsc::Sender<ToC
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::ContainerRuntime as _;
+    use crate::runtime::fake::FakeRuntime;
 
     #[tokio::test]
     async fn labels_that_changed_are_said_and_an_older_core_hears_nothing() {
-        let zone = |value: &str| Labels::from([("zone".to_owned(), value.to_owned())]);
-        let (found, (out, mut said)) = (watch::Sender::new(zone("a")), mpsc::channel(4));
+        let (config, bare) = (WorkerConfig::default(), FakeRuntime::new().facts().await.unwrap());
+        let with = |kernel: &str| EngineFacts { kernel: kernel.to_owned(), ..bare.clone() };
+        let (found, (out, mut said)) = (watch::Sender::new(with("6.1")), mpsc::channel(4));
+        let told = |labels| Told { offer: offer::facts(&config, &bare), labels };
+        let knows = told(Some(labels(&with("6.1"), &config.labels)));
         let telling = async {
-            for value in ["b", "c"] {
-                found.send_replace(zone(value));
-                assert_eq!(said.recv().await, Some(ToCore::Labels { labels: zone(value) }));
+            for kernel in ["6.2", "6.3"] {
+                found.send_replace(with(kernel));
+                let labels = labels(&with(kernel), &config.labels);
+                assert_eq!(said.recv().await, Some(ToCore::Labels { labels }));
             }
+            // Not everything that an engine says is a label.
+            found.send_replace(EngineFacts { api_version: "1.99".into(), ..with("6.3") });
+            tokio::task::yield_now().await;
         };
         tokio::select! {
-            ended = relabel(Some(found.subscribe()), &out) => panic!("{ended:?}"),
-            ended = relabel(None, &out) => panic!("{ended:?}"),
+            ended = tell_news(&config, found.subscribe(), knows, &out) => panic!("{ended:?}"),
+            ended = tell_news(&config, found.subscribe(), told(None), &out) => panic!("{ended:?}"),
             () = telling => {}
         }
         assert!(said.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn another_offer_takes_another_handshake() {
+        let (config, bare) = (WorkerConfig::default(), FakeRuntime::new().facts().await.unwrap());
+        let (found, (out, _said)) = (watch::Sender::new(bare.clone()), mpsc::channel(4));
+        let told = Told { offer: offer::facts(&config, &bare), labels: None };
+        let news = tell_news(&config, found.subscribe(), told, &out);
+        found.send_replace(EngineFacts { cpus: bare.cpus + 1, ..bare });
+        assert!(matches!(news.await, Err(LinkError::NewOffer)));
     }
 }

@@ -3,6 +3,7 @@
 mod engines;
 mod faults;
 mod images;
+mod offers;
 mod sandboxes;
 mod stops;
 mod users;
@@ -53,9 +54,16 @@ impl Bench {
     }
 
     async fn start_with(sandboxes: u32, program: impl Fn(&StartView<'_>) -> Script + Send + Sync + 'static) -> Self {
+        Self::start_on(FakeRuntime::new(), sandboxes, program).await
+    }
+
+    async fn start_on(
+        engine: FakeRuntime,
+        sandboxes: u32,
+        program: impl Fn(&StartView<'_>) -> Script + Send + Sync + 'static,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let core = ScriptedCore::start().await;
-        let engine = FakeRuntime::new();
         engine.program(program);
         engine.add_image(Digest::of(CONFIG), Vec::new());
         let (clock, data) = (Arc::new(MovedClock::default()), tempfile::tempdir().unwrap());
@@ -519,16 +527,6 @@ async fn labels_follow_the_first_report_where_the_core_understands_them() {
     bench.core.cut();
     bench.core.until("labels again", |seen| (labels(seen) == 2).then_some(())).await;
     bench.end().await;
-}
-
-#[tokio::test]
-async fn what_is_not_configured_comes_from_the_engine() {
-    let engine = EngineFacts { cpus: 4, memory_bytes: 1000, ..FakeRuntime::new().facts().await.unwrap() };
-    let plain = facts(&WorkerConfig::default(), &engine);
-    assert_eq!((plain.cpu_millis, plain.memory_bytes, plain.slots, plain.arch.as_str()), (4000, 800, 4, "amd64"));
-    let config = WorkerConfig { slots: Some(9), cpu_millis: Some(500), ..WorkerConfig::default() };
-    let given = facts(&config, &engine);
-    assert_eq!((given.cpu_millis, given.slots), (500, 9));
 }
 
 #[tokio::test]

@@ -73,9 +73,23 @@ pub struct EngineFacts {
     pub devices: Vec<String>,
     /// Size of the disk where it keeps images and containers; none when that place cannot be seen from here.
     pub disk_bytes: Option<u64>,
+    /// Whether it holds root filesystems to their [`ContainerSpec::disk_bytes`].
+    pub disk_quota: DiskQuota,
     /// False where the engine keeps images in containerd: image ids are manifest digests there, so images cannot be
     /// checked against their config digest and [`ContainerRuntime::load_image`] refuses them.
     pub image_id_is_config_digest: bool,
+}
+
+/// Whether an engine keeps a container from writing more than it may. No engine tells before it is asked to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskQuota {
+    /// It cannot.
+    No,
+    /// It has not been asked yet: the first container created with [`ContainerSpec::disk_bytes`] shows it.
+    #[default]
+    Unknown,
+    /// It does.
+    Yes,
 }
 
 impl EngineFacts {

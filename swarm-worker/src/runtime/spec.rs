@@ -83,6 +83,9 @@ pub struct ContainerSpec {
     pub open_files: u32,
     /// The root filesystem cannot be written.
     pub read_only_root: bool,
+    /// Bytes that its root filesystem may take, where the engine can hold it to that (see
+    /// [`DiskQuota`](super::DiskQuota)); at least 1 MiB.
+    pub disk_bytes: Option<u64>,
     /// Scratch space in memory.
     pub tmpfs: Vec<TmpfsMount>,
     /// Our volumes.
@@ -114,6 +117,7 @@ impl ContainerSpec {
             pids: 256,
             open_files: 1024,
             read_only_root: false,
+            disk_bytes: None,
             tmpfs: Vec::new(),
             volumes: Vec::new(),
             network: Network::None,
@@ -158,6 +162,9 @@ impl ContainerSpec {
         }
         if self.pids == 0 || self.open_files == 0 {
             return invalid("pids/open_files", "must be at least 1");
+        }
+        if self.disk_bytes.is_some_and(|bytes| bytes < 1 << 20) {
+            return invalid("disk_bytes", "at least 1 MiB is needed");
         }
         if self.log.files < 2 || self.log.file_bytes < 64 << 10 {
             return invalid("log", "at least 2 files of 64 KiB are needed");
@@ -255,6 +262,7 @@ mod tests {
         cases.push(("env", ContainerSpec { env: vec![("A=B".into(), "c".into())], ..spec() }));
         cases.push(("workdir", ContainerSpec { workdir: Some("tmp".into()), ..spec() }));
         cases.push(("cpu_millis", ContainerSpec { cpu_millis: 0, ..spec() }));
+        cases.push(("disk_bytes", ContainerSpec { disk_bytes: Some(1), ..spec() }));
         cases.push(("memory_bytes", ContainerSpec { memory_bytes: 1 << 20, ..spec() }));
         for (field, case) in cases {
             let error = case.check().expect_err(field).to_string();

@@ -12,7 +12,7 @@ use futures_util::{SinkExt, StreamExt};
 use swarm_protocol::api::{FileView, JoinAnswer, UploadView};
 use swarm_protocol::heartbeat::{CoreEnd, DATAGRAM_BYTES_MAX, Handshake, HeartbeatAnswer};
 use swarm_protocol::link::{
-    FinalReport, HANDSHAKE, Hello, TaskOrder, ToCore, ToWorker, VERSION, Welcome, decode, encode,
+    FinalReport, HANDSHAKE, Hello, TaskOrder, ToCore, ToWorker, VERSION, Welcome, WorkerFacts, decode, encode,
 };
 use swarm_protocol::{AttemptId, Digest, Epoch, SessionId, SwarmId, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,6 +25,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the core was told, and how it is to answer.
 pub(crate) struct Seen {
+    /// What the worker offered in each handshake.
+    pub(crate) offers: Vec<WorkerFacts>,
     pub(crate) frames: Vec<ToCore>,
     pub(crate) logs: HashMap<AttemptId, Vec<u8>>,
     pub(crate) finished: HashMap<AttemptId, FinalReport>,
@@ -79,6 +81,7 @@ impl ScriptedCore {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let seen = Seen {
+            offers: Vec::new(),
             frames: Vec::new(),
             logs: HashMap::new(),
             finished: HashMap::new(),
@@ -189,6 +192,7 @@ impl ScriptedCore {
         let (out, mut orders) = mpsc::unbounded_channel();
         let version = self.seen().version;
         let session = self.change(|seen| {
+            seen.offers.push(hello.facts.clone());
             seen.sessions += 1;
             seen.link = Some(out.clone());
             seen.sessions

@@ -64,20 +64,51 @@ fn load(swarm: &Swarm, image: &HostImage) {
     assert!(status.expect("docker is here").success(), "the image cannot be loaded");
 }
 
-#[test]
-fn a_worker_killed_with_its_container_leaves_a_watchdog_beside_it() {
+/// A swarm whose only worker is in a container, and its watchdog in one beside that.
+fn contained() -> (Swarm, Contained) {
     let swarm = Swarm::start(Setup::default());
     let stopped = swarm.worker().take().expect("a worker runs").terminate(PATIENCE);
     assert!(stopped.success(), "{stopped}");
     let contained = Contained::start(&swarm);
+    eventually("the watchdog runs beside the worker", Duration::from_secs(20), || runs(&contained.watchdog()));
+    (swarm, contained)
+}
+
+fn runs(container: &str) -> Option<String> {
+    docker(&["ps", "--quiet", "--filter", &format!("name={container}")]).filter(|ids| !ids.is_empty())
+}
+
+fn left(watchdog: &str) {
+    let gone = || runs(watchdog).is_none().then_some(());
+    eventually("the watchdog has left and is removed", Duration::from_secs(30), gone);
+}
+
+#[test]
+fn a_worker_killed_with_its_container_leaves_a_watchdog_beside_it() {
+    let (swarm, contained) = contained();
     let watchdog = contained.watchdog();
-    let running = || docker(&["ps", "--quiet", "--filter", &format!("name={watchdog}")]).filter(|ids| !ids.is_empty());
-    eventually("the watchdog runs beside the worker", Duration::from_secs(20), running);
     let kill = |swarm: &Swarm| {
         swarm.fault("kill -9 of the worker's container");
         docker(&["kill", &contained.name]).expect("the container can be killed");
     };
     worker_silenced("killed container of a worker", &swarm, kill, Swarm::start_worker);
-    let patience = Duration::from_secs(30);
-    eventually("the watchdog has left and is removed", patience, || running().is_none().then_some(()));
+    left(&watchdog);
+}
+
+#[test]
+fn a_worker_frozen_in_its_container_does_not_freeze_the_watchdog_beside_it() {
+    let (swarm, contained) = contained();
+    let send = |swarm: &Swarm, signal: &str| {
+        swarm.fault(&format!("{signal} of the worker in its container"));
+        docker(&["kill", "--signal", signal, &contained.name]).expect("the container can be signalled");
+    };
+    worker_silenced(
+        "frozen worker in a container",
+        &swarm,
+        |swarm| send(swarm, "SIGSTOP"),
+        |swarm| send(swarm, "SIGCONT"),
+    );
+    let watchdog = contained.watchdog();
+    docker(&["stop", "--time", "60", &contained.name]).expect("the container can be stopped");
+    left(&watchdog);
 }

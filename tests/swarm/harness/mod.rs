@@ -11,6 +11,8 @@ mod swarm;
 
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 pub(crate) use engine::{Docker, Engine, docker};
 pub(crate) use own_engine::{OwnEngine, Part};
 pub(crate) use process::{Ended, Proc, command, run, signal, strays};
@@ -39,6 +41,15 @@ pub(crate) fn eventually<T>(what: &str, deadline: Duration, mut ask: impl FnMut(
 /// How often a scenario is repeated: once, or `full` times in the full tier.
 pub(crate) fn rounds(full: u32) -> u32 {
     if std::env::var("SWARM_TEST_TIER").is_ok_and(|tier| tier == "full") { full } else { 1 }
+}
+
+/// Bytes of `/etc/noise` in the image of every swarm: [`noise`] of seed 0.
+pub(crate) const NOISE: usize = 1 << 20;
+
+/// Bytes of every value, in an order that repeats nowhere soon.
+pub(crate) fn noise(bytes: usize, seed: u8) -> Vec<u8> {
+    let blocks = (0u64..).flat_map(|at| Sha256::digest([&[seed][..], &at.to_le_bytes()].concat()));
+    blocks.take(bytes).collect()
 }
 
 /// Prints a figure for the test program's table.

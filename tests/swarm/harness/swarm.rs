@@ -17,11 +17,11 @@ use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{JobId, TaskId};
 use swarm_worker::WorkerConfig;
 use swarm_worker::runtime::ByteStream;
-use swarm_worker::runtime::testimage::{HostImage, host_image};
+use swarm_worker::runtime::testimage::{HostImage, host_image_with};
 
 use super::process::{command, run, strays};
 use super::recorder::{Log, Recorder, job_seen, log_read, task_seen, verdict};
-use super::{Docker, Ended, Engine, PATIENCE, Proc, eventually, now_us, signal};
+use super::{Docker, Ended, Engine, NOISE, PATIENCE, Proc, eventually, noise, now_us, signal};
 
 /// What a swarm is made of.
 #[derive(Default)]
@@ -91,7 +91,8 @@ impl Swarm {
             recorder: Recorder::new(home),
             engine: Engine::watch(Docker { host: setup.engine.clone() }, home),
             image: "host:1".to_owned(),
-            host_image: host_image(&PROGRAMS).expect("host programs can be packed"),
+            host_image: host_image_with(&PROGRAMS, None, &[("etc/noise", &noise(NOISE, 0))])
+                .expect("host programs can be packed"),
             core: Mutex::new(None),
             worker: Mutex::new(None),
             dir,

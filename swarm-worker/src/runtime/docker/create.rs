@@ -10,14 +10,36 @@ use bollard::query_parameters::CreateContainerOptions;
 
 use super::DockerRuntime;
 use super::errors::{map_create, timed_out};
-use crate::runtime::{ContainerId, ContainerSpec, Labels, Network, RuntimeError, VolumeMount};
+use super::quota::is_refusal;
+use crate::runtime::{ContainerId, ContainerSpec, DiskQuota, Labels, Network, RuntimeError, VolumeMount};
 
 impl DockerRuntime {
     pub(super) async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
         spec.check()?;
+        let disk_bytes = spec.disk_bytes.filter(|_| self.quota.may_hold());
+        match self.try_create(spec, disk_bytes).await {
+            Err(error) if disk_bytes.is_some() && is_refusal(&error) => {
+                self.quota.note(DiskQuota::No);
+                self.try_create(spec, None).await
+            }
+            Ok(id) => {
+                if disk_bytes.is_some() {
+                    self.quota.note(DiskQuota::Yes);
+                }
+                Ok(id)
+            }
+            failed => failed,
+        }
+    }
+
+    async fn try_create(&self, spec: &ContainerSpec, disk_bytes: Option<u64>) -> Result<ContainerId, RuntimeError> {
         let options = CreateContainerOptions { name: Some(spec.name.clone()), ..Default::default() };
+        let mut body = body(spec);
+        if let (Some(bytes), Some(host)) = (disk_bytes, &mut body.host_config) {
+            host.storage_opt = Some(HashMap::from([("size".to_owned(), bytes.to_string())]));
+        }
         let deadline = self.deadlines.call;
-        match tokio::time::timeout(deadline, self.docker.create_container(Some(options), body(spec))).await {
+        match tokio::time::timeout(deadline, self.docker.create_container(Some(options), body)).await {
             Ok(Ok(created)) => Ok(ContainerId(created.id)),
             Ok(Err(error)) => Err(map_create(deadline, error)),
             Err(_) => Err(timed_out("create", deadline)),
@@ -46,7 +68,6 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
 
 fn host_config(spec: &ContainerSpec) -> HostConfig {
     let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
-    let open_files = i64::from(spec.open_files);
     HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
         // No `seccomp=` here: naming none keeps the engine's default profile.
@@ -66,11 +87,8 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         // Memory and swap together: equal to `memory` means no swap.
         memory_swap: Some(memory),
         nano_cpus: Some(i64::try_from(spec.cpu_millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)),
-        ulimits: Some(vec![ResourcesUlimits {
-            name: Some("nofile".to_owned()),
-            soft: Some(open_files),
-            hard: Some(open_files),
-        }]),
+        // A crash must not leave a copy of a job's memory on the disk.
+        ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", i64::from(spec.open_files))]),
         readonly_rootfs: Some(spec.read_only_root),
         tmpfs: Some(
             spec.tmpfs
@@ -90,6 +108,10 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         }),
         ..Default::default()
     }
+}
+
+fn ulimit(name: &str, most: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) }
 }
 
 fn volume_mount(mount: &VolumeMount, labels: &Labels) -> Mount {

@@ -5,6 +5,7 @@ mod create;
 mod errors;
 mod images;
 mod logs;
+mod quota;
 mod sibling;
 mod usage;
 mod volumes;
@@ -71,6 +72,7 @@ pub struct DockerRuntime {
     repository: String,
     /// Its files are on this machine, as far as this process may see them.
     is_local: bool,
+    quota: quota::Quota,
     /// Layers of our images by config digest. An image never changes, so what was read once stays true.
     layers: Mutex<HashMap<Digest, Vec<Digest>>>,
 }
@@ -98,7 +100,15 @@ impl DockerRuntime {
         let docker = docker.with_timeout(Duration::from_secs(seconds));
         let docker = within("connect", deadlines.call, docker.negotiate_version()).await?;
         let patient = docker.clone().with_timeout(deadlines.transfer);
-        Ok(Self { docker, patient, deadlines, repository, is_local, layers: Mutex::default() })
+        Ok(Self {
+            docker,
+            patient,
+            deadlines,
+            repository,
+            is_local,
+            quota: quota::Quota::default(),
+            layers: Mutex::default(),
+        })
     }
 
     /// One plain call under its deadline.
@@ -139,12 +149,14 @@ impl ContainerRuntime for DockerRuntime {
         runtimes.sort();
         let devices = info.discovered_devices.unwrap_or_default().into_iter();
         let disk = self.data_root(info.docker_root_dir).await;
+        let storage_driver = info.driver.unwrap_or_default();
         Ok(EngineFacts {
             cpus: info.ncpu.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
             memory_bytes: info.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             engine_version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
-            storage_driver: info.driver.unwrap_or_default(),
+            disk_quota: self.quota.of_driver(&storage_driver),
+            storage_driver,
             os: info.os_type.unwrap_or_default(),
             arch: info.architecture.unwrap_or_default(),
             kernel: info.kernel_version.unwrap_or_default(),

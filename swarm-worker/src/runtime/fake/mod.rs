@@ -43,8 +43,8 @@ use self::state::{Image, State, Volume, conflict, matches, not_found};
 use super::archive::once;
 use super::spec::check_name;
 use super::{
-    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems,
-    Network, OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling, check_filter,
+    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, DiskQuota, EngineFacts, ExitInfo, Labels,
+    LogItems, Network, OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling, check_filter,
 };
 
 /// When the fake's clock starts, Unix time in microseconds.
@@ -100,6 +100,17 @@ impl FakeRuntime {
     /// From now on the engine says that it keeps images in containerd.
     pub fn keep_images_in_containerd(&self) {
         self.lock().in_containerd = true;
+    }
+
+    /// Gives the engine's machine so many cores; it has 4 otherwise.
+    pub fn cpus(&self, count: u32) {
+        self.lock().cpus = count;
+    }
+
+    /// What the engine says of its quotas until a container was created with
+    /// [`disk_bytes`](ContainerSpec::disk_bytes), after which [`DiskQuota::Unknown`] turns out to be a yes.
+    pub fn disk_quota(&self, quota: DiskQuota) {
+        self.lock().disk_quota = quota;
     }
 
     /// Gives the engine a disk that holds so many bytes of images; it cannot be seen otherwise.
@@ -316,7 +327,7 @@ async fn collect(call: &'static str, mut stream: ByteStream) -> Result<Vec<u8>, 
 impl ContainerRuntime for FakeRuntime {
     async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
         let facts = EngineFacts {
-            cpus: 4,
+            cpus: self.lock().cpus,
             memory_bytes: 8 << 30,
             engine_version: "0.0.0-fake".to_owned(),
             api_version: "1.41".to_owned(),
@@ -329,6 +340,7 @@ impl ContainerRuntime for FakeRuntime {
             runtimes: vec!["runc".to_owned()],
             devices: Vec::new(),
             disk_bytes: Some(1 << 40),
+            disk_quota: self.lock().disk_quota,
             image_id_is_config_digest: !self.lock().in_containerd,
         };
         self.perform(Call::Facts, "", |_| Ok(facts)).await

@@ -12,7 +12,8 @@ use super::faults::{CallRecord, FaultPlan};
 use super::script::{Program, Script};
 use crate::runtime::spec::invalid;
 use crate::runtime::{
-    ContainerId, ContainerPhase, ContainerSpec, Labels, LogItem, OurContainer, Reading, RuntimeError, archive::TarEntry,
+    ContainerId, ContainerPhase, ContainerSpec, DiskQuota, Labels, LogItem, OurContainer, Reading, RuntimeError,
+    archive::TarEntry,
 };
 
 /// A file in a container or volume.
@@ -74,6 +75,8 @@ pub(super) struct State {
     pub(super) disk_bytes: Option<u64>,
     pub(super) archive_bytes_max: usize,
     pub(super) in_containerd: bool,
+    pub(super) cpus: u32,
+    pub(super) disk_quota: DiskQuota,
     made: u64,
 }
 
@@ -90,6 +93,8 @@ impl Default for State {
             disk_bytes: None,
             archive_bytes_max: usize::MAX,
             in_containerd: false,
+            cpus: 4,
+            disk_quota: DiskQuota::No,
             made: 0,
         }
     }
@@ -132,6 +137,9 @@ impl State {
         for mount in &spec.volumes {
             let fresh = || Volume { labels: spec.labels.clone(), ..Volume::default() };
             self.volumes.entry(mount.volume.clone()).or_insert_with(fresh);
+        }
+        if spec.disk_bytes.is_some() && self.disk_quota == DiskQuota::Unknown {
+            self.disk_quota = DiskQuota::Yes;
         }
         self.made += 1;
         let id = ContainerId(format!("{:064x}", self.made));

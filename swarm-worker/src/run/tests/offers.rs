@@ -1,0 +1,92 @@
+//! What a worker offers, as its engine has it: found out, kept up to date, and acted on.
+
+use super::*;
+use crate::runtime::DiskQuota;
+
+impl Bench {
+    /// The engine goes away and comes back, and the worker notices both.
+    async fn engine_comes_back(&self) {
+        self.engine.engine_down();
+        self.engine_asked().await;
+        self.engine.engine_up();
+        self.engine_asked().await;
+    }
+
+    async fn engine_asked(&self) {
+        let pings = self.engine.count(Call::Ping);
+        self.eventually("the engine is asked", async || self.engine.count(Call::Ping) > pings).await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_with_disk_quotas_is_found_out_and_a_job_that_fills_its_disk_is_told_so() {
+    let engine = FakeRuntime::new();
+    engine.disk_quota(DiskQuota::Unknown);
+    let bench = Bench::start_on(engine, 0, |view| {
+        assert_eq!(view.spec.disk_bytes, Some(1 << 20));
+        let bytes = if view.spec.name.ends_with("-1.0.1") { (1 << 20) - 100 } else { 100 };
+        Script::new().write("/tmp/big", vec![0; bytes]).exit(1)
+    })
+    .await;
+    let is_hard = |frame: &ToCore| matches!(frame, ToCore::Labels { labels } if labels["disk_limit"] == "hard");
+    bench.core.frame("the label", is_hard).await;
+    assert_eq!((bench.engine.count(Call::Create), bench.engine.count(Call::Start)), (1, 0));
+    bench.until_clean().await;
+    let small = |job| {
+        let mut order = order(job);
+        order.limits.disk_bytes = 1 << 20;
+        order
+    };
+    let full = bench.outcome(&small(1)).await;
+    assert!(matches!(&full, Outcome::OutOfDisk { reason } if reason.contains("1048476 bytes")), "{full:?}");
+    assert_eq!(bench.outcome(&small(2)).await, Outcome::Failed { exit_code: 1 });
+    // Where nothing holds it to that size, a full disk is not why it failed.
+    bench.engine.disk_quota(DiskQuota::No);
+    bench.engine_comes_back().await;
+    let is_sampled = |frame: &ToCore| matches!(frame, ToCore::Labels { labels } if labels["disk_limit"] == "sampled");
+    let sampled = |seen: &Seen| seen.frames.iter().filter(|frame| is_sampled(frame)).count();
+    // It was so until the engine was found out.
+    bench.core.until("the label is taken back", |seen| (sampled(seen) == 2).then_some(())).await;
+    let again = TaskOrder { attempt: AttemptId { attempt: 2, ..small(1).attempt }, ..small(1) };
+    assert_eq!(bench.outcome(&again).await, Outcome::Failed { exit_code: 1 });
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_resized_machine_is_offered_anew_and_runs_as_much_at_once_as_it_offers() {
+    let gates: [CancellationToken; 2] = Default::default();
+    let held = gates.clone();
+    let bench = Bench::start_with(0, move |view| {
+        Script::new().hold(held[usize::from(!view.spec.name.ends_with("-1.0.1"))].clone())
+    })
+    .await;
+    let offered = |count: usize| {
+        let slots = move |seen: &Seen| (seen.offers.len() == count).then(|| seen.offers[count - 1].clone());
+        bench.core.until("another offer", slots)
+    };
+    assert_eq!(offered(1).await.slots, 4);
+    for job in 1..=5 {
+        bench.core.assign(&order(job)).await;
+    }
+    bench.eventually("four run", async || bench.engine.running() == 4).await;
+    bench.engine.cpus(5);
+    bench.engine_comes_back().await;
+    let offer = offered(2).await;
+    assert_eq!((offer.slots, offer.cpu_millis), (5, 5000));
+    bench.eventually("five run", async || bench.engine.running() == 5).await;
+    // What runs goes on; nothing takes the place of the first one to end.
+    bench.engine.cpus(4);
+    bench.engine_comes_back().await;
+    assert_eq!(offered(3).await.slots, 4);
+    bench.core.assign(&order(6)).await;
+    let is_taken = |frame: &ToCore| *frame == ToCore::Accepted { attempt: order(6).attempt };
+    bench.core.frame("the sixth is taken", is_taken).await;
+    gates[0].cancel();
+    bench.core.finished(order(1).attempt).await;
+    bench.eventually("the first is cleared away", async || bench.engine.count(Call::Remove) > 0).await;
+    let begun = bench.engine.count(Call::Start);
+    assert_eq!((begun, bench.engine.running()), (5, 4));
+    gates[1].cancel();
+    bench.core.finished(order(6).attempt).await;
+    bench.end().await;
+}
