@@ -89,13 +89,24 @@ fn about_engine(facts: &EngineFacts) -> Vec<Finding> {
     let text = format!("docker {engine_version}, API {api_version}, {storage_driver}, {os}/{arch}");
     let verdict = if is_old { Verdict::Bad } else { Verdict::Ok };
     let engine = finding("engine", verdict, text, "update Docker: API 1.41 (20.10) or later is needed");
-    let images = match facts.check() {
+    let images = match facts.check_images() {
         Ok(()) => finding("image store", Verdict::Ok, "image ids are config digests", ""),
         Err(error) => {
             finding("image store", Verdict::Bad, error.to_string(), "change the setting named, restart Docker")
         }
     };
-    vec![engine, images]
+    vec![engine, images, about_limits(facts)]
+}
+
+fn about_limits(facts: &EngineFacts) -> Finding {
+    let (verdict, text) = match facts.check_limits() {
+        Err(error) => (Verdict::Bad, error.to_string()),
+        Ok(()) if facts.unenforced.is_empty() => (Verdict::Ok, "memory, swap, cpu and pids are enforced".to_owned()),
+        Ok(()) => (Verdict::Warning, format!("the engine does not enforce {}", facts.unenforced.join(", "))),
+    };
+    let hint = "give the engine these cgroup controllers: kernel parameters cgroup_enable=memory and swapaccount=1, or \
+                systemd's Delegate=yes where it runs without root";
+    finding("limits", verdict, text, hint)
 }
 
 fn version(text: &str) -> Option<(u32, u32)> {
@@ -240,5 +251,10 @@ mod tests {
         old.api_version = "1.40".into();
         assert_eq!(about_engine(&old)[0].verdict, Verdict::Bad);
         assert_eq!(about_disk(1, None).verdict, Verdict::Warning);
+        let lacks = |unenforced| about_limits(&EngineFacts { unenforced, ..old.clone() }).verdict;
+        assert_eq!(
+            (lacks(vec![]), lacks(vec!["swap"]), lacks(vec!["swap", "memory"])),
+            (Verdict::Ok, Verdict::Warning, Verdict::Bad)
+        );
     }
 }

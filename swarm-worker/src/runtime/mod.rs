@@ -73,6 +73,9 @@ pub struct EngineFacts {
     pub devices: Vec<String>,
     /// Size of the disk where it keeps images and containers; none when that place cannot be seen from here.
     pub disk_bytes: Option<u64>,
+    /// Limits that its kernel or its rights do not let it enforce, of `memory`, `swap`, `cpu` and `pids`: containers are
+    /// made all the same, and only without them.
+    pub unenforced: Vec<&'static str>,
     /// Whether it holds root filesystems to their [`ContainerSpec::disk_bytes`].
     pub disk_quota: DiskQuota,
     /// False where the engine keeps images in containerd: image ids are manifest digests there, so images cannot be
@@ -93,11 +96,29 @@ pub enum DiskQuota {
 }
 
 impl EngineFacts {
-    /// Whether images can be loaded and checked here.
+    /// Whether jobs can be run here: images be loaded and checked, and no job take what is the others'.
     ///
     /// # Errors
-    /// [`RuntimeError::Invalid`] with the engine's setting that must change.
+    /// [`RuntimeError::Invalid`] with what must change.
     pub fn check(&self) -> Result<(), RuntimeError> {
+        self.check_limits()?;
+        self.check_images()
+    }
+
+    /// See [`check`](Self::check).
+    pub(crate) fn check_limits(&self) -> Result<(), RuntimeError> {
+        if let Some(limit) = self.unenforced.iter().find(|limit| matches!(**limit, "memory" | "pids")) {
+            let reason = format!(
+                "the engine cannot enforce limits of `{limit}`, so one job could take the whole machine; give it the \
+                 cgroup controller (kernel parameter `cgroup_enable={limit}`; without root: systemd's `Delegate=yes`)"
+            );
+            return Err(RuntimeError::Invalid { field: "limits", reason });
+        }
+        Ok(())
+    }
+
+    /// See [`check`](Self::check).
+    pub(crate) fn check_images(&self) -> Result<(), RuntimeError> {
         if self.image_id_is_config_digest {
             return Ok(());
         }

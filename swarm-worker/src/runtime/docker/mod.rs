@@ -150,11 +150,20 @@ impl ContainerRuntime for DockerRuntime {
         let devices = info.discovered_devices.unwrap_or_default().into_iter();
         let disk = self.data_root(info.docker_root_dir).await;
         let storage_driver = info.driver.unwrap_or_default();
+        let enforced = [
+            ("memory", info.memory_limit),
+            ("swap", info.swap_limit),
+            ("cpu", info.cpu_cfs_quota),
+            ("pids", info.pids_limit),
+        ];
+        let unenforced = enforced.into_iter().filter(|(_, is_enforced)| *is_enforced == Some(false));
+        let unenforced = unenforced.map(|(limit, _)| limit).collect();
         Ok(EngineFacts {
             cpus: info.ncpu.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
             memory_bytes: info.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             engine_version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),
+            unenforced,
             disk_quota: self.quota.of_driver(&storage_driver),
             storage_driver,
             os: info.os_type.unwrap_or_default(),

@@ -469,10 +469,16 @@ async fn what_is_written_to_root_and_volumes_is_measured() {
 #[tokio::test]
 async fn limits_reach_the_container() {
     let bench = Bench::new().await;
-    let mut spec = bench.spec("ulimit -n; cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null; echo");
-    (spec.open_files, spec.pids) = (77, 33);
+    let own = |file: &str| format!("cat /sys/fs/cgroup/{file} 2>/dev/null");
+    // The names of cgroup v1 and v2; the former counts memory and swap together.
+    let (pids, swap) = (["pids/pids.max", "pids.max"], ["memory/memory.memsw.limit_in_bytes", "memory.swap.max"]);
+    let read: Vec<String> = [&pids[..], &swap[..]].concat().into_iter().map(own).collect();
+    let mut spec = bench.spec(&format!("ulimit -n; ulimit -c; {}; echo", read.join("; ")));
+    (spec.open_files, spec.pids, spec.memory_bytes) = (77, 33, 32 << 20);
     let out = bench.run(&spec).await.out();
-    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["77", "33"], "{out}");
+    let told: Vec<_> = out.split_whitespace().collect();
+    assert_eq!(told[..3], ["77", "0", "33"], "{out}");
+    assert!(matches!(told[3..], ["33554432" | "0"]), "memory without swap: {out}");
 }
 
 #[tokio::test]

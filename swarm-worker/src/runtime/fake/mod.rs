@@ -340,6 +340,7 @@ impl ContainerRuntime for FakeRuntime {
             runtimes: vec!["runc".to_owned()],
             devices: Vec::new(),
             disk_bytes: Some(1 << 40),
+            unenforced: Vec::new(),
             disk_quota: self.lock().disk_quota,
             image_id_is_config_digest: !self.lock().in_containerd,
         };
