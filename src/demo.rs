@@ -60,7 +60,7 @@ async fn demo(options: Options) -> anyhow::Result<()> {
     say("1/6  Starting a swarm: core (SQLite, in-process cache) and one worker (local Docker)");
     let config = core_config(data.path())?;
     let core_data = config.data_dir.clone();
-    let mut worker = embedded::worker_config(&core_data, options.docker_host);
+    let mut worker = embedded::worker_config(WorkerConfig::default(), &core_data, options.docker_host);
     // Nothing adopts its containers later.
     worker.drain_on_stop = true;
     let runtime = embedded::engine(&worker).await?;

@@ -114,14 +114,15 @@ impl Embedded {
     }
 }
 
-/// The settings of the embedded worker, whose files lie beside the core's in `data`.
-pub(crate) fn worker_config(data: &Path, docker_host: Option<String>) -> WorkerConfig {
+/// The settings of the embedded worker: those of `own` that are not for this program to choose. Its files lie beside the
+/// core's in `data`.
+pub(crate) fn worker_config(own: WorkerConfig, data: &Path, docker_host: Option<String>) -> WorkerConfig {
     WorkerConfig {
         data: data.join("worker"),
         name: WORKER.to_owned(),
-        docker_host,
+        docker_host: docker_host.or_else(|| own.docker_host.clone()),
         watchdog: Some(vec!["worker".into(), "watchdog".into()]),
-        ..WorkerConfig::default()
+        ..own
     }
 }
 

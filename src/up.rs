@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use swarm_core::config::{CoreConfig, CoreFlags};
 use swarm_core::logger::Stderr;
+use swarm_worker::WorkerConfig;
 
 use crate::embedded::{self, Embedded};
 
@@ -20,12 +21,34 @@ pub(crate) struct Options {
     /// The engine's socket, for instance unix:///var/run/docker.sock
     #[arg(long, env = "DOCKER_HOST")]
     docker_host: Option<String>,
+    /// Configuration file of the worker (TOML); `core`, `data`, `name` and `watchdog` of it do not count here
+    #[arg(long, env = "SWARM_WORKER_CONFIG")]
+    worker_config: Option<PathBuf>,
+    #[command(flatten)]
+    worker: WorkerFlags,
+}
+
+#[derive(Args)]
+struct WorkerFlags {
     /// Containers that may run at once; one for each core of the engine by default
     #[arg(long)]
     slots: Option<u32>,
     /// What jobs may require of this machine; repeatable
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = swarm_protocol::labels::parse)]
     labels: Vec<(String, String)>,
+}
+
+impl WorkerFlags {
+    /// What was given, by the names of the worker's settings.
+    fn settings(self) -> serde_json::Value {
+        let mut given = serde_json::Map::new();
+        given.extend(self.slots.map(|slots| ("slots".to_owned(), slots.into())));
+        if !self.labels.is_empty() {
+            let labels = self.labels.into_iter().map(|(name, value)| (name, value.into()));
+            given.insert("labels".to_owned(), serde_json::Value::Object(labels.collect()));
+        }
+        given.into()
+    }
 }
 
 pub(crate) async fn main(options: Options) -> ExitCode {
@@ -39,10 +62,8 @@ async fn up(options: Options) -> anyhow::Result<()> {
     // The one user of a swarm on one machine is its owner already; jobs still run as non-root unless asked.
     let defaults = CoreConfig { allow_root: true, ..CoreConfig::default() };
     let config = CoreConfig::load_over(defaults, options.config.as_deref(), &options.core)?;
-    let mut worker = embedded::worker_config(&config.data_dir, options.docker_host);
-    (worker.slots, worker.labels) = (options.slots, options.labels.into_iter().collect());
-    // Before anything is started.
-    worker.check()?;
+    let own = WorkerConfig::settle(options.worker_config.as_deref(), options.worker.settings())?;
+    let worker = embedded::worker_config(own, &config.data_dir, options.docker_host);
     let runtime = embedded::engine(&worker).await?;
     let password = embedded::admin_password(&config.data_dir);
     let log = swarm_core::cli::start_log(&config, Stderr::All)?;

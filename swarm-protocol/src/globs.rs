@@ -1,16 +1,20 @@
 //! Outputs named by a glob, such as `/out/*.csv`: `*` and `?` match within a name, `**` across directories, `[a-z]` one
 //! character, `{a,b}` either. `[*]` stands for a star itself. The notation is that of the `globset` crate.
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{GlobBuilder, GlobSet};
 
 /// What makes a path a glob.
 const WILDCARDS: [char; 4] = ['*', '?', '[', '{'];
+/// The longest glob, in bytes.
+const BYTES_MAX: usize = 1024;
+/// The most `{` in one: the reader of globs recurses for each.
+const BRACES_MAX: usize = 16;
 
 /// A path with wildcards, for the files of one directory and below.
 #[derive(Debug, Clone)]
 pub struct OutputGlob {
     dir: String,
-    matcher: GlobMatcher,
+    matcher: GlobSet,
 }
 
 /// It cannot be read as a glob.
@@ -22,13 +26,18 @@ impl OutputGlob {
     /// Reads the path of an output; `None` when it has no wildcard and names one file or directory.
     ///
     /// # Errors
-    /// [`GlobError`] for one with wildcards that are not closed or the like.
+    /// [`GlobError`] for one that is too long or involved, or has wildcards that are not closed or the like.
     pub fn parse(path: &str) -> Result<Option<Self>, GlobError> {
         if !path.contains(WILDCARDS) {
             return Ok(None);
         }
+        if path.len() > BYTES_MAX || path.matches('{').count() > BRACES_MAX {
+            return Err(GlobError(format!("it has more than {BYTES_MAX} bytes or {BRACES_MAX} braces")));
+        }
         let glob = GlobBuilder::new(path).literal_separator(true).build();
-        let matcher = glob.map_err(|error| GlobError(error.kind().to_string()))?.compile_matcher();
+        // As a set of one: a matcher of its own panics where the compiled glob grows too large.
+        let matcher = glob.and_then(|glob| GlobSet::builder().add(glob).build());
+        let matcher = matcher.map_err(|error| GlobError(error.kind().to_string()))?;
         Ok(Some(Self { dir: dir_of(path).to_owned(), matcher }))
     }
 
@@ -80,6 +89,12 @@ mod tests {
         assert_eq!((dir_of("/out/result.csv"), dir_of("/out/a/b*/c"), dir_of("/*")), ("/out", "/out/a", ""));
         for broken in ["/out/[a", "/out/{a,b"] {
             assert!(!OutputGlob::parse(broken).unwrap_err().to_string().is_empty(), "{broken}");
+        }
+        let nested = |depth: usize| format!("/out/{}a{}", "{".repeat(depth), "}".repeat(depth));
+        assert!(glob(&nested(BRACES_MAX)).is_match(b"/out/a"));
+        for hostile in [nested(BRACES_MAX + 1), nested(300), "{".repeat(20_000), format!("/out/*{}", "x".repeat(1024))]
+        {
+            assert!(OutputGlob::parse(&hostile).is_err(), "{} bytes", hostile.len());
         }
     }
 }

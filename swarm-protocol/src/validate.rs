@@ -225,17 +225,19 @@ fn files(spec: &JobSpec, faults: &mut Faults) {
         faults.check(count <= bounds::FILES_MAX, field, format!("{count} are too many"), "pack them into an archive");
     }
     let mut seen = HashSet::new();
-    for (at, input) in spec.inputs.iter().enumerate() {
+    // More are refused anyway, and looking at each takes time.
+    for (at, input) in spec.inputs.iter().enumerate().take(bounds::FILES_MAX) {
         check_file_path(&input.path, &format!("inputs[{at}].path"), faults);
         let twice = !seen.insert(("input", input.path.as_str()));
         faults.check(!twice, format!("inputs[{at}].path"), "is given twice", "give each input its own path");
         let field = format!("inputs[{at}].mode");
         faults.check(input.mode <= 0o777, field, "is more than permission bits", "give 0 to 0o777, for instance 0o644");
     }
-    for (at, output) in spec.outputs.iter().enumerate() {
+    for (at, output) in spec.outputs.iter().enumerate().take(bounds::FILES_MAX) {
         let field = format!("outputs[{at}].path");
-        check_file_path(&output.path, &field, faults);
-        if let Err(error) = OutputGlob::parse(&output.path) {
+        if check_file_path(&output.path, &field, faults)
+            && let Err(error) = OutputGlob::parse(&output.path)
+        {
             let hint = "correct it, or write [*], [?], [[] or [{] for the character itself";
             faults.check(false, field, format!("is not a glob: {error}"), hint);
         }
@@ -271,14 +273,15 @@ fn limits(spec: &JobSpec, faults: &mut Faults) {
         "scratch space counts as memory: ask for more memory or less scratch",
     );
     let files = || spec.inputs.iter().map(|input| &input.path).chain(spec.outputs.iter().map(|output| &output.path));
-    for (at, mount) in tmpfs.iter().enumerate() {
+    for (at, mount) in tmpfs.iter().enumerate().take(TMPFS_MAX) {
         let field = format!("limits.tmpfs[{at}]");
         if check_path(&mount.path, &format!("{field}.path"), faults) {
             check_hidden(&mount.path, &format!("{field}.path"), faults);
         }
         let twice = tmpfs[..at].iter().any(|other| other.path == mount.path);
         faults.check(!twice, format!("{field}.path"), "is given twice", "give each scratch directory its own path");
-        let hides = files().any(|path| path.starts_with(&format!("{}/", mount.path)));
+        let below = format!("{}/", mount.path);
+        let hides = files().any(|path| *path == mount.path || path.starts_with(&below));
         let hint = "keep scratch and files in different directories; files in memory cannot be collected";
         faults.check(!hides, format!("{field}.path"), "holds an input or an output", hint);
         faults.check(mount.bytes >= 4096, format!("{field}.bytes"), "is less than a page", "give at least 4096");
@@ -290,11 +293,12 @@ const RESERVED_DIRS: [&str; 11] =
     ["/proc", "/sys", "/dev", "/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc", "/boot", "/run/secrets"];
 
 /// A file's directory becomes a volume, so it must be one that can be hidden without breaking the image.
-fn check_file_path(path: &str, field: &str, faults: &mut Faults) {
-    if !check_path(path, field, faults) {
-        return;
+fn check_file_path(path: &str, field: &str, faults: &mut Faults) -> bool {
+    let is_path = check_path(path, field, faults);
+    if is_path {
+        check_hidden(dir_of(path), field, faults);
     }
-    check_hidden(dir_of(path), field, faults);
+    is_path
 }
 
 /// Whether the image can do without what it has in `dir`.
@@ -385,6 +389,9 @@ mod tests {
             assert_eq!(faults_of(|s| s.outputs.push(Output { path: bad.into() })), ["outputs[0].path"], "{bad}");
         }
         assert!(faults_of(|s| s.outputs.push(Output { path: "/out/**/part-*.csv".into() })).is_empty());
+        // Of too many nothing is looked at but the first ones.
+        let many = (0..45_000).map(|n| Output { path: format!("/out/{n}/[") });
+        assert_eq!(faults_of(|s| s.outputs = many.collect()).len(), 1 + bounds::FILES_MAX);
         assert_eq!(faults_of(|s| s.inputs = vec![input("/a/b"), input("/a/b")]), ["inputs[1].path"]);
     }
 
@@ -407,6 +414,11 @@ mod tests {
             s.limits.tmpfs = vec![tmpfs("/data", 4096)];
         };
         assert_eq!(faults_of(hides), ["limits.tmpfs[0].path"]);
+        let is_output = |s: &mut JobSpec| {
+            s.outputs.push(Output { path: "/data/out".into() });
+            s.limits.tmpfs = vec![tmpfs("/data/out", 4096)];
+        };
+        assert_eq!(faults_of(is_output), ["limits.tmpfs[0].path"], "it would lie in memory, and nothing be collected");
         assert!(faults_of(|s| s.limits.tmpfs = vec![tmpfs("/tmp", 1 << 20)]).is_empty());
     }
 

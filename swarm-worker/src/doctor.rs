@@ -216,6 +216,7 @@ mod tests {
         let expected = [
             ("engine", Verdict::Ok),
             ("image store", Verdict::Ok),
+            ("limits", Verdict::Ok),
             ("offer", Verdict::Warning),
             ("labels", Verdict::Ok),
             ("disk", Verdict::Warning),

@@ -154,7 +154,9 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use swarm_protocol::JobId;
+    use swarm_protocol::link::{ImageOrder, LayerOrder, OutputReport};
+    use swarm_protocol::spec::{Limits, Tmpfs};
+    use swarm_protocol::{Digest, JobId, LossReason, Outcome, Usage};
 
     use super::*;
     use crate::testing;
@@ -173,6 +175,55 @@ mod tests {
         entry.remove().unwrap();
         entry.remove().unwrap();
         assert!(spool.scan().unwrap().is_empty());
+    }
+
+    /// A worker takes up what one of an earlier version has spooled: a layout that changes is another format, and both are
+    /// read for as long as anyone may upgrade.
+    #[test]
+    fn orders_marks_and_reports_keep_their_layout() {
+        let some = |text: &str| Some(text.to_owned());
+        let digest = Digest::of(b"x");
+        let layer = LayerOrder { digest, diff_id: digest, size_bytes: 300 };
+        let order = TaskOrder {
+            image: ImageOrder { config: digest, config_bytes: 200, layers: vec![layer] },
+            command: Some(vec!["a".into()]),
+            entrypoint: Some(vec!["b".into()]),
+            user: some("u"),
+            workdir: some("/w"),
+            env: vec![("K".into(), "V".into())],
+            inputs: vec![testing::input("/in/a", b"x")],
+            outputs: vec!["/out/*".into()],
+            timeout_ms: Some(1000),
+            limits: Limits {
+                log_bytes: Some(5),
+                tmpfs: vec![Tmpfs { path: "/tmp".into(), bytes: 4096 }],
+                ..Limits::default()
+            },
+            ..testing::order(300, b"image")
+        };
+        let output = OutputReport { path: "/out/r".into(), digest, size_bytes: 1, is_dir: true, mode: 0o644 };
+        let used = Some(300);
+        let usage =
+            Usage { cpu_ms: used, memory_peak_bytes: used, disk_peak_bytes: used, input_bytes: 1, output_bytes: 2 };
+        let lost = Outcome::Lost { reason: LossReason::Transfer, detail: "d".into() };
+        let report = FinalReport {
+            started_at_us: Some(1),
+            finished_at_us: Some(2),
+            ran_ms: Some(3),
+            outputs: vec![output],
+            usage,
+            ..testing::report(order.attempt, lost, 4)
+        };
+        let mark = StartMark { machine_boot: "b".into(), boot_ns: 300 };
+        let whole = [encode(&order), encode(&mark), encode(&report)];
+        assert_eq!(
+            whole.map(|bytes| Digest::of(&bytes).hex()),
+            [
+                "86f1a2a4813abe81d8b266cc0d8300cb79fa146b7916dd7d9ec2e00d5594f263",
+                "79ad0209761834d157f542206c7d06ffea64f685bd9c943e834b44939775b325",
+                "a90b14dc7a436926243170386a202f9c979afdda5df746940ce7e84812cb31c4"
+            ],
+        );
     }
 
     #[test]

@@ -222,8 +222,14 @@ impl Transfer {
                     Ok(_) => return Err(TransferError::Corrupt(digest)),
                     Err(error) => error.without_url().to_string(),
                 },
-                Ok(answer) if is_transient(answer.status()) => answer.status().to_string(),
-                Ok(answer) => return Err(refusal(answer).await),
+                Ok(answer) => {
+                    let (status, problem) = (answer.status(), problem_of(answer).await);
+                    // The core ends an upload that comes too slowly, and says that more of it is welcome.
+                    if !problem.retryable && !is_transient(status) {
+                        return Err(refusal(status, problem.detail));
+                    }
+                    status.to_string()
+                }
                 Err(UploadError::Broken(error)) => error.without_url().to_string(),
                 Err(UploadError::Source(error)) => return Err(TransferError::Spool(error.to_string())),
                 Err(stalled @ UploadError::Stalled(_)) => stalled.to_string(),
@@ -243,9 +249,7 @@ impl Transfer {
     }
 }
 
-async fn refusal(answer: Response) -> TransferError {
-    let status = answer.status();
-    let detail = problem_of(answer).await.detail;
+fn refusal(status: StatusCode, detail: String) -> TransferError {
     match status {
         StatusCode::PAYLOAD_TOO_LARGE => TransferError::TooLarge(detail),
         _ => TransferError::Refused { status: status.as_u16(), detail },
@@ -323,7 +327,10 @@ impl Fetch {
                     return Ok(());
                 }
                 Ok(answer) if is_transient(answer.status()) => answer.status().to_string(),
-                Ok(answer) => return Err(refusal(answer).await),
+                Ok(answer) => {
+                    let status = answer.status();
+                    return Err(refusal(status, problem_of(answer).await.detail));
+                }
                 Err(error) => error.without_url().to_string(),
             };
             tracing::warn!(attempt = %self.attempt, digest = %self.digest.short(), why, "a blob could not be fetched, trying again");

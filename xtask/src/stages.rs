@@ -163,6 +163,8 @@ impl Runner {
             problems.extend(self.cargo_stage(&["install", "--locked", "cargo-deny"], &[], deadline)?.problems);
         }
         if is_there() {
+            // It looks at all platforms, and a build has fetched the crates of one.
+            run::output_until(cargo(&self.root).args(["fetch", "--locked"]), deadline)?;
             let words = ["deny", "--offline", "check", "bans", "licenses", "sources"];
             problems.extend(self.cargo_stage(&words, &[], deadline)?.problems);
         } else {

@@ -9,6 +9,7 @@ use swarm_protocol::validate::{start_fault, validate};
 
 use super::problem::{Answer, Failure, conflict};
 use super::{ApiState, ask};
+use crate::blocking;
 use crate::clock::truncate;
 use crate::identity::Account;
 use crate::images::ImageRef;
@@ -63,7 +64,12 @@ async fn prepare_with(
     fault: Option<FieldError>,
 ) -> Answer<Prepared> {
     spec.start_at = spec.start_at.map(truncate);
-    let mut faults = validate(&spec).err().unwrap_or_default();
+    // Globs take a while to compile.
+    let (spec, mut faults) = blocking::run(move || {
+        let faults = validate(&spec).err().unwrap_or_default();
+        (spec, faults)
+    })
+    .await;
     faults.extend(fault);
     let known = state.read(move |store| resolve(store, group, spec)).await?;
     let (spec, image, input_bytes, unresolved) = known;

@@ -30,6 +30,8 @@ struct Bench {
     clock: Arc<MovedClock>,
     data: tempfile::TempDir,
     sandboxes: u32,
+    /// As many as the engine has cores, if not said.
+    slots: Option<u32>,
     stop: CancellationToken,
     worker: JoinHandle<anyhow::Result<()>>,
     /// Cancelled when no task of the worker is left.
@@ -54,11 +56,12 @@ impl Bench {
     }
 
     async fn start_with(sandboxes: u32, program: impl Fn(&StartView<'_>) -> Script + Send + Sync + 'static) -> Self {
-        Self::start_on(FakeRuntime::new(), sandboxes, program).await
+        Self::start_on(FakeRuntime::new(), Some(2), sandboxes, program).await
     }
 
     async fn start_on(
         engine: FakeRuntime,
+        slots: Option<u32>,
         sandboxes: u32,
         program: impl Fn(&StartView<'_>) -> Script + Send + Sync + 'static,
     ) -> Self {
@@ -68,8 +71,8 @@ impl Bench {
         engine.add_image(Digest::of(CONFIG), Vec::new());
         let (clock, data) = (Arc::new(MovedClock::default()), tempfile::tempdir().unwrap());
         let stop = CancellationToken::new();
-        let (worker, gone) = spawn(&core, &engine, &clock, data.path(), stop.clone(), false, sandboxes);
-        Self { core, engine, clock, data, sandboxes, stop, worker, gone }
+        let (worker, gone) = spawn(&core, &engine, &clock, data.path(), stop.clone(), false, (slots, sandboxes));
+        Self { core, engine, clock, data, sandboxes, slots, stop, worker, gone }
     }
 
     /// Drops the worker as a kill would: nothing is said and nothing cleaned up.
@@ -86,7 +89,7 @@ impl Bench {
         self.stop = CancellationToken::new();
         let (data, stop) = (self.data.path(), self.stop.clone());
         (self.worker, self.gone) =
-            spawn(&self.core, &self.engine, &self.clock, data, stop, drain_on_stop, self.sandboxes);
+            spawn(&self.core, &self.engine, &self.clock, data, stop, drain_on_stop, (self.slots, self.sandboxes));
     }
 
     async fn run(&self, order: &TaskOrder) -> swarm_protocol::link::FinalReport {
@@ -148,17 +151,12 @@ fn spawn(
     data: &Path,
     stop: CancellationToken,
     drain_on_stop: bool,
-    sandboxes: u32,
+    (slots, sandboxes): (Option<u32>, u32),
 ) -> (JoinHandle<anyhow::Result<()>>, CancellationToken) {
     let gone = CancellationToken::new();
     let clock = HeldClock { clock: clock.clone(), _gone: gone.clone().drop_guard() };
-    let config = WorkerConfig {
-        slots: Some(2),
-        drain_on_stop,
-        sandboxes: Some(sandboxes),
-        sandbox_joins: 2,
-        ..config_of(core, data)
-    };
+    let config =
+        WorkerConfig { slots, drain_on_stop, sandboxes: Some(sandboxes), sandbox_joins: 2, ..config_of(core, data) };
     (tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, Arc::new(clock))), gone)
 }
 

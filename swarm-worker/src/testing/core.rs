@@ -14,6 +14,7 @@ use swarm_protocol::heartbeat::{CoreEnd, DATAGRAM_BYTES_MAX, Handshake, Heartbea
 use swarm_protocol::link::{
     FinalReport, HANDSHAKE, Hello, TaskOrder, ToCore, ToWorker, VERSION, Welcome, WorkerFacts, decode, encode,
 };
+use swarm_protocol::problem::Problem;
 use swarm_protocol::{AttemptId, Digest, Epoch, SessionId, SwarmId, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -53,6 +54,8 @@ pub(crate) struct Seen {
     pub(crate) uploads_ignored: u32,
     /// The next upload is cut off after so many bytes, which are kept.
     pub(crate) upload_cut_after: Option<usize>,
+    /// A cut upload is answered as one that came too slowly, instead of not at all.
+    pub(crate) says_cut_short: bool,
     /// What is kept is lost once it was told of.
     pub(crate) loses_uploads: bool,
     /// Where each upload began.
@@ -102,6 +105,7 @@ impl ScriptedCore {
             uploads_begun: 0,
             uploads_ignored: 0,
             upload_cut_after: None,
+            says_cut_short: false,
             loses_uploads: false,
             upload_offsets: Vec::new(),
             upload_kept: Vec::new(),
@@ -314,7 +318,13 @@ impl ScriptedCore {
         }
         if cut_after.is_some() {
             self.change(|seen| seen.upload_kept = body);
-            return Ok(());
+            if !self.seen().says_cut_short {
+                return Ok(());
+            }
+            let problem = Problem::new(400, "cut-short", "The upload ended early", "too slow").retryable();
+            let answer = serde_json::to_string(&problem).unwrap();
+            let head = format!("HTTP/1.1 400 x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", answer.len());
+            return stream.write_all(&[head, answer].concat().into_bytes()).await;
         }
         tokio::time::sleep(takes).await;
         let (status, answer) = self.route(&path, value("digest-expected:"), value("range:"), body);

@@ -56,3 +56,13 @@ async fn an_output_that_breaks_off_goes_on_where_it_was_if_the_core_still_has_th
         assert!(seen.uploads[&Digest::of(&bytes)] == bytes);
     }
 }
+
+#[tokio::test]
+async fn an_output_that_the_core_found_too_slow_goes_on_as_well() {
+    let core = ScriptedCore::start().await;
+    core.seen().upload_cut_after = Some(6);
+    core.seen().says_cut_short = true;
+    upload(&core, Timeouts::default(), b"result").await.unwrap();
+    let seen = core.seen();
+    assert_eq!((&seen.upload_offsets[..], &seen.uploads[&Digest::of(b"result")][..]), (&[0, 6][..], &b"result"[..]));
+}

@@ -47,9 +47,13 @@ impl Death {
         Self { at_us: now_us(), left, gone }
     }
 
-    /// Kills their first processes, and with each the whole container.
+    /// Kills their first processes, and with each the whole container. The records may be old, and the numbers somebody
+    /// else's by now: only a process in the container's own control group is one of it.
     pub(super) fn kill_containers(&self) {
-        for one in self.left.iter().filter(|one| one.pid != 0) {
+        let is_of = |one: &Left| {
+            fs::read_to_string(format!("/proc/{}/cgroup", one.pid)).is_ok_and(|groups| groups.contains(&one.id))
+        };
+        for one in self.left.iter().filter(|one| one.pid != 0 && is_of(one)) {
             signal(one.pid, Signal::KILL);
         }
     }

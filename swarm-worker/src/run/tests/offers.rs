@@ -22,7 +22,7 @@ impl Bench {
 async fn an_engine_with_disk_quotas_is_found_out_and_a_job_that_fills_its_disk_is_told_so() {
     let engine = FakeRuntime::new();
     engine.disk_quota(DiskQuota::Unknown);
-    let bench = Bench::start_on(engine, 0, |view| {
+    let bench = Bench::start_on(engine, Some(2), 0, |view| {
         assert_eq!(view.spec.disk_bytes, Some(1 << 20));
         let bytes = if view.spec.name.ends_with("-1.0.1") { (1 << 20) - 100 } else { 100 };
         Script::new().write("/tmp/big", vec![0; bytes]).exit(1)
@@ -56,7 +56,7 @@ async fn an_engine_with_disk_quotas_is_found_out_and_a_job_that_fills_its_disk_i
 async fn a_resized_machine_is_offered_anew_and_runs_as_much_at_once_as_it_offers() {
     let gates: [CancellationToken; 2] = Default::default();
     let held = gates.clone();
-    let bench = Bench::start_with(0, move |view| {
+    let bench = Bench::start_on(FakeRuntime::new(), None, 0, move |view| {
         Script::new().hold(held[usize::from(!view.spec.name.ends_with("-1.0.1"))].clone())
     })
     .await;

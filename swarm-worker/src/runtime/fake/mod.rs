@@ -326,8 +326,8 @@ async fn collect(call: &'static str, mut stream: ByteStream) -> Result<Vec<u8>, 
 #[async_trait]
 impl ContainerRuntime for FakeRuntime {
     async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
-        let facts = EngineFacts {
-            cpus: self.lock().cpus,
+        let facts = |state: &mut State| EngineFacts {
+            cpus: state.cpus,
             memory_bytes: 8 << 30,
             engine_version: "0.0.0-fake".to_owned(),
             api_version: "1.41".to_owned(),
@@ -341,10 +341,10 @@ impl ContainerRuntime for FakeRuntime {
             devices: Vec::new(),
             disk_bytes: Some(1 << 40),
             unenforced: Vec::new(),
-            disk_quota: self.lock().disk_quota,
-            image_id_is_config_digest: !self.lock().in_containerd,
+            disk_quota: state.disk_quota,
+            image_id_is_config_digest: !state.in_containerd,
         };
-        self.perform(Call::Facts, "", |_| Ok(facts)).await
+        self.perform(Call::Facts, "", |state| Ok(facts(state))).await
     }
 
     async fn ping(&self) -> Result<(), RuntimeError> {
