@@ -113,7 +113,7 @@ async fn term(
     let modules = Supervisor::new(stop, history);
     // The ledger outlives the others, so that what they still commit on their way out is committed.
     let base = modules.beneath();
-    // A start that fails half-way leaves nothing running.
+    // A start that panics half-way leaves nothing running.
     let _stop_all = (modules.stop().clone().drop_guard(), base.stop().clone().drop_guard());
     let (ledger_in, ledger_out) = mpsc::channel(LEDGER_INBOX);
     let gauge = Gauge::new("ledger", &ledger_in);
@@ -204,26 +204,33 @@ async fn term(
     };
     let gauge = Gauge::without_inbox("sweep");
     modules.spawn(gauge.clone(), sweep::run(deps, gauge, stop()));
-    for work in recovered.runnable {
-        handles.scheduler.send(SchedulerMsg::Enqueue(work)).await.context("the scheduler ended at once")?;
-    }
-
-    let identity = IdentityConfig {
-        data_dir: config.data_dir.clone(),
-        swarm,
-        allow_root: config.allow_root,
-        logins: Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms },
+    let opening = async {
+        for work in recovered.runnable {
+            handles.scheduler.send(SchedulerMsg::Enqueue(work)).await.context("the scheduler ended at once")?;
+        }
+        let identity = IdentityConfig {
+            data_dir: config.data_dir.clone(),
+            swarm,
+            allow_root: config.allow_root,
+            logins: Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms },
+        };
+        let identity = Identity::start(identity, Arc::clone(&store), ledger.clone(), Arc::clone(&clock)).await?;
+        let listener = Listener { address: config.listen, bound: Some(bound) };
+        let config = Arc::new(config);
+        let (supervisor, logger) = (modules.clone(), Some(log));
+        let archive = Gauge::without_inbox("archive");
+        modules.show(archive.clone());
+        let api =
+            ApiState { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, archive, logger };
+        modules.spawn(Gauge::without_inbox("http"), http::serve(api, listener, stop()));
+        anyhow::Ok(())
     };
-    let identity = Identity::start(identity, Arc::clone(&store), ledger.clone(), Arc::clone(&clock)).await?;
-    let listener = Listener { address: config.listen, bound: Some(bound) };
-    let config = Arc::new(config);
-    let (supervisor, logger) = (modules.clone(), Some(log));
-    let archive = Gauge::without_inbox("archive");
-    modules.show(archive.clone());
-    let api = ApiState { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, archive, logger };
-    modules.spawn(Gauge::without_inbox("http"), http::serve(api, listener, stop()));
-
-    end(&modules, &base, ledger).await
+    let opened = opening.await;
+    if opened.is_err() {
+        modules.stop().cancel();
+    }
+    // A start that fails half-way is waited for as well: the next one must find nothing running.
+    end(&modules, &base, ledger).await.and(opened)
 }
 
 /// Waits for the end of all modules, and then of what lies beneath them. What the latter failed of counts first: the

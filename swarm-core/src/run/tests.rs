@@ -1,3 +1,4 @@
+use diesel::prelude::*;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -61,6 +62,47 @@ async fn a_core_that_was_replaced_ends_and_leaves_the_swarm_to_the_other() {
     assert_eq!(second.login(password.trim()).await, 200, "the other one was not deposed in turn");
     second.stop.cancel();
     tokio::time::timeout(DEADLINE, second.ended).await.expect("it stops in time").unwrap().unwrap();
+}
+
+/// Whether anything still holds the blobs in `dir`: whoever does has a directory for uploads there.
+fn blobs_are_held(dir: &Path) -> bool {
+    std::fs::read_dir(dir.join("blobs/tmp")).unwrap().next().is_some()
+}
+
+#[tokio::test]
+async fn a_start_that_fails_half_way_has_ended_before_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        CoreConfig { data_dir: dir.path().to_owned(), listen: "127.0.0.1:0".parse().unwrap(), ..CoreConfig::default() };
+    let start = async |stop: CancellationToken| {
+        let (_, log) = crate::logger::scoped(&LoggerConfig::default()).unwrap();
+        let (bound, listening) = oneshot::channel();
+        let running = async {
+            let ended = term(config.clone(), log, stop.clone(), History::default(), bound).await;
+            // At once, before anything else can run.
+            (ended, blobs_are_held(dir.path()))
+        };
+        let stopping = async {
+            let listens = listening.await.is_ok();
+            stop.cancel();
+            listens
+        };
+        tokio::time::timeout(DEADLINE, async { tokio::join!(running, stopping) }).await.expect("it ends in time")
+    };
+    let ((ended, _), listened) = start(CancellationToken::new()).await;
+    assert!(listened && ended.is_ok());
+    let change = |sql: &str| {
+        let mut database = SqliteConnection::establish(&dir.path().join("swarm.db").display().to_string()).unwrap();
+        diesel::sql_query(sql).execute(&mut database).unwrap();
+    };
+    change("CREATE TRIGGER refuse BEFORE UPDATE ON owner_groups BEGIN SELECT RAISE(ABORT, 'by a fault'); END");
+    let ((ended, held), listened) = start(CancellationToken::new()).await;
+    assert!(!held, "its log, or anything else");
+    let failure = ended.unwrap_err().to_string();
+    assert!(!listened && failure.contains("by a fault"), "{failure}");
+    change("DROP TRIGGER refuse");
+    let ((ended, _), listened) = start(CancellationToken::new()).await;
+    assert!(listened && ended.is_ok());
 }
 
 #[tokio::test]
