@@ -67,7 +67,7 @@ pub struct Limits {
     pub output_bytes: u64,
     /// Bytes of a JSON body.
     pub json_bytes: u64,
-    /// Uploads of users under way at a time, and as many of workers; further ones wait.
+    /// Uploads of users under way at a time, and as many of workers; further ones wait. One user has a quarter of them.
     pub uploads: u32,
     /// Logins and joins from one address at once.
     pub login_burst: u32,
@@ -328,6 +328,8 @@ mod tests {
             ("listen = '0.0.0.0:7077'", "can be reached from other machines"),
             ("heartbeat_listen = '10.0.0.1:7077'", "heartbeat_listen"),
             ("heartbeat_interval_ms = 0", "heartbeat_interval_ms"),
+            ("start_deadline_s = 0", "start_deadline_s"),
+            ("prepare_deadline_s = 604801", "prepare_deadline_s"),
             ("[limits]\nupload_bytes = 0", "limits.upload_bytes"),
             ("[log]\nfilter = 'a=b=c'", "log.filter"),
         ] {

@@ -72,12 +72,7 @@ pub trait BlobUpload: Write + Send {
     /// [`BlobError::WrongDigest`] when the bytes are not the expected ones, [`BlobError::Io`] for the rest; nothing is
     /// left behind then.
     fn finish(self: Box<Self>, expected: Option<Digest>) -> Result<BlobInfo, BlobError> {
-        let staged = self.stage()?;
-        let actual = staged.info().digest;
-        match expected {
-            Some(expected) if expected != actual => Err(BlobError::WrongDigest { expected, actual }),
-            _ => staged.publish(),
-        }
+        expect_digest(self.stage()?, expected)?.publish()
     }
 }
 
@@ -97,6 +92,18 @@ pub trait StagedBlob: Send {
     /// # Errors
     /// [`BlobError::Io`].
     fn publish(self: Box<Self>) -> Result<BlobInfo, BlobError>;
+}
+
+/// A staged blob with the digest that is expected, where one is.
+pub(crate) fn expect_digest(
+    staged: Box<dyn StagedBlob>,
+    expected: Option<Digest>,
+) -> Result<Box<dyn StagedBlob>, BlobError> {
+    let actual = staged.info().digest;
+    match expected {
+        Some(expected) if expected != actual => Err(BlobError::WrongDigest { expected, actual }),
+        _ => Ok(staged),
+    }
 }
 
 /// A store of blobs and logs. Shared as `Arc<dyn BlobStore>`.

@@ -12,8 +12,9 @@ use swarm_protocol::api::{FileView, UploadView};
 use super::guards::{Consumer, Headers, User, With, created, param};
 use super::parked::Sender;
 use super::problem::{Answer, not_found};
-use super::transfer::{Incoming, receive_blob};
+use super::transfer::{Incoming, stage_blob};
 use super::{ApiState, Uploads};
+use crate::blocking;
 use crate::store::Transition;
 
 #[post("/files", data = "<data>")]
@@ -31,7 +32,9 @@ pub(super) async fn upload(
         offset: headers.offset?,
         sender: Sender::User(consumer.0.id),
     };
-    let info = receive_blob(state, &uploads.users, &uploads.parked, incoming).await?;
+    let turn = uploads.users.take(consumer.0.id).await?;
+    let staged = stage_blob(state, turn, &uploads.parked, incoming).await?;
+    let info = blocking::run(move || staged.publish()).await?;
     let (group, at) = (consumer.0.group, state.clock.now());
     let link = Transition::LinkBlob { group, digest: info.digest, size_bytes: info.size_bytes, at };
     state.commit(link).await?;

@@ -87,7 +87,8 @@ pub(super) async fn upload(
 ) -> Answer<With<Json<ImageView>>> {
     let asked = name.map(tag_name).transpose()?;
     let (blobs, limits) = (Arc::clone(&state.blobs), state.config.image_limits());
-    let image = receive(state, &uploads.users, data, limits.archive_bytes_max, move |pipe| {
+    let turn = uploads.users.take(consumer.0.id).await?;
+    let image = receive(state, turn, data, limits.archive_bytes_max, move |pipe| {
         import(pipe, &*blobs, &limits).map_err(Failure::from)
     })
     .await?;

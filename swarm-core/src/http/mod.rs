@@ -17,6 +17,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod turns;
 mod users;
 mod why;
 mod worker_files;
@@ -30,8 +31,8 @@ use anyhow::Context as _;
 use rocket::config::{Ident, LogLevel, Shutdown};
 use rocket::fairing::AdHoc;
 use rocket::{Build, Config, Rocket, Route, routes};
-use swarm_protocol::{Epoch, SwarmId, WorkerId};
-use tokio::sync::{Semaphore, oneshot};
+use swarm_protocol::{AttemptId, Epoch, SwarmId, UserId, WorkerId};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::BlobStore;
@@ -44,6 +45,7 @@ use crate::messages::Handles;
 use crate::store::{Applied, Store, StoreError, Transition};
 use crate::supervise::{Gauge, Supervisor};
 use problem::Answer;
+use turns::Turns;
 
 /// Where the API is mounted.
 const BASE: &str = "/api/v1";
@@ -85,12 +87,21 @@ pub struct Listener {
     pub bound: Option<oneshot::Sender<SocketAddr>>,
 }
 
-/// Permits for the uploads under way, `limits.uploads` for each side: users cannot hold up the workers' outputs.
+/// The uploads under way, `limits.uploads` for each side: users cannot hold up the workers' outputs.
 struct Uploads {
-    users: Arc<Semaphore>,
-    workers: Arc<Semaphore>,
+    users: Turns<UserId>,
+    /// One at a time for an attempt: each may have all that the others left of its bytes.
+    workers: Turns<AttemptId>,
     /// Those that broke off.
     parked: Arc<parked::Parked>,
+}
+
+impl Uploads {
+    /// `at_once` for each side, of which one user has at most a quarter.
+    fn new(at_once: usize) -> Self {
+        let (users, workers) = (Turns::new(at_once, (at_once / 4).max(1)), Turns::new(at_once, 1));
+        Self { users, workers, parked: Arc::default() }
+    }
 }
 
 impl ApiState {
@@ -211,10 +222,8 @@ fn build(state: ApiState, address: SocketAddr) -> Rocket<Build> {
         shutdown,
         ..Config::release_default()
     };
-    let permits = || Arc::new(Semaphore::new(state.config.limits.uploads as usize));
-    let uploads = Uploads { users: permits(), workers: permits(), parked: Arc::default() };
     rocket::custom(config)
-        .manage(uploads)
+        .manage(Uploads::new(state.config.limits.uploads as usize))
         .manage(Arc::new(state))
         .mount("/", routes![health::livez, health::readyz])
         .mount(BASE, api_routes())

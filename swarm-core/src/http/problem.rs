@@ -66,8 +66,15 @@ pub(crate) fn forbidden(detail: impl Into<String>) -> Failure {
     Problem::new(403, "forbidden", "Not allowed", detail).with_hint("ask an admin for a higher role").into()
 }
 
-pub(crate) fn conflict(detail: impl Into<String>) -> Failure {
-    Problem::new(409, "conflict", "It clashes with what is there", detail).into()
+fn clash(detail: impl Into<String>) -> Problem {
+    Problem::new(409, "conflict", "It clashes with what is there", detail)
+}
+
+/// A field that clashes with what is there.
+pub(crate) fn conflict(field: &str, problem: impl Into<String>, hint: &str) -> Failure {
+    let problem = problem.into();
+    let errors = vec![FieldError::new(field, problem.clone(), hint)];
+    Problem { errors, ..clash(problem).with_hint(hint) }.into()
 }
 
 pub(crate) fn unavailable(detail: impl Into<String>) -> Failure {
@@ -116,7 +123,9 @@ impl From<StoreError> for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Stale(detail) | Refusal::Conflict(detail) => conflict(detail),
+            Refusal::Stale(detail) | Refusal::Conflict(detail) => {
+                clash(detail).with_hint("look at what is there now, and try again if you still want to").into()
+            }
             Refusal::NotFound(what) => {
                 let detail = format!("{what} does not exist");
                 Problem::new(404, "not-found", "Not found", detail).into()

@@ -11,7 +11,7 @@ use swarm_protocol::problem::{FieldError, Problem};
 use swarm_protocol::validate::{NAME_HINT, is_name};
 
 use super::guards::{Body, Consumer, User, With, created, param};
-use super::problem::{Answer, invalid, not_found};
+use super::problem::{Answer, conflict, invalid, not_found};
 use super::submit::{prepare, submit};
 use super::{ApiState, tell};
 use crate::identity::Account;
@@ -84,8 +84,13 @@ pub(super) async fn create(
     let created_at = state.clock.now();
     let (owner, group) = (account.id, account.group);
     let new = NewSchedule { owner, group, name, cron, zone, job, created_at };
-    let Applied::Schedule(id) = state.commit(Transition::CreateSchedule(Box::new(new))).await? else {
-        return Err(Refusal::Broken("the store made no schedule".to_owned()).into());
+    let id = match state.handles.ledger.commit(Transition::CreateSchedule(Box::new(new))).await? {
+        Ok(Applied::Schedule(id)) => id,
+        Ok(other) => return Err(Refusal::Broken(format!("the store answered {other:?}")).into()),
+        Err(Refusal::Conflict(taken)) => {
+            return Err(conflict("name", taken, "choose another name, or delete that schedule first"));
+        }
+        Err(refusal) => return Err(refusal.into()),
     };
     tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
     crate::audit!(user = account.name, "`{}` made schedule {id}", account.name);

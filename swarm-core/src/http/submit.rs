@@ -7,7 +7,7 @@ use swarm_protocol::problem::{FieldError, Problem};
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::validate::{start_fault, validate};
 
-use super::problem::{Answer, Failure, conflict};
+use super::problem::{Answer, Failure};
 use super::{ApiState, ask};
 use crate::blocking;
 use crate::clock::truncate;
@@ -142,7 +142,6 @@ pub(super) async fn submit(
             let problem = Problem::new(422, "idempotency-key-reused", "The key belongs to another request", detail);
             Err(Failure::from(problem.with_hint("use a new key for each job")))
         }
-        Err(Refusal::Conflict(detail)) => Err(conflict(detail)),
         Err(refusal) => Err(refusal.into()),
     }
 }

@@ -15,13 +15,14 @@ use rocket::response::{Responder, Response, Result as Responded};
 use swarm_protocol::Digest;
 use swarm_protocol::problem::Problem;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, ReadBuf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use super::ApiState;
 use super::parked::{Parked, Sender};
 use super::problem::{Answer, Failure, cut_short, internal, invalid, too_large, unavailable};
-use crate::blobs::{BlobInfo, BlobRead, BlobStore, BlobUpload};
+use super::turns::Turn;
+use crate::blobs::{BlobRead, BlobStore, BlobUpload, StagedBlob, expect_digest};
 use crate::blocking;
 
 /// The longest pause within an upload.
@@ -56,18 +57,17 @@ impl Read for Pipe {
     }
 }
 
-/// Feeds a body of at most `bytes_max` to `consume`, which may block, once one of `uploads` is free.
+/// Feeds a body of at most `bytes_max` to `consume`, which may block. The turn ends with the latter.
 pub(crate) async fn receive<T: Send + 'static>(
     state: &ApiState,
-    uploads: &Arc<Semaphore>,
+    turn: Turn,
     data: Data<'_>,
     bytes_max: u64,
     consume: impl FnOnce(Pipe) -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
-    let permit = Arc::clone(uploads).acquire_owned().await.map_err(|_| crate::messages::Stopping)?;
     let (sender, chunks) = mpsc::channel(CHUNKS_WAITING);
     let work = tokio::spawn(blocking::run(move || {
-        let _held = permit;
+        let _held = turn;
         consume(Pipe { chunks, current: Bytes::new() })
     }));
     let mut body = data.open((bytes_max + DRAIN_BYTES_MAX).bytes());
@@ -150,17 +150,18 @@ pub(crate) struct Incoming<'r> {
     pub(crate) sender: Sender,
 }
 
-/// Stores a body as a blob, once one of `permits` is free. One that breaks off is kept for a while if its digest is known.
-pub(crate) async fn receive_blob(
+/// Writes a body that is to become a blob, and checks its digest. One that breaks off is kept for a while if its digest
+/// is known.
+pub(crate) async fn stage_blob(
     state: &ApiState,
-    permits: &Arc<Semaphore>,
+    turn: Turn,
     parked: &Arc<Parked>,
     Incoming { data, bytes_max, expected, offset, sender }: Incoming<'_>,
-) -> Answer<BlobInfo> {
+) -> Answer<Box<dyn StagedBlob>> {
     let key = expected.map(|digest| (sender, digest));
     let (blobs, parked) = (Arc::clone(&state.blobs), Arc::clone(parked));
     let (runtime, active) = (tokio::runtime::Handle::current(), key.map(|key| parked.begin(key)));
-    receive(state, permits, data, bytes_max.saturating_sub(offset), move |mut pipe| {
+    receive(state, turn, data, bytes_max.saturating_sub(offset), move |mut pipe| {
         let _active = active;
         let mut upload = match (offset, key) {
             (0, _) => blobs.begin(bytes_max)?,
@@ -171,7 +172,7 @@ pub(crate) async fn receive_blob(
             (_, Some(key)) => parked.take(&key, offset).map_err(|stands| wrong_offset(offset, stands))?,
         };
         match fill(&mut *upload, &mut pipe, bytes_max) {
-            Ok(()) => Ok(upload.finish(expected)?),
+            Ok(()) => Ok(expect_digest(upload.stage()?, expected)?),
             Err(Unfilled::CutShort) => {
                 if let Some(key) = key.filter(|_| upload.written_bytes() > 0) {
                     let _guard = runtime.enter();
@@ -237,7 +238,8 @@ pub(crate) async fn send_blob(state: &ApiState, digest: Digest, range: Option<&s
         if let Some(from) = wanted {
             if from >= size_bytes {
                 let detail = format!("the blob has {size_bytes} bytes; there is nothing from byte {from} on");
-                return Err(Failure::from(Problem::new(416, "out-of-range", "Nothing in this range", detail)));
+                let problem = Problem::new(416, "out-of-range", "Nothing in this range", detail);
+                return Err(problem.with_hint("what is there is whole; leave Range out to have it again").into());
             }
             blob.seek(SeekFrom::Start(from)).map_err(|error| internal(&error))?;
         }

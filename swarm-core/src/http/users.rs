@@ -10,8 +10,9 @@ use swarm_protocol::api::{Page, UserRequest, UserResetRequest, UserView};
 
 use super::ApiState;
 use super::guards::{Admin, Body, With, created, param};
-use super::problem::{Answer, not_found};
-use crate::identity::Account;
+use super::problem::{Answer, conflict, not_found};
+use crate::identity::{Account, AuthError};
+use crate::store::Refusal;
 
 fn view(account: &Account) -> UserView {
     UserView {
@@ -35,7 +36,12 @@ pub(super) async fn create(
     body: Body<UserRequest>,
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<UserView>>> {
-    let account = state.identity.create_user(body.value).await?;
+    let account = state.identity.create_user(body.value).await.map_err(|error| match error {
+        AuthError::Refused(Refusal::Conflict(taken)) => {
+            conflict("user", taken, "choose another name; a lost password is set anew by a reset")
+        }
+        error => error.into(),
+    })?;
     let (by, name) = (&admin.0.name, &account.name);
     crate::audit!(user = by, "`{by}` made the account `{name}` with the role {}", account.role.as_str());
     Ok(created(view(&account)))

@@ -10,10 +10,12 @@ use swarm_protocol::{AttemptId, Digest, WorkerId};
 
 use super::guards::{Headers, With, Worker, created, param};
 use super::parked::Sender;
-use super::problem::{Answer, not_found};
-use super::transfer::{Download, Incoming, receive_blob, send_blob};
+use super::problem::{Answer, conflict, not_found};
+use super::transfer::{Download, Incoming, send_blob, stage_blob};
 use super::{ApiState, Uploads};
-use crate::store::{JobRecord, LivePhase, LiveTask, Refusal, Transition};
+use crate::blobs::BlobInfo;
+use crate::blocking;
+use crate::store::{JobRecord, LivePhase, LiveTask, Refusal, SENT_MAX, Transition};
 
 fn attempt(job: &str, task: &str, attempt: &str) -> Answer<AttemptId> {
     Ok(AttemptId { job: param("job", job)?, task: param("task", task)?, attempt: param("attempt", attempt)? })
@@ -43,11 +45,16 @@ async fn held(state: &ApiState, worker: &Worker, attempt: AttemptId) -> Answer<(
     if held { Ok(()) } else { Err(not_found("attempt", attempt)) }
 }
 
-/// What is left of the bytes that all outputs of an attempt may have. One that is sent again counts once.
+/// What is left of the bytes that all outputs of an attempt may have, unless it has sent too many already. One that is
+/// sent again counts once.
 async fn room(state: &ApiState, attempt: AttemptId, again: Option<&Digest>) -> Answer<u64> {
     let sent = state.read(move |store| store.sent_outputs(attempt)).await?;
-    let others = sent.iter().filter(|(digest, _)| Some(digest) != again).map(|(_, size_bytes)| size_bytes);
-    Ok(state.config.limits.output_bytes.saturating_sub(others.sum()))
+    let others = || sent.iter().filter(|(digest, _)| Some(digest) != again).map(|(_, size_bytes)| size_bytes);
+    if others().count() >= SENT_MAX {
+        let detail = format!("attempt {attempt} has sent {SENT_MAX} outputs already");
+        return Err(conflict("outputs", detail, "have fewer outputs, or one archive of many files"));
+    }
+    Ok(state.config.limits.output_bytes.saturating_sub(others().sum()))
 }
 
 #[get("/link/attempts/<job>/<task>/<attempt_no>/blobs/<digest>")]
@@ -84,18 +91,20 @@ pub(super) async fn output(
 ) -> Answer<With<Json<FileView>>> {
     let id = attempt(job, task, attempt_no)?;
     held(state, &worker, id).await?;
-    let expected = headers.expected?;
+    let (expected, turn) = (headers.expected?, uploads.workers.take(id).await?);
     let bytes_max = room(state, id, expected.as_ref()).await?;
     let sender = Sender::Worker(worker.0.id, id);
     let incoming = Incoming { data, bytes_max, expected, offset: headers.offset?, sender };
-    let info = receive_blob(state, &uploads.workers, &uploads.parked, incoming).await?;
-    let (digest, size_bytes) = (info.digest, info.size_bytes);
+    let staged = stage_blob(state, turn.clone(), &uploads.parked, incoming).await?;
+    let BlobInfo { digest, size_bytes } = staged.info();
     let send = Transition::SendOutput { attempt: id, worker: worker.0.id, digest, size_bytes };
-    match state.handles.ledger.commit(send).await? {
-        Err(Refusal::Stale(_)) => return Err(not_found("attempt", id)),
-        verdict => drop(verdict?),
+    let noted = state.handles.ledger.commit(send).await?;
+    // What is refused is dropped unpublished, where it may block: in the store it would stay, and be counted nowhere.
+    match blocking::run(move || noted.map(|_| staged.publish())).await {
+        Ok(published) => Ok(created(FileView { digest, size_bytes: published?.size_bytes })),
+        Err(Refusal::Stale(_)) => Err(not_found("attempt", id)),
+        Err(refusal) => Err(refusal.into()),
     }
-    Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
 }
 
 /// How much of an output whose upload broke off is there.

@@ -65,7 +65,7 @@ pub enum Transition {
         attempt: AttemptId,
         /// Must be its worker.
         worker: WorkerId,
-        /// The blob, which is stored.
+        /// The blob, which has arrived whole; it is stored before its worker is answered.
         digest: Digest,
         /// Its bytes.
         size_bytes: u64,

@@ -103,3 +103,24 @@ async fn another_group_sees_nothing_and_operators_see_all() {
     let (status, problem) = swarm.json(Method::Post, "/api/v1/jobs", &outsider, r#"{"image":"tool"}"#).await;
     assert_eq!((status, fields(&problem)), (422, vec!["image"]), "another group's image is not there");
 }
+
+#[rocket::get("/panics")]
+fn panics() {
+    panic!("of a bug");
+}
+
+#[tokio::test]
+async fn what_breaks_in_a_handler_is_logged_and_not_told() {
+    let (state, ..) = state(CoreConfig::default()).await;
+    let rocket = build(state, "127.0.0.1:0".parse().unwrap()).mount("/", routes![panics]);
+    let client = Client::untracked(rocket).await.unwrap();
+    let (_guard, log) = logged();
+    let answer = client.get("/panics").dispatch().await;
+    assert_eq!(answer.status(), Status::InternalServerError);
+    let text = answer.into_string().await.unwrap();
+    let problem: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(problem["code"], "internal");
+    assert!(!text.contains("of a bug"), "{text}");
+    let log = log();
+    assert!(log.iter().any(|message| message == "GET /panics failed with status 500"), "{log:#?}");
+}

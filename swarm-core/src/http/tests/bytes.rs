@@ -3,7 +3,7 @@ use swarm_protocol::link::OutputReport;
 
 use super::*;
 use crate::blobs::LogKey;
-use crate::store::{AttemptEnd, Next};
+use crate::store::{AttemptEnd, Next, SENT_MAX};
 
 #[tokio::test]
 async fn a_file_is_stored_checked_and_bounded() {
@@ -167,6 +167,8 @@ async fn outputs_and_logs_are_read_whole_and_from_the_middle() {
     assert_eq!(part.into_string().await.unwrap(), "output");
     let beyond = swarm.send(Method::Get, &path, &token, &[("Range", "bytes=10-")], "").await;
     assert_eq!(beyond.status(), Status::RangeNotSatisfiable);
+    let problem: Value = serde_json::from_str(&beyond.into_string().await.unwrap()).unwrap();
+    assert!(problem["hint"].as_str().unwrap().contains("Range"), "{problem}");
     assert_eq!(swarm.get(&format!("/api/v1/jobs/{job}/tasks/0/outputs/1"), &token).await.0, 422);
     assert_eq!(swarm.get(&format!("{path}?attempt=2"), &token).await.0, 404);
 
@@ -213,8 +215,11 @@ async fn uploads_of_users_do_not_hold_up_those_of_workers() {
     let job = swarm.job(&token, r#"{"image":"tool"}"#).await;
     let (worker, key) = swarm.worker("w1").await;
     swarm.assign(job, worker).await;
-    let users = Arc::clone(&swarm.client.rocket().state::<Uploads>().unwrap().users);
-    let all = users.acquire_many(CoreConfig::default().limits.uploads).await.unwrap();
+    let uploads = swarm.client.rocket().state::<Uploads>().unwrap();
+    let mut all = Vec::new();
+    for user in 0..u64::from(CoreConfig::default().limits.uploads) {
+        all.push(uploads.users.take(UserId(1000 + user)).await.unwrap());
+    }
     let outputs = format!("/api/v1/link/attempts/{job}/0/1/outputs");
     let sent = tokio::time::timeout(Duration::from_secs(20), swarm.json(Method::Post, &outputs, &key, "x"));
     assert_eq!(sent.await.expect("no wait for users").0, 201);
@@ -222,6 +227,30 @@ async fn uploads_of_users_do_not_hold_up_those_of_workers() {
     tokio::pin!(file);
     assert!(futures_util::poll!(&mut file).is_pending());
     drop(all);
+    assert_eq!(file.await.0, 201);
+}
+
+#[tokio::test]
+async fn uploads_of_one_user_do_not_hold_up_those_of_another() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let (_, other) = swarm.user("bob", Role::Consumer, "lab").await;
+    let uploads = swarm.client.rocket().state::<Uploads>().unwrap();
+    let mut hers = Vec::new();
+    for _ in 0..CoreConfig::default().limits.uploads / 4 {
+        hers.push(uploads.users.take(ada.id).await.unwrap());
+    }
+    let file = swarm.json(Method::Post, "/api/v1/files", &token, "x");
+    tokio::pin!(file);
+    let image = tokio::time::timeout(
+        Duration::from_secs(20),
+        swarm.json(Method::Post, "/api/v1/images", &other, docker_archive()),
+    );
+    tokio::select! {
+        image = image => assert_eq!(image.expect("no wait for ada").0, 201),
+        file = &mut file => panic!("a ninth at a time: {file:?}"),
+    }
+    hers.pop();
     assert_eq!(file.await.0, 201);
 }
 
@@ -243,5 +272,45 @@ async fn the_outputs_of_an_attempt_are_bounded_together() {
     assert_eq!(send(&first, &digest).await, 201);
     assert_eq!(send(&first, &digest).await, 201, "sent again after its answer was lost");
     assert_eq!(send(&[2; 41], &Digest::of(&[2; 41]).to_string()).await, 413);
-    assert_eq!(send(&[2; 40], &Digest::of(&[2; 40]).to_string()).await, 201);
+    let (three, four) = (Digest::of(&[3; 30]).to_string(), Digest::of(&[4; 30]).to_string());
+    let (one, other) = tokio::join!(send(&[3; 30], &three), send(&[4; 30], &four));
+    assert_eq!(one.min(other)..=one.max(other), 201..=413, "both at once do not fit");
+    assert_eq!(send(&[2; 10], &Digest::of(&[2; 10]).to_string()).await, 201);
+}
+
+#[tokio::test]
+async fn an_output_that_does_not_count_is_not_kept() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    swarm.image(ada.group).await;
+    let job = swarm.job(&token, r#"{"image":"tool"}"#).await;
+    let (worker, key) = swarm.worker("w1").await;
+    let attempt = swarm.assign(job, worker).await;
+    let outputs = format!("/api/v1/link/attempts/{job}/0/1/outputs");
+    let kept = |bytes: &[u8]| swarm.blobs.contains(&Digest::of(bytes)).unwrap();
+    let send = |digest| Transition::SendOutput { attempt, worker, digest, size_bytes: 1 };
+    let mut sent = Vec::new();
+    for number in 1..SENT_MAX {
+        let digest = Digest::of(number.to_string().as_bytes());
+        sent.push(swarm.handles.ledger.queue(send(digest)).await.unwrap());
+    }
+    for verdict in sent {
+        verdict.await.unwrap().unwrap();
+    }
+    swarm.ahead.of(|transition| matches!(transition, Transition::SendOutput { .. }), send(Digest::of(b"z")));
+    for (bytes, why) in [("x", "the last one came while it was sent"), ("y", "there are as many as there may be")] {
+        let (status, problem) = swarm.json(Method::Post, &outputs, &key, bytes).await;
+        assert_eq!((status, kept(bytes.as_bytes())), (409, false), "{why}: {problem}");
+        assert!(problem["hint"].is_string(), "{problem}");
+    }
+    let (_, problem) = swarm.json(Method::Post, &outputs, &key, "y").await;
+    assert_eq!(fields(&problem), ["outputs"]);
+    let digest = Digest::of(b"z").to_string();
+    let again = swarm.send(Method::Post, &outputs, &key, &[("Digest-Expected", &digest)], "z").await;
+    assert_eq!((again.status().code, kept(b"z")), (201, true), "one that counts already");
+    let recall = Transition::Recall { attempt, worker, at: swarm.clock.now() };
+    swarm.ahead.of(|transition| matches!(transition, Transition::SendOutput { .. }), recall);
+    let again =
+        swarm.send(Method::Post, &outputs, &key, &[("Digest-Expected", &Digest::of(b"1").to_string())], "1").await;
+    assert_eq!((again.status().code, kept(b"1")), (404, false), "given back meanwhile");
 }

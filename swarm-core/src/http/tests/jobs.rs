@@ -203,7 +203,8 @@ async fn schedules_are_checked_paused_triggered_and_deleted() {
     }
     let good = r#"{"name":"a","cron":"*/5 * * * *","spec":{"image":"tool"}}"#;
     let (_, made) = swarm.json(Method::Post, "/api/v1/schedules", &token, good).await;
-    assert_eq!(swarm.json(Method::Post, "/api/v1/schedules", &token, good).await.0, 409);
+    let (status, problem) = swarm.json(Method::Post, "/api/v1/schedules", &token, good).await;
+    assert_eq!((status, fields(&problem), problem["hint"].is_string()), (409, vec!["name"], true), "{problem}");
     let path = format!("/api/v1/schedules/{}", made["id"]);
     let (status, launched) = swarm.json(Method::Post, &format!("{path}/trigger"), &token, "").await;
     assert_eq!((status, &launched["job"]), (201, &1.into()));

@@ -21,7 +21,7 @@ struct Served {
 }
 
 async fn served() -> Served {
-    let (state, _, seen, dir) = state(CoreConfig::default()).await;
+    let (state, _, _, seen, dir) = state(CoreConfig::default()).await;
     let (_, key) = join(&state.identity, "w1").await;
     let (stop, identity) = (state.stop().clone(), Arc::clone(&state.identity));
     let (bound, address) = oneshot::channel();

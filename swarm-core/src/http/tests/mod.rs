@@ -6,6 +6,8 @@ mod jobs;
 mod links;
 mod sessions;
 
+use std::sync::Mutex;
+
 use rocket::http::{Header, Method, Status};
 use rocket::local::asynchronous::{Client, LocalResponse};
 use serde_json::Value;
@@ -20,7 +22,10 @@ use crate::blobs::{DiskBlobs, MasterKey};
 use crate::clock::{ManualClock, truncate};
 use crate::identity::limits::Rate;
 use crate::identity::{Account, IdentityConfig};
-use crate::messages::{DispatcherMsg, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, ReceiverMsg, SchedulerMsg};
+use crate::logger::{Filter, LoggerConfig, Stderr, scoped};
+use crate::messages::{
+    DispatcherMsg, HarvesterMsg, HibernatorMsg, LedgerEntry, LedgerHandle, LinkTx, ReceiverMsg, SchedulerMsg,
+};
 use crate::plan::fit::misfit;
 use crate::plan::place::Amount;
 use crate::plan::why::{Standing, Subject};
@@ -36,9 +41,48 @@ enum Seen {
     LinkDown,
 }
 
+/// A transition that is committed just before the first one that is such: somebody was quicker.
+type Quicker = (fn(&Transition) -> bool, Transition);
+
+#[derive(Clone, Default)]
+struct Ahead(Arc<Mutex<Option<Quicker>>>);
+
+impl Ahead {
+    fn of(&self, which: fn(&Transition) -> bool, quicker: Transition) {
+        *self.0.lock().unwrap() = Some((which, quicker));
+    }
+
+    /// A ledger before `ledger`.
+    fn before(&self, ledger: LedgerHandle) -> LedgerHandle {
+        let (sender, mut entries) = mpsc::channel::<LedgerEntry>(64);
+        let ahead = self.clone();
+        tokio::spawn(async move {
+            while let Some(entry) = entries.recv().await {
+                let quicker = ahead.0.lock().unwrap().take_if(|(which, _)| which(&entry.transition));
+                if let Some((_, quicker)) = quicker {
+                    ledger.commit(quicker).await.unwrap().unwrap();
+                }
+                if ledger.0.send(entry).await.is_err() {
+                    return;
+                }
+            }
+        });
+        LedgerHandle(sender)
+    }
+}
+
+/// What is logged on this thread until the first part is dropped.
+fn logged() -> (tracing::dispatcher::DefaultGuard, impl Fn() -> Vec<String>) {
+    let (dispatch, log) = scoped(&LoggerConfig { stderr: Stderr::Off, ..LoggerConfig::default() }).unwrap();
+    let messages =
+        move || log.recent(usize::MAX, &Filter::everything()).iter().map(|e| e.message.to_string()).collect();
+    (tracing::dispatcher::set_default(&dispatch), messages)
+}
+
 struct Swarm {
     client: Client,
     handles: Handles,
+    ahead: Ahead,
     store: Arc<dyn Store>,
     blobs: Arc<dyn BlobStore>,
     identity: Arc<Identity>,
@@ -130,7 +174,7 @@ fn harvester(seen: mpsc::Sender<Seen>) -> mpsc::Sender<HarvesterMsg> {
     })
 }
 
-async fn state(config: CoreConfig) -> (ApiState, Arc<ManualClock>, mpsc::Receiver<Seen>, tempfile::TempDir) {
+async fn state(config: CoreConfig) -> (ApiState, Ahead, Arc<ManualClock>, mpsc::Receiver<Seen>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let url = dir.path().join("swarm.db").display().to_string();
     let store: Arc<dyn Store> = Arc::new(blocking::run(move || crate::store::Db::open(&url).unwrap()).await);
@@ -144,7 +188,8 @@ async fn state(config: CoreConfig) -> (ApiState, Arc<ManualClock>, mpsc::Receive
     let gauge = Gauge::new("ledger", &ledger);
     supervisor
         .spawn(gauge.clone(), crate::ledger::run(inbox, Arc::clone(&store), epoch, gauge, supervisor.stop().clone()));
-    let ledger = LedgerHandle(ledger);
+    let ahead = Ahead::default();
+    let ledger = ahead.before(LedgerHandle(ledger));
     let logins = Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms };
     let identity = IdentityConfig { data_dir: dir.path().into(), swarm, allow_root: true, logins };
     let identity = Identity::start(identity, Arc::clone(&store), ledger.clone(), clock.clone()).await.unwrap();
@@ -177,7 +222,7 @@ async fn state(config: CoreConfig) -> (ApiState, Arc<ManualClock>, mpsc::Receive
         epoch,
         logger: None,
     };
-    (state, clock, watch, dir)
+    (state, ahead, clock, watch, dir)
 }
 
 impl Swarm {
@@ -186,13 +231,13 @@ impl Swarm {
     }
 
     async fn with(config: CoreConfig) -> Self {
-        let (state, clock, seen, dir) = state(config).await;
+        let (state, ahead, clock, seen, dir) = state(config).await;
         let stop = state.stop().clone().drop_guard();
         let (handles, blobs, identity) = (state.handles.clone(), Arc::clone(&state.blobs), Arc::clone(&state.identity));
         let store = Arc::clone(&state.store);
         let rocket = build(state, "127.0.0.1:0".parse().unwrap());
         let client = Client::untracked(rocket).await.unwrap();
-        Self { client, handles, store, blobs, identity, clock, dir, _seen: seen, _stop: stop }
+        Self { client, handles, ahead, store, blobs, identity, clock, dir, _seen: seen, _stop: stop }
     }
 
     async fn login(&self, user: &str, password: &str) -> swarm_protocol::api::Tokens {
