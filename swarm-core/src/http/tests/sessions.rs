@@ -105,7 +105,8 @@ async fn accounts_are_checked_before_they_are_made() {
     let good = r#"{"user":"bob","password":"long enough it is","role":"viewer"}"#;
     let (status, made) = swarm.json(Method::Post, "/api/v1/users", &admin, good).await;
     assert_eq!((status, &made["group"]), (201, &"bob".into()), "{made}");
-    assert_eq!(swarm.json(Method::Post, "/api/v1/users", &admin, good).await.0, 409);
+    let (status, problem) = swarm.json(Method::Post, "/api/v1/users", &admin, good).await;
+    assert_eq!((status, fields(&problem), problem["hint"].is_string()), (409, vec!["user"], true), "{problem}");
 }
 
 #[tokio::test]
@@ -162,4 +163,41 @@ async fn a_reset_ends_every_session_and_a_new_password_opens_the_account_again()
     assert_eq!(try_login(&swarm, "ada", "another long secret").await.0, 200);
     assert_eq!(try_login(&swarm, "ada", "a password of ada").await.0, 401);
     assert_eq!(swarm.get("/api/v1/whoami", &bystander).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_reset_that_comes_first_is_no_second_use_of_a_token() {
+    let swarm = Swarm::start().await;
+    let (ada, _) = swarm.user("ada", Role::Consumer, "lab").await;
+    let (_, tokens) = try_login(&swarm, "ada", "a password of ada").await;
+    let (_guard, log) = logged();
+    let reset_before_issue = || {
+        let reset = Transition::ResetUser { user: ada.id, password_hash: None };
+        swarm.ahead.of(|transition| matches!(transition, Transition::IssueRefresh { .. }), reset);
+    };
+    reset_before_issue();
+    let (status, problem) = refresh(&swarm, &tokens["refresh_token"]).await;
+    assert_eq!(status, 401, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("not valid"), "{problem}");
+    reset_before_issue();
+    let (status, problem) = try_login(&swarm, "ada", "a password of ada").await;
+    assert_eq!(status, 401, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("password is wrong"), "{problem}");
+    let log = log();
+    assert!(!log.iter().any(|message| message.contains("used twice")), "nobody stole anything: {log:#?}");
+}
+
+#[tokio::test]
+async fn of_two_uses_of_a_token_at_once_one_ends_the_session() {
+    let swarm = Swarm::start().await;
+    swarm.user("ada", Role::Consumer, "lab").await;
+    let (_, tokens) = try_login(&swarm, "ada", "a password of ada").await;
+    let (_guard, log) = logged();
+    let token = &tokens["refresh_token"];
+    let ((one, first), (other, second)) = tokio::join!(refresh(&swarm, token), refresh(&swarm, token));
+    assert_eq!(one.min(other)..=one.max(other), 200..=401, "{first} {second}");
+    let good = if one == 200 { first } else { second };
+    assert_eq!(refresh(&swarm, &good["refresh_token"]).await.0, 401, "the family is revoked");
+    let log = log();
+    assert!(log.iter().any(|message| message.contains("used twice")), "{log:#?}");
 }

@@ -16,13 +16,17 @@ use super::super::limits::Limited;
 use super::super::tokens::{OpaqueToken, TokenKind};
 use super::{Account, AuthError, Identity, REMEMBERED_MAX, REVOKED_LONGER};
 use crate::messages::Stopping;
-use crate::store::{Refusal, Transition, UserRecord};
+use crate::store::{RefreshRecord, Refusal, Transition, UserRecord};
 
 /// How long a refresh token lives.
 const REFRESH_DAYS: i64 = 30;
 
 fn wrong_login() -> AuthError {
     AuthError::Unauthenticated("the user name or the password is wrong".to_owned())
+}
+
+fn dead_token() -> AuthError {
+    AuthError::Unauthenticated("the refresh token is not valid; log in again".to_owned())
 }
 
 fn dead_session() -> AuthError {
@@ -158,25 +162,27 @@ impl Identity {
     /// # Errors
     /// [`AuthError::Unauthenticated`].
     pub async fn refresh(&self, request: RefreshRequest) -> Result<Tokens, AuthError> {
-        let unknown = || AuthError::Unauthenticated("the refresh token is not valid; log in again".to_owned());
-        let token = OpaqueToken::parse(&request.refresh_token, TokenKind::Refresh).map_err(|_| unknown())?;
+        let token = OpaqueToken::parse(&request.refresh_token, TokenKind::Refresh).map_err(|_| dead_token())?;
         let hash = Digest(token.hash().0);
-        let record = self.read(move |store| store.refresh_token(&hash)).await?.ok_or_else(unknown)?;
-        if record.revoked || record.expires_at <= self.clock.now() {
-            return Err(unknown());
-        }
-        if record.used {
-            return self.revoke_reused(record.family, &record.user_name).await;
-        }
-        let name = record.user_name.clone();
-        let user = self.read(move |store| store.user(&name)).await?.ok_or_else(unknown)?;
-        match self.open_session(&user, record.family, Some(hash)).await {
-            Err(AuthError::Refused(Refusal::Stale(_))) => self.revoke_reused(record.family, &record.user_name).await,
+        let RefreshRecord { family, user_name, .. } = self.unused(hash).await?;
+        let user = self.read(move |store| store.user(&user_name)).await?.ok_or_else(dead_token)?;
+        match self.open_session(&user, family, Some(hash)).await {
+            // Overtaken by a second use, or by a reset of the account: the token tells.
+            Err(AuthError::Refused(Refusal::Stale(_))) => self.unused(hash).await.and(Err(dead_token())),
             answer => answer,
         }
     }
 
-    async fn revoke_reused(&self, family: Uuid, user: &str) -> Result<Tokens, AuthError> {
+    /// A refresh token that is still good. One that was used before ends its family.
+    async fn unused(&self, hash: Digest) -> Result<RefreshRecord, AuthError> {
+        let record = self.read(move |store| store.refresh_token(&hash)).await?.ok_or_else(dead_token)?;
+        if record.revoked || record.expires_at <= self.clock.now() {
+            return Err(dead_token());
+        }
+        if !record.used {
+            return Ok(record);
+        }
+        let RefreshRecord { family, user_name: user, .. } = record;
         self.commit(Transition::RevokeFamily { family }).await?;
         crate::audit!(user, "a refresh token of `{user}` was used twice; its session is revoked");
         let text = "this refresh token was used before; its session is revoked, log in again";
