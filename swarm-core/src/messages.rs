@@ -359,7 +359,7 @@ pub enum HarvesterMsg {
     /// Attempts that are on workers by the store's word: to be followed, each with its start if that is known, unless
     /// they are.
     Follow(Vec<(Expected, Option<Timestamp>)>),
-    /// An admin declares a worker lost: its attempts end now, though they may still be running.
+    /// An operator declares a worker lost: its attempts end now, though they may still be running.
     DeclareLost {
         /// The worker.
         worker: WorkerId,

@@ -59,7 +59,7 @@ pub enum LossReason {
     Transfer,
     /// The worker did not start it within the start deadline.
     StartDeadline,
-    /// An admin declared the worker lost; the container may still be running.
+    /// An operator declared the worker lost; the container may still be running.
     DeclaredLost,
 }
 

@@ -227,7 +227,7 @@ fn a_silent_workers_attempts_are_given_up_early_when_that_is_asked_for() {
     assert_eq!(swarm.task(patient).attempts[0].phase, TaskPhase::Started, "its lease is 30 minutes");
     let workers = swarm.block(swarm.client.workers()).expect("they can be listed").items;
     swarm.fault("the worker is declared lost");
-    swarm.block(swarm.client.declare_worker_lost(workers[0].id)).expect("an admin may say so");
+    swarm.block(swarm.client.declare_worker_lost(workers[0].id)).expect("an operator may say so");
     given_up(patient, "declared");
     swarm.fault("SIGCONT of the worker");
     swarm.worker().as_ref().expect("a worker runs").signal(Signal::CONT);

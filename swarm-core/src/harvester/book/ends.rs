@@ -124,9 +124,9 @@ impl Book {
         Some(Act::End { expected: Box::new(expected), end: Box::new(end), acknowledge: false })
     }
 
-    /// An admin's word that a worker is gone for good.
+    /// An operator's word that a worker is gone for good.
     pub fn declare_lost(&mut self, worker: WorkerId, now: Timestamp) -> Vec<Act> {
-        let detail = "an admin declared the worker lost; its containers may still run";
+        let detail = "an operator declared the worker lost; its containers may still run";
         let ending = |attempt: &AttemptId| self.attempts[attempt].phase == Phase::Ending;
         let attempts: Vec<_> = self.followed_on(worker).into_iter().filter(|attempt| !ending(attempt)).collect();
         let lose = |attempt| self.lose(attempt, LossReason::DeclaredLost, detail.to_owned(), now);
