@@ -1,8 +1,9 @@
 //! The encoded log in the spool: appended whole records, cut at the bound, taken up again after a break.
 //!
 //! The engine replays a container's log from its start, entry by entry. Encoding is a pure function of the entries, so
-//! the log is continued by skipping as many bytes as the file has. Only where the engine has rotated the first entry
-//! away must timestamps decide, and a mark says that something may be missing.
+//! the log is continued by skipping as many bytes as the file has; where these are not those of the file, an earlier
+//! replay was given something else, and a mark says that something may be missing. Where the engine has rotated the first
+//! entry away, timestamps must decide, and the same mark is made.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -58,7 +59,7 @@ pub(super) struct LogFile {
     full: bool,
     /// More may have been dropped than was counted.
     is_vague: bool,
-    /// The engine no longer has what the file begins with, so that nothing proves the file to be whole.
+    /// The engine does not have what the file begins with, so that nothing proves the file to be whole.
     is_torn: bool,
     /// Entries were lost at the engine.
     gap: bool,
@@ -73,7 +74,10 @@ impl LogFile {
         let (file, past) = durable::blocking(move || open_past(&owned)).await?;
         let replay = match past.first {
             None => Replay::Live,
-            Some(first) => Replay::First { first, bytes: past.bytes, last_at_us: past.last_at_us },
+            Some(first) => {
+                let known = Known { bytes: past.bytes, expected: past.hasher.clone(), hasher: Sha256::new() };
+                Replay::First { first, known, last_at_us: past.last_at_us }
+            }
         };
         Ok(Self {
             file: tokio::fs::File::from_std(file),
@@ -124,8 +128,8 @@ impl LogFile {
         self.engine_bytes += record.bytes.len() as u64 + ENTRY_BYTES;
         let verdict = self.replay.judge(record);
         // The engine has rotated its log: while it does, a reader may be given entries twice or miss some.
-        self.is_torn |= matches!(self.replay, Replay::Seeking { .. });
-        if verdict == Verdict::Known {
+        self.is_torn |= matches!(self.replay, Replay::Seeking { .. }) || verdict == Verdict::KnownOtherwise;
+        if matches!(verdict, Verdict::Known | Verdict::KnownOtherwise) {
             return;
         }
         if verdict == Verdict::NewAfterGap {
@@ -188,12 +192,33 @@ fn pieces(item: &LogItem) -> impl Iterator<Item = LogRecord> + '_ {
     })
 }
 
+/// What the file had when the replay began.
+struct Known {
+    /// Encoded bytes still to come.
+    bytes: u64,
+    /// Over all of them.
+    expected: Sha256,
+    /// Over those that came again.
+    hasher: Sha256,
+}
+
+impl Known {
+    fn pass(&mut self, record: &LogRecord) -> Verdict {
+        let mut encoded = Vec::with_capacity(HEADER_BYTES + record.bytes.len());
+        record.encode(&mut encoded);
+        self.hasher.update(&encoded);
+        self.bytes = self.bytes.saturating_sub(encoded.len() as u64);
+        let is_other = self.bytes == 0 && self.hasher.clone().finalize() != self.expected.clone().finalize();
+        if is_other { Verdict::KnownOtherwise } else { Verdict::Known }
+    }
+}
+
 /// Where in the engine's replay we are.
 enum Replay {
     /// The first entry decides how to go on.
-    First { first: LogRecord, bytes: u64, last_at_us: u64 },
-    /// This many encoded bytes are known still.
-    Skipping { bytes: u64 },
+    First { first: LogRecord, known: Known, last_at_us: u64 },
+    /// What is known still.
+    Skipping(Known),
     /// Everything up to this instant is known; `met` once such an entry came.
     Seeking { last_at_us: u64, met: bool },
     /// All is new.
@@ -203,25 +228,22 @@ enum Replay {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Known,
+    /// The last of what the file has, and it was not all the same.
+    KnownOtherwise,
     New,
     NewAfterGap,
 }
 
 impl Replay {
     fn judge(&mut self, record: &LogRecord) -> Verdict {
-        if let Self::First { first, bytes, last_at_us } = self {
-            *self = if first == record {
-                Self::Skipping { bytes: *bytes }
-            } else {
-                Self::Seeking { last_at_us: *last_at_us, met: false }
-            };
+        match std::mem::replace(self, Self::Live) {
+            Self::First { first, known, .. } if first == *record => *self = Self::Skipping(known),
+            Self::First { last_at_us, .. } => *self = Self::Seeking { last_at_us, met: false },
+            other => *self = other,
         }
         match self {
-            Self::Skipping { bytes: 0 } | Self::Live | Self::First { .. } => Verdict::New,
-            Self::Skipping { bytes } => {
-                *bytes = bytes.saturating_sub((HEADER_BYTES + record.bytes.len()) as u64);
-                Verdict::Known
-            }
+            Self::Skipping(Known { bytes: 0, .. }) | Self::Live | Self::First { .. } => Verdict::New,
+            Self::Skipping(known) => known.pass(record),
             Self::Seeking { last_at_us, met } if record.at_us <= *last_at_us => {
                 *met = true;
                 Verdict::Known
@@ -356,6 +378,20 @@ mod tests {
         assert!(!cut_of("a", std::slice::from_ref(&all), keeps_all).await.ends_with(">=42"));
         assert!(cut_of("b", &[all.clone(), some], keeps_all).await.ends_with(">=21"), "nine were seen before");
         assert!(cut_of("c", &[all], 9 * (7 + ENTRY_BYTES)).await.ends_with(">=42"), "the engine may have had more");
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_replay_doubled_or_missed_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let doubled = [items(0..3), items(2..4)].concat();
+        let missed = [items(0..2), items(3..5)].concat();
+        for (name, first) in [("a", doubled), ("b", missed)] {
+            let (end, bytes) = logged(&dir.path().join(name), &[first.clone(), items(0..9)], 1 << 20).await;
+            assert_eq!(end.cut_bytes, 1, "{name}");
+            assert!(bytes.ends_with(b">=1"));
+            let (end, _) = logged(&dir.path().join(name), &[items(0..9), items(0..9)], 1 << 20).await;
+            assert_eq!(end.cut_bytes, 1, "{name}: every further replay shows it again");
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! From the engine's log to the spool, until the container's end and the log's.
 
+use std::io;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -7,14 +8,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::log_file::{LogEnd, LogFile};
-use super::{Attempt, End, spool_end};
+use super::{Attempt, End};
 use crate::engine;
-use crate::runtime::{ContainerId, LogLimits};
+use crate::hub::Stop;
+use crate::runtime::{ContainerId, LogItems, LogLimits};
 
 /// Entries written together at most.
 const BATCH_ITEMS: usize = 512;
-/// How long the engine may take to hand over the rest of the log once the container has ended.
-const REST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the engine may stay silent while it hands over the rest of the log once the container has ended.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Times the log of an ended container is asked for.
 const REST_TRIES: u32 = 3;
 /// How long an engine that is away is waited for beside that: it still has the log when it is back.
@@ -22,75 +24,146 @@ const AWAY_MAX: Duration = Duration::from_secs(10 * 60);
 /// The engine's smallest log file.
 const FILE_BYTES_MIN: u64 = 16 << 20;
 const PAUSE: Duration = Duration::from_millis(500);
+/// Before a spool that refused something is tried again.
+const SPOOL_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the engine keeps of a log of which `log_bytes_max` encoded bytes are wanted. While engine 20.10 rotates its files,
-/// a reader that follows is given entries twice or misses some; so the first file alone holds more than is wanted, for
-/// lines of some length at least, and the second one is there because the newest may be empty.
+/// a reader that follows is given entries twice or misses some; so the first file alone holds more than is wanted: of a
+/// line of one byte and its newline the engine keeps 29 bytes where the encoded log has 15. The second file is there
+/// because the newest may be empty.
 pub(super) fn engine_limits(log_bytes_max: u64) -> LogLimits {
-    LogLimits { file_bytes: (log_bytes_max / 2).saturating_mul(3).max(FILE_BYTES_MIN), files: 2 }
+    LogLimits { file_bytes: (log_bytes_max / 4).saturating_mul(9).max(FILE_BYTES_MIN), files: 2 }
+}
+
+/// What all replays of a log have told so far.
+#[derive(Default)]
+struct Replays {
+    /// Those after the container's end that broke off.
+    tries: u32,
+    /// Payload bytes of the longest one.
+    seen_max: u64,
+    away_until: Option<Instant>,
 }
 
 impl Attempt {
-    /// Copies the whole log; `exited` turns true when the container has ended.
+    /// Copies the whole log; `exited` turns true when the container has ended. A spool that takes no more is waited for,
+    /// as the final report will: the engine has the log meanwhile. The one error is that nobody wants it any more.
     pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
-        let (mut tries, mut seen_max, mut away_until) = (0, 0, None);
-        let engine_keeps = engine_limits(self.order.log_bytes_max).file_bytes;
+        let mut replays = Replays::default();
         loop {
-            // Only a replay that began after the end of the container is complete: an engine that follows a log may drop
-            // what the container wrote last, as 20.10 does with a line that has no newline.
-            let final_pass = *exited.borrow();
-            let mut log =
-                LogFile::open(&self.entry.log(), self.order.log_bytes_max).await.map_err(|e| spool_end(&e))?;
-            let copied = self.copy_once(id, &mut log, exited.clone()).await?;
-            log.allow_for_rotation(engine_keeps, seen_max);
-            seen_max = log.seen().max(seen_max);
-            if copied && final_pass {
-                return log.finish(false).await.map_err(|error| spool_end(&error));
-            }
-            if final_pass {
-                let away_until = *away_until.get_or_insert_with(|| Instant::now() + AWAY_MAX);
-                let is_away = Instant::now() < away_until && !engine::answers(&self.ctx).await;
-                tries += u32::from(!is_away);
-            }
-            if tries >= REST_TRIES {
-                tracing::warn!(attempt = %self.id, "the engine does not hand over the rest of the log");
-                return log.finish(true).await.map_err(|error| spool_end(&error));
-            }
+            let is_final = *exited.borrow();
+            let pause = match self.replay(id, &mut replays, &exited, is_final).await {
+                Ok(Some(end)) => return Ok(end),
+                Ok(None) => PAUSE,
+                Err(_) if self.control.borrow().stop >= Some(Stop::Recall) => return Err(End::Silently),
+                Err(error) => {
+                    tracing::error!(attempt = %self.id, %error, "the log cannot be spooled, trying again");
+                    SPOOL_PAUSE
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(PAUSE) => {}
-                Ok(_) = exited.wait_for(|exited| *exited), if !final_pass => {}
+                () = tokio::time::sleep(pause) => {}
+                Ok(_) = exited.wait_for(|exited| *exited), if !is_final => {}
             }
         }
     }
 
-    /// One replay, from the first entry to the end of the stream: false when it broke off or stalled after the end.
-    async fn copy_once(
+    /// Copies what one replay has anew: the log's end if that was all. Only a replay that began after the end of the
+    /// container (`is_final`) is complete: an engine that follows a log may drop what the container wrote last, as 20.10
+    /// does with a line that has no newline.
+    async fn replay(
         &self,
         id: &ContainerId,
-        log: &mut LogFile,
-        mut exited: watch::Receiver<bool>,
-    ) -> Result<bool, End> {
-        let Ok(items) = self.ctx.runtime.logs(id).await else { return Ok(false) };
-        let mut batches = items.ready_chunks(BATCH_ITEMS);
-        let stalled = async {
-            let _ = exited.wait_for(|exited| *exited).await;
-            tokio::time::sleep(REST_TIMEOUT).await;
+        replays: &mut Replays,
+        exited: &watch::Receiver<bool>,
+        is_final: bool,
+    ) -> io::Result<Option<LogEnd>> {
+        let mut log = LogFile::open(&self.entry.log(), self.order.log_bytes_max).await?;
+        let copied = match self.ctx.runtime.logs(id).await {
+            Ok(items) => copy_items(items, &mut log, exited, |bytes| self.spooled(bytes)).await,
+            Err(_) => Ok(false),
         };
-        tokio::pin!(stalled);
-        loop {
-            let batch = tokio::select! {
-                biased;
-                batch = batches.next() => batch,
-                () = &mut stalled => return Ok(false),
-            };
-            let Some(batch) = batch else { return Ok(true) };
-            let whole = batch.iter().all(Result::is_ok);
-            log.append(batch.into_iter().map_while(Result::ok).collect()).await.map_err(|error| spool_end(&error))?;
-            let bytes = log.bytes();
-            self.progress.send_modify(|progress| progress.log_bytes = progress.log_bytes.max(bytes));
-            if !whole {
-                return Ok(false);
-            }
+        log.allow_for_rotation(engine_limits(self.order.log_bytes_max).file_bytes, replays.seen_max);
+        replays.seen_max = log.seen().max(replays.seen_max);
+        let copied = copied?;
+        if !is_final {
+            return Ok(None);
         }
+        if copied {
+            return log.finish(false).await.map(Some);
+        }
+        let away_until = *replays.away_until.get_or_insert_with(|| Instant::now() + AWAY_MAX);
+        let is_away = Instant::now() < away_until && !engine::answers(&self.ctx).await;
+        replays.tries += u32::from(!is_away);
+        if replays.tries < REST_TRIES {
+            return Ok(None);
+        }
+        tracing::warn!(attempt = %self.id, "the engine does not hand over the rest of the log");
+        log.finish(true).await.map(Some)
+    }
+
+    fn spooled(&self, bytes: u64) {
+        self.progress.send_modify(|progress| progress.log_bytes = progress.log_bytes.max(bytes));
+    }
+}
+
+/// Appends a replay, from the first entry to the end of the stream: false when it broke off, or fell silent after the
+/// container's end. `spooled` is told the length of the log as it grows.
+async fn copy_items(
+    items: LogItems,
+    log: &mut LogFile,
+    exited: &watch::Receiver<bool>,
+    spooled: impl Fn(u64),
+) -> io::Result<bool> {
+    let mut batches = items.ready_chunks(BATCH_ITEMS);
+    loop {
+        let batch = tokio::select! {
+            biased;
+            batch = batches.next() => batch,
+            () = silence(exited.clone()) => return Ok(false),
+        };
+        let Some(batch) = batch else { return Ok(true) };
+        let whole = batch.iter().all(Result::is_ok);
+        log.append(batch.into_iter().map_while(Result::ok).collect()).await?;
+        spooled(log.bytes());
+        if !whole {
+            return Ok(false);
+        }
+    }
+}
+
+/// As long as an engine may stay silent from now on: for good while the container runs.
+async fn silence(mut exited: watch::Receiver<bool>) {
+    let _ = exited.wait_for(|exited| *exited).await;
+    tokio::time::sleep(SILENCE_MAX).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use swarm_protocol::logs::LogStream;
+
+    use super::*;
+    use crate::runtime::LogItem;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_rest_of_a_log_is_waited_for_and_a_silent_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_sender, exited) = watch::channel(true);
+        let line = |n: u64| LogItem { stream: LogStream::Stdout, at_us: n, bytes: "line\n".into() };
+        let trickle = move || {
+            stream::iter(0..6).then(move |n| async move {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                Ok(line(n))
+            })
+        };
+        let copied = async |name: &str, items: LogItems| {
+            let mut log = LogFile::open(&dir.path().join(name), 1 << 20).await.unwrap();
+            let began = Instant::now();
+            let whole = copy_items(items, &mut log, &exited, |_| {}).await.unwrap();
+            (whole, log.seen(), began.elapsed().as_secs())
+        };
+        assert_eq!(copied("a", trickle().boxed()).await, (true, 30, 120));
+        assert_eq!(copied("b", trickle().chain(stream::pending()).boxed()).await, (false, 30, 150));
     }
 }

@@ -116,7 +116,7 @@ impl Attempt {
         if matches!(cause, Some(Cause::Asked(Stop::Abandon | Stop::Recall))) {
             return Err(End::Silently);
         }
-        let log = log.map_err(End::torn)?;
+        let log = log?;
         let exit = match gone {
             Gone::Exited(exit) => Some(exit),
             Gone::Vanished => None,

@@ -1,6 +1,7 @@
 //! Faults of engine, core and worker in the middle of an attempt.
 
 use super::*;
+use crate::spool::Spool;
 
 fn gone() -> RuntimeError {
     RuntimeError::Engine { call: "any", message: "connection reset".into() }
@@ -185,6 +186,30 @@ async fn the_log_of_a_container_that_went_with_its_worker_is_marked_and_that_of_
     assert!(String::from_utf8_lossy(&bench.core.seen().logs[&order.attempt]).ends_with(">=1"));
     bench.engine.program(|_| Script::refused("no such command"));
     assert_eq!(bench.run(&super::order(2)).await.log_cut_bytes, 0, "what never ran wrote nothing");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_spool_that_refuses_a_log_for_a_while_costs_no_attempt_and_no_line() {
+    let gate = CancellationToken::new();
+    let bench = Bench::start(Script::new).await;
+    let order = order(1);
+    let log = Spool::open(bench.data.path()).unwrap().entry(order.attempt).log();
+    let (held, place) = (gate.clone(), log.clone());
+    bench.engine.program(move |_| {
+        // What lies here cannot be opened as a file.
+        std::fs::create_dir(&place).unwrap();
+        Script::new().out("hello\n").hold(held.clone())
+    });
+    bench.core.assign(&order).await;
+    // Taken half a second after the log was begun.
+    bench.until_called(Call::Reading).await;
+    gate.cancel();
+    bench.eventually("its end", async || bench.engine.running() == 0).await;
+    std::fs::remove_dir(&log).unwrap();
+    let report = bench.core.finished(order.attempt).await;
+    assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Succeeded, 0));
+    assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "hello\n");
     bench.end().await;
 }
 
