@@ -4,12 +4,13 @@
 pub(crate) mod cache;
 mod ledger;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use swarm_protocol::link::TaskOrder;
 use swarm_protocol::{Digest, LossReason, Outcome};
 
@@ -23,6 +24,8 @@ use crate::transfer::{Fault, TransferError};
 
 /// The largest image config read; real ones have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// Volumes that an image may declare.
+const VOLUMES_MAX: usize = 64;
 /// Images remembered; beyond it the memory is cleared, which only costs a look at the engine.
 const REMEMBERED_MAX: usize = 1024;
 
@@ -31,6 +34,8 @@ const REMEMBERED_MAX: usize = 1024;
 pub(crate) struct ImageFacts {
     /// USER, if the image names one.
     pub(crate) user: Option<String>,
+    /// Each VOLUME by its path, as the engine cleans it.
+    pub(crate) volumes: BTreeSet<String>,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<ImageFacts>>>>;
@@ -209,11 +214,38 @@ fn read_config(blob: &[u8]) -> Result<ImageFacts, Outcome> {
     struct Inner {
         #[serde(default)]
         user: Option<String>,
+        #[serde(default)]
+        volumes: Option<BTreeMap<String, IgnoredAny>>,
     }
     let config: Config = serde_json::from_slice(blob)
         .map_err(|error| refused(format!("the image's config cannot be read: {error}; push the image again")))?;
-    let user = config.config.and_then(|inner| inner.user).filter(|user| !user.is_empty());
-    Ok(ImageFacts { user })
+    let Some(Inner { user, volumes }) = config.config else { return Ok(ImageFacts::default()) };
+    let volumes = volumes.unwrap_or_default();
+    if volumes.len() > VOLUMES_MAX {
+        return Err(refused(format!("the image declares {} volumes, more than {VOLUMES_MAX}", volumes.len())));
+    }
+    let volumes = volumes.keys().map(|path| volume_path(path)).collect::<Result<_, _>>()?;
+    Ok(ImageFacts { user: user.filter(|user| !user.is_empty()), volumes })
+}
+
+/// The path of a declared volume without `.`, `..`, `//` and a slash at its end. What cannot be mounted in the place of
+/// the engine's own volume would be out of sight of the disk limit, so it is refused.
+fn volume_path(path: &str) -> Result<String, Outcome> {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    if !path.starts_with('/') || parts.is_empty() || path.contains('\0') {
+        let shown = swarm_protocol::text::sanitise(path, false);
+        return Err(refused(format!(
+            "the image declares a volume at `{shown}`, which is no absolute path of a directory"
+        )));
+    }
+    Ok(format!("/{}", parts.join("/")))
 }
 
 #[cfg(test)]
@@ -228,5 +260,21 @@ mod tests {
         assert_eq!(user(r#"{"config":null}"#), Ok(None));
         assert_eq!(user("{}"), Ok(None));
         assert!(matches!(user("[").unwrap_err(), Outcome::Refused { .. }));
+    }
+
+    #[test]
+    fn volumes_are_read_from_the_config_as_the_engine_cleans_them() {
+        let volumes = |paths: &[&str]| {
+            let listed: BTreeMap<&str, BTreeMap<(), ()>> = paths.iter().map(|path| (*path, BTreeMap::new())).collect();
+            let config = serde_json::json!({"config": {"Volumes": listed}}).to_string();
+            read_config(config.as_bytes()).map(|facts| facts.volumes.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(volumes(&["/data/", "/data", "//a/./b/../c"]), Ok(vec!["/a/c".into(), "/data".into()]));
+        assert!(read_config(br#"{"config":{"Volumes":null}}"#).unwrap().volumes.is_empty());
+        for path in ["data", "/", "/..", "", "/a\0"] {
+            assert!(matches!(volumes(&[path]).unwrap_err(), Outcome::Refused { .. }), "{path:?}");
+        }
+        let many: Vec<String> = (0..=VOLUMES_MAX).map(|n| format!("/{n}")).collect();
+        assert!(volumes(&many.iter().map(String::as_str).collect::<Vec<_>>()).is_err());
     }
 }

@@ -35,6 +35,14 @@ pub(super) fn volume_name(container: &str, n: usize) -> String {
     format!("{container}-{n}")
 }
 
+/// Where the image declares volumes and the job has nothing else. Those within a directory of the job are volumes too.
+fn image_volumes(order: &TaskOrder, image: &ImageFacts) -> Vec<String> {
+    let taken = |path: &String| {
+        directories(order).contains(&path.as_str()) || order.limits.tmpfs.iter().any(|mount| mount.path == *path)
+    };
+    image.volumes.iter().filter(|path| !taken(path)).cloned().collect()
+}
+
 fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
@@ -59,7 +67,7 @@ impl Attempt {
             let user = self.order.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
             return Err(End::With(Outcome::Refused { reason: root_refusal(user) }));
         }
-        let ready = self.create(&owner).await?;
+        let ready = self.create(&owner, &image).await?;
         self.unless_stopped(self.fill(&ready.id, &owner)).await?;
         Ok(ready)
     }
@@ -95,8 +103,9 @@ impl Attempt {
         Ok(owner)
     }
 
-    async fn create(&self, owner: &Owner) -> Result<Ready, End> {
+    async fn create(&self, owner: &Owner, image: &ImageFacts) -> Result<Ready, End> {
         let mut spec = self.spec(owner);
+        spec.image_volumes = image_volumes(&self.order, image);
         for (n, dir) in directories(&self.order).into_iter().enumerate() {
             let volume = volume_name(&self.name, n);
             self.ctx.runtime.create_volume(&volume, &spec.labels).await.map_err(|error| engine_end(&error))?;
@@ -251,5 +260,15 @@ mod tests {
         order.inputs = vec![testing::input("/data/in", b"x")];
         assert_eq!(directories(&order), ["/data", "/job"]);
         assert!(directories(&testing::order(1, b"image")).is_empty());
+    }
+
+    #[test]
+    fn the_jobs_own_directories_and_scratch_come_before_the_images_volumes() {
+        let mut order = testing::order(1, b"image");
+        order.outputs = vec!["/data/out".into()];
+        order.limits.tmpfs = vec![Tmpfs { path: "/scratch".into(), bytes: 1 }];
+        let volumes = ["/data", "/data/db", "/scratch", "/var"].map(String::from).into();
+        let image = ImageFacts { volumes, ..ImageFacts::default() };
+        assert_eq!(image_volumes(&order, &image), ["/data/db", "/var"]);
     }
 }

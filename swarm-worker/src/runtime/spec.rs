@@ -90,6 +90,10 @@ pub struct ContainerSpec {
     pub tmpfs: Vec<TmpfsMount>,
     /// Our volumes.
     pub volumes: Vec<VolumeMount>,
+    /// Paths at which the image declares volumes, as far as nothing else is mounted there. The engine makes and names
+    /// such volumes in any case; listed here they carry our labels. They begin with what the image has at the path, can
+    /// be written whatever the root filesystem is, and go with the container.
+    pub image_volumes: Vec<String>,
     /// Its network namespace.
     pub network: Network,
     /// Bounds on the engine's log.
@@ -120,6 +124,7 @@ impl ContainerSpec {
             disk_bytes: None,
             tmpfs: Vec::new(),
             volumes: Vec::new(),
+            image_volumes: Vec::new(),
             network: Network::None,
             log: LogLimits::default(),
             stop_signal: None,
@@ -179,6 +184,12 @@ impl ContainerSpec {
             check_path("volumes.path", &mount.path)?;
             if !seen.insert(mount.path.as_str()) {
                 return invalid("volumes.path", format!("{} is mounted twice", mount.path));
+            }
+        }
+        for path in &self.image_volumes {
+            check_path("image_volumes", path)?;
+            if !seen.insert(path.as_str()) {
+                return invalid("image_volumes", format!("{path} is mounted twice"));
             }
         }
         for mount in &self.tmpfs {
@@ -260,6 +271,7 @@ mod tests {
         cases.push(("labels", ContainerSpec { labels: Labels::new(), ..spec() }));
         cases.push(("entrypoint", ContainerSpec { entrypoint: Some(Vec::new()), ..spec() }));
         cases.push(("env", ContainerSpec { env: vec![("A=B".into(), "c".into())], ..spec() }));
+        cases.push(("image_volumes", ContainerSpec { image_volumes: vec!["/v".into(), "/v".into()], ..spec() }));
         cases.push(("workdir", ContainerSpec { workdir: Some("tmp".into()), ..spec() }));
         cases.push(("cpu_millis", ContainerSpec { cpu_millis: 0, ..spec() }));
         cases.push(("disk_bytes", ContainerSpec { disk_bytes: Some(1), ..spec() }));

@@ -47,6 +47,19 @@ async fn the_longest_unused_image_makes_room_but_none_that_a_job_wants() {
 }
 
 #[tokio::test]
+async fn what_is_written_to_a_volume_that_the_image_declares_counts_and_goes_with_the_attempt() {
+    let bench = Bench::start(|| Script::new().write("/data/big", vec![0; 2 << 20]).forever()).await;
+    let config = br#"{"config":{"Volumes":{"/data":{}}},"rootfs":{"diff_ids":[]}}"#;
+    bench.core.seen().blobs.insert(Digest::of(config), config.to_vec().into());
+    let mut order = testing::order(1, config);
+    order.limits.disk_bytes = 1 << 20;
+    let outcome = bench.outcome(&order).await;
+    assert!(matches!(&outcome, Outcome::OutOfDisk { reason } if reason.contains("2097152 bytes")), "{outcome:?}");
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn an_image_that_a_killed_worker_had_loaded_is_marked_by_its_next_start() {
     let mut bench = Bench::start(Script::new).await;
     let order = order_of(&bench, 1);

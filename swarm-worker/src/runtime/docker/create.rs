@@ -96,7 +96,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
                 .map(|mount| (mount.path.clone(), format!("rw,nosuid,nodev,size={},mode=1777", mount.bytes)))
                 .collect(),
         ),
-        mounts: Some(spec.volumes.iter().map(|mount| volume_mount(mount, &spec.labels)).collect()),
+        mounts: Some(mounts(spec)),
         log_config: Some(HostConfigLogConfig {
             // json-file would replace bytes that are not UTF-8.
             typ: Some("local".to_owned()),
@@ -112,6 +112,25 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
 
 fn ulimit(name: &str, most: i64) -> ResourcesUlimits {
     ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) }
+}
+
+fn mounts(spec: &ContainerSpec) -> Vec<Mount> {
+    let own = spec.volumes.iter().map(|mount| volume_mount(mount, &spec.labels));
+    own.chain(spec.image_volumes.iter().map(|path| image_volume(path, &spec.labels))).collect()
+}
+
+/// In place of the volume without labels that the engine would make here. Without a name it is as that one otherwise:
+/// filled from the image, and removed with the container.
+fn image_volume(path: &str, labels: &Labels) -> Mount {
+    Mount {
+        typ: Some(MountType::VOLUME),
+        target: Some(path.to_owned()),
+        volume_options: Some(MountVolumeOptions {
+            labels: Some(labels.clone().into_iter().collect()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
 }
 
 fn volume_mount(mount: &VolumeMount, labels: &Labels) -> Mount {

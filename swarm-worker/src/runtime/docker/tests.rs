@@ -467,6 +467,30 @@ async fn what_is_written_to_root_and_volumes_is_measured() {
 }
 
 #[tokio::test]
+async fn volumes_that_an_image_declares_are_ours_and_go_with_the_container() {
+    let mut bench = Bench::new().await;
+    let mut config: serde_json::Value = serde_json::from_slice(&bench.image.config).expect("JSON");
+    config["config"]["Volumes"] = serde_json::json!({"/etc": {}, "/tmp/": {}});
+    bench.image.config = config.to_string().into();
+    bench.image.config_digest = Digest::of(&bench.image.config);
+    let archive = bench.image.archive();
+    bench.runtime().load_image(archive, &bench.image.config_digest).await.expect("loaded");
+    let script = "cat /etc/salt; head -c 300000 /dev/zero > /tmp/big; stat -c '%a %u' /tmp";
+    let mut spec = bench.spec(script);
+    spec.user = Some("65534:65534".into());
+    spec.read_only_root = true;
+    spec.image_volumes = vec!["/etc".into(), "/tmp".into()];
+    let ran = bench.run(&spec).await;
+    let (out, err) = (ran.out(), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.exit.exit_code == 0 && out.len() > 20 && out.ends_with("1777 0\n"), "as in the image: {out} {err}");
+    assert_eq!(bench.runtime().list_our_volumes(&spec.labels).await.expect("listed").len(), 2);
+    let measured = bench.runtime().disk_usage(&spec.labels).await.expect("measured");
+    assert!(measured.iter().any(|(_, bytes)| *bytes >= 300_000), "{measured:?}");
+    bench.runtime().remove(&ran.id, false).await.expect("removed");
+    assert!(bench.runtime().list_our_volumes(&spec.labels).await.expect("listed").is_empty());
+}
+
+#[tokio::test]
 async fn limits_reach_the_container() {
     let bench = Bench::new().await;
     let own = |file: &str| format!("cat /sys/fs/cgroup/{file} 2>/dev/null");

@@ -86,7 +86,9 @@ impl FakeRuntime {
 
     /// Lets the engine hold an image that this worker did not bring.
     pub fn add_image(&self, config: Digest, layers: Vec<Digest>) {
-        self.lock().images.insert(config, Image { layers, ours: false, files: BTreeMap::new(), bytes: 0 });
+        self.lock()
+            .images
+            .insert(config, Image { layers, ours: false, files: BTreeMap::new(), bytes: 0, volumes: Vec::new() });
     }
 
     /// Puts a file into an image that the engine holds, for containers made from now on.
@@ -141,6 +143,18 @@ impl FakeRuntime {
     /// fails half-way does that.
     pub fn cut_archives(&self, bytes: usize) {
         self.lock().archive_bytes_max = bytes;
+    }
+
+    /// From now on archives stop half-way for good, as that of a file without end would go on.
+    pub fn stall_archives(&self) {
+        self.lock().archives_stall = true;
+    }
+
+    /// How many archives are being read.
+    #[must_use]
+    pub fn open_archives(&self) -> usize {
+        // The engine's own hold is one.
+        Arc::strong_count(&self.lock().archives) - 1
     }
 
     /// All calls so far, in order.
@@ -418,11 +432,14 @@ impl ContainerRuntime for FakeRuntime {
     async fn get_archive(&self, id: &ContainerId, path: &str) -> Result<ByteStream, RuntimeError> {
         let pack = |state: &mut State| {
             let mut tar = state.pack(id, path)?;
-            tar.truncate(state.archive_bytes_max);
-            Ok(tar)
+            let stalls = state.archives_stall;
+            let most = if stalls { tar.len() / 2 } else { state.archive_bytes_max };
+            tar.truncate(most);
+            Ok((tar, stalls, state.archives.clone()))
         };
-        let tar = self.perform(Call::GetArchive, &id.0, pack).await?;
-        Ok(once(Bytes::from(tar)))
+        let (tar, stalls, open) = self.perform(Call::GetArchive, &id.0, pack).await?;
+        let rest = if stalls { stream::pending().boxed() } else { stream::empty().boxed() };
+        Ok(once(Bytes::from(tar)).chain(rest).inspect(move |_| _ = &open).boxed())
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -510,7 +527,8 @@ impl ContainerRuntime for FakeRuntime {
             }
             state.end(id, 137, false, now_us);
             let id = state.id_of(id);
-            state.containers.remove(&id);
+            let anonymous = state.containers.remove(&id).map(|container| container.anonymous).unwrap_or_default();
+            state.volumes.retain(|name, _| !anonymous.contains(name));
             Ok(())
         };
         self.perform(Call::Remove, &id.0, remove).await

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use swarm_protocol::ids::Digest;
@@ -13,7 +14,7 @@ use super::script::{Program, Script};
 use crate::runtime::spec::invalid;
 use crate::runtime::{
     ContainerId, ContainerPhase, ContainerSpec, DiskQuota, Labels, LogItem, OurContainer, Reading, RuntimeError,
-    archive::TarEntry,
+    VolumeMount, archive::TarEntry,
 };
 
 /// A file in a container or volume.
@@ -36,6 +37,8 @@ pub(super) struct Image {
     pub(super) ours: bool,
     pub(super) files: Files,
     pub(super) bytes: u64,
+    /// Paths at which it declares volumes.
+    pub(super) volumes: Vec<String>,
 }
 
 #[derive(Default)]
@@ -51,6 +54,8 @@ pub(super) struct Container {
     pub(super) phase: ContainerPhase,
     /// By absolute path; files in volumes live there.
     pub(super) files: Files,
+    /// Volumes without a name of ours: they go with it.
+    pub(super) anonymous: Vec<String>,
     pub(super) log: Vec<LogItem>,
     pub(super) ignores_signals: bool,
     pub(super) started_at_us: Option<u64>,
@@ -74,6 +79,9 @@ pub(super) struct State {
     /// What the disk holds, where it can be seen.
     pub(super) disk_bytes: Option<u64>,
     pub(super) archive_bytes_max: usize,
+    pub(super) archives_stall: bool,
+    /// Held by every archive that is being read.
+    pub(super) archives: Arc<()>,
     pub(super) in_containerd: bool,
     pub(super) cpus: u32,
     pub(super) disk_quota: DiskQuota,
@@ -92,6 +100,8 @@ impl Default for State {
             down: false,
             disk_bytes: None,
             archive_bytes_max: usize::MAX,
+            archives_stall: false,
+            archives: Arc::default(),
             in_containerd: false,
             cpus: 4,
             disk_quota: DiskQuota::No,
@@ -130,7 +140,7 @@ impl State {
         let Some(image) = self.images.get(&spec.image) else {
             return Err(not_found("create", &spec.image.to_string()));
         };
-        let files = image.files.clone();
+        let (files, declared) = (image.files.clone(), image.volumes.clone());
         if self.containers.values().any(|container| container.spec.name == spec.name) {
             return Err(conflict("create", format!("the name {} is in use", spec.name)));
         }
@@ -143,8 +153,11 @@ impl State {
         }
         self.made += 1;
         let id = ContainerId(format!("{:064x}", self.made));
+        let mut spec = spec.clone();
+        let anonymous = self.add_anonymous(&mut spec, declared);
         let container = Container {
-            spec: spec.clone(),
+            spec,
+            anonymous,
             phase: ContainerPhase::Created,
             files,
             log: Vec::new(),
@@ -159,6 +172,23 @@ impl State {
         };
         self.containers.insert(id.clone(), container);
         Ok(id)
+    }
+
+    /// Mounts the volumes that have no name: with our labels where those were asked for, and without for the rest of what
+    /// the image declares. Their names.
+    fn add_anonymous(&mut self, spec: &mut ContainerSpec, declared: Vec<String>) -> Vec<String> {
+        let ours = spec.image_volumes.iter().map(|path| (path.clone(), spec.labels.clone()));
+        let is_free = |path: &String| spec.volumes.iter().all(|mount| mount.path != *path);
+        let rest = declared.into_iter().filter(|path| !spec.image_volumes.contains(path) && is_free(path));
+        let all: Vec<_> = ours.chain(rest.map(|path| (path, Labels::new()))).collect();
+        let mut names = Vec::new();
+        for (n, (path, labels)) in all.into_iter().enumerate() {
+            let name = format!("anonymous-{}-{n}", self.made);
+            self.volumes.insert(name.clone(), Volume { labels, ..Volume::default() });
+            spec.volumes.push(VolumeMount { volume: name.clone(), path, read_only: false });
+            names.push(name);
+        }
+        names
     }
 
     pub(super) fn describe(id: &ContainerId, container: &Container) -> OurContainer {
@@ -313,7 +343,9 @@ impl State {
                 return Err(refuse("a layer has the wrong digest"));
             }
         }
-        self.images.insert(*expect, Image { layers, ours: true, files: Files::new(), bytes: archive.len() as u64 });
+        let volumes = config["config"]["Volumes"].as_object().into_iter().flatten().map(|(path, _)| path.clone());
+        let (volumes, bytes) = (volumes.collect(), archive.len() as u64);
+        self.images.insert(*expect, Image { layers, ours: true, files: Files::new(), bytes, volumes });
         Ok(())
     }
 
