@@ -41,6 +41,9 @@ struct Kept {
 struct Room {
     bytes: u64,
     files: usize,
+    /// Bytes of a directory that are read through for the files that match: more than an attempt can leave there, but for
+    /// holes in files.
+    read_bytes: u64,
 }
 
 /// Why an output could not be kept.
@@ -57,7 +60,9 @@ impl Attempt {
     /// Collects and stores every declared output.
     pub(super) async fn collect(&self, id: &ContainerId) -> Result<Vec<OutputReport>, End> {
         let mut reports = Vec::new();
-        let mut room = Room { bytes: self.order.output_bytes_max, files: COLLECTED_MAX };
+        let bytes = self.order.output_bytes_max;
+        let read_bytes = self.order.limits.disk_bytes.saturating_add(bytes);
+        let mut room = Room { bytes, files: COLLECTED_MAX, read_bytes };
         // A file that two of them name is handed back once.
         let mut seen = HashSet::new();
         for (n, path) in self.order.outputs.iter().enumerate() {

@@ -3,11 +3,13 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use futures_util::StreamExt;
 use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::text::sanitise;
 use swarm_protocol::validate::is_output_path;
 use tar::EntryType;
 use tokio_util::io::{StreamReader, SyncIoBridge};
+use tokio_util::sync::CancellationToken;
 
 use super::{BLOCK_BYTES, Kept, Room, Unkept, blocking, copy, cut_short, missing, too_large, too_many};
 use crate::attempt::{Attempt, End};
@@ -34,7 +36,10 @@ impl Attempt {
         let Some(tar) = self.archive(id, glob.dir()).await? else {
             return Err(missing(path, "the container has no such directory"));
         };
-        let tar = SyncIoBridge::new(StreamReader::new(tar));
+        // A thread goes on when nobody waits for it any more; without its stream it ends, and the engine with it.
+        let stop = CancellationToken::new();
+        let _stop_when_dropped = stop.clone().drop_guard();
+        let tar = SyncIoBridge::new(StreamReader::new(tar.take_until(stop.cancelled_owned()).boxed()));
         let (of, place) = (glob.clone(), spool.to_owned());
         let picked = blocking(move || pick(tar, &of, &place, room)).await;
         let Picked { mut files, links } = picked.map_err(|unkept| unkept.end(path))?;
@@ -57,15 +62,18 @@ fn nth(spool: &Path, n: usize) -> PathBuf {
     spool.with_extension(format!("match-{n}"))
 }
 
-/// Puts what matches beside `spool`. Sizes are checked as they are read, and the end of the archive must be there: an
+/// Puts what matches beside `spool`. What does not match is read as well, holes of sparse files as zeros, so all of the
+/// directory together is bounded. Sizes are checked as they are read, and the end of the archive must be there: an
 /// engine that fails half-way may end its answer as if it were whole.
 fn pick(tar: impl Read, glob: &OutputGlob, spool: &Path, room: Room) -> Result<Picked, Unkept> {
     let mut source = Tail { inner: tar, zeros: 0 };
     let mut archive = tar::Archive::new(&mut source);
-    let (mut picked, mut left) = (Picked::default(), room.bytes);
+    let (mut picked, mut left, mut unread) = (Picked::default(), room.bytes, room.read_bytes);
     for entry in archive.entries().map_err(Unkept::Damaged)? {
         let mut entry = entry.map_err(Unkept::Damaged)?;
         let kind = entry.header().entry_type();
+        let takes = entry.size().saturating_add(BLOCK_BYTES);
+        unread = unread.checked_sub(takes).ok_or_else(|| Unkept::Missing(too_much(glob.dir(), room.read_bytes)))?;
         let is_file = matches!(kind, EntryType::Regular | EntryType::Continuous);
         let Some(path) = matched(glob, &entry.path_bytes())? else { continue };
         if !is_file && kind != EntryType::Link {
@@ -90,6 +98,13 @@ fn pick(tar: impl Read, glob: &OutputGlob, spool: &Path, room: Room) -> Result<P
     }
     io::copy(&mut source, &mut io::sink()).map_err(Unkept::Damaged)?;
     if source.zeros < 2 * BLOCK_BYTES { Err(Unkept::Damaged(cut_short())) } else { Ok(picked) }
+}
+
+fn too_much(dir: &str, read_bytes: u64) -> String {
+    format!(
+        "`{dir}` has more than the {read_bytes} bytes that are read through for matching files, holes in files \
+         included; write the outputs to a directory of their own"
+    )
 }
 
 /// The path in the container of an entry that matches. Entries are named from the directory's own name on.
@@ -163,7 +178,7 @@ mod tests {
         }
     }
 
-    const ROOM: Room = Room { bytes: 1 << 20, files: 100 };
+    const ROOM: Room = Room { bytes: 1 << 20, files: 100, read_bytes: 1 << 30 };
 
     #[test]
     fn files_that_match_are_picked_and_nothing_else() {
@@ -187,6 +202,23 @@ mod tests {
             let told = picked(&archive(&[(hostile, b"x")]), "/out/**", ROOM).unwrap_err();
             assert!(told.contains("act on a terminal"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_directory_is_not_read_through_without_bound_for_what_matches() {
+        let mut tar = archive(&[(b"out/a.csv", b"one")]);
+        tar.truncate(tar.len() - 1024);
+        let mut header = tar::Header::new_gnu();
+        header.as_gnu_mut().unwrap().name[..8].copy_from_slice(b"out/hole");
+        header.set_size(8 << 60);
+        header.set_cksum();
+        tar.extend(header.as_bytes());
+        // As long as the hole is: whoever reads it never comes to an end.
+        let dir = tempfile::tempdir().unwrap();
+        let glob = OutputGlob::parse("/out/*.csv").unwrap().unwrap();
+        let picked = pick(tar.chain(io::repeat(0)), &glob, &dir.path().join("0"), ROOM);
+        let Err(Unkept::Missing(told)) = picked else { panic!("{picked:?}") };
+        assert!(told.contains("`/out` has more than the 1073741824 bytes"), "{told}");
     }
 
     #[test]

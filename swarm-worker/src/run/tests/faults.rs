@@ -46,6 +46,19 @@ async fn an_output_the_engine_cut_short_is_lost_and_not_stored() {
 }
 
 #[tokio::test]
+async fn a_search_for_outputs_ends_with_its_attempt() {
+    let bench = Bench::with_files().await;
+    bench.engine.stall_archives();
+    let order = TaskOrder { outputs: vec!["/out/*".into()], ..order(1) };
+    bench.core.assign(&order).await;
+    bench.eventually("the search", async || bench.engine.open_archives() == 1).await;
+    bench.core.tell(ToWorker::Cancel { attempt: order.attempt, grace_ms: 0 }).await;
+    assert_eq!(bench.core.finished(order.attempt).await.outcome, Outcome::Cancelled);
+    bench.eventually("the end of the search", async || bench.engine.open_archives() == 0).await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_worker_killed_before_the_start_runs_the_job_once() {
     for call in [Call::CreateVolume, Call::Create, Call::PutArchive] {
         let mut bench = Bench::with_files().await;
