@@ -1,5 +1,5 @@
 //! Watches how much the attempts of this worker have written to disk. One task looks for all of them, since the engine
-//! measures by walking files; it rests ten times as long as a look takes.
+//! measures by walking files; it rests ten times as long as a look takes, within bounds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use crate::runtime::{Labels, RuntimeError};
 
 /// The shortest pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// The longest: a job must not write for much longer unseen, however slow its files make a look.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A pause is this many times as long as the look before it took.
 const REST: u32 = 10;
 
@@ -47,8 +49,12 @@ pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
             Ok(written) => drop(ctx.disk.0.send_replace(Arc::new(written))),
             Err(error) => tracing::warn!(%error, "what containers have written to disk cannot be measured"),
         }
-        pause = began.elapsed().saturating_mul(REST).max(PAUSE_MIN);
+        pause = rest_after(began.elapsed());
     }
+}
+
+fn rest_after(took: Duration) -> Duration {
+    took.saturating_mul(REST).clamp(PAUSE_MIN, PAUSE_MAX)
 }
 
 async fn look(ctx: &Ctx) -> Result<HashMap<AttemptId, u64>, RuntimeError> {
@@ -63,4 +69,15 @@ fn by_attempt(measured: Vec<(Labels, u64)>) -> HashMap<AttemptId, u64> {
         }
     }
     sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_look_is_followed_by_another_within_a_minute() {
+        let rest = |took_s| rest_after(Duration::from_secs(took_s)).as_secs();
+        assert_eq!([rest(0), rest(2), rest(120)], [5, 20, 60]);
+    }
 }

@@ -66,6 +66,7 @@ pub async fn examine(config: &WorkerConfig, engine: Result<&dyn ContainerRuntime
                 findings.extend(about_engine(&facts));
                 findings.push(about_offer(config, &facts));
                 findings.push(about_labels(config, &facts));
+                findings.push(about_volumes(&facts));
                 findings.push(about_disk(config.disk_floor_bytes, engine.disk_free().await.ok().flatten()));
             }
         },
@@ -135,6 +136,18 @@ fn about_labels(config: &WorkerConfig, facts: &EngineFacts) -> Finding {
     finding("labels", Verdict::Ok, told.join(", "), "")
 }
 
+fn about_volumes(facts: &EngineFacts) -> Finding {
+    let (verdict, text) = match facts.sees_volumes {
+        true => (Verdict::Ok, "what jobs write to volumes can be measured"),
+        false => {
+            (Verdict::Warning, "the engine's volumes cannot be read from here: what jobs write there has no limit")
+        }
+    };
+    let hint =
+        "run the worker as root on the engine's machine, or mount the engine's data root read-only at the same path";
+    finding("volumes", verdict, text, hint)
+}
+
 fn about_disk(floor: u64, free: Option<u64>) -> Finding {
     let hint = "free some, or lower disk_floor_bytes: images that no job wants are dropped after each use meanwhile";
     match free {
@@ -145,7 +158,7 @@ fn about_disk(floor: u64, free: Option<u64>) -> Finding {
         None => finding(
             "disk",
             Verdict::Warning,
-            "the engine's files cannot be seen from here: no floor is kept, and what jobs write to volumes is not measured",
+            "the engine's files cannot be seen from here: no floor is kept",
             "mount the engine's data root read-only at the same path, or run the worker on the host",
         ),
     }
@@ -219,6 +232,7 @@ mod tests {
             ("limits", Verdict::Ok),
             ("offer", Verdict::Warning),
             ("labels", Verdict::Ok),
+            ("volumes", Verdict::Ok),
             ("disk", Verdict::Warning),
             ("data", Verdict::Bad),
             ("identity", Verdict::Bad),
@@ -257,5 +271,7 @@ mod tests {
             (lacks(vec![]), lacks(vec!["swap"]), lacks(vec!["swap", "memory"])),
             (Verdict::Ok, Verdict::Warning, Verdict::Bad)
         );
+        let unseen = about_volumes(&EngineFacts { sees_volumes: false, ..old });
+        assert!(unseen.verdict == Verdict::Warning && unseen.text.contains("no limit"));
     }
 }

@@ -73,9 +73,13 @@ pub(crate) fn labels(engine: &EngineFacts, own: &Labels) -> Labels {
 }
 
 /// `hard` where the engine stops a root filesystem at its size; elsewhere the worker looks at what was written, now and
-/// then.
+/// then. `root-only` where it sees nothing of volumes, so that what is written there has no limit.
 fn disk_limit(engine: &EngineFacts) -> &'static str {
-    if engine.disk_quota == DiskQuota::Yes { "hard" } else { "sampled" }
+    match engine.disk_quota {
+        _ if !engine.sees_volumes => "root-only",
+        DiskQuota::Yes => "hard",
+        DiskQuota::Unknown | DiskQuota::No => "sampled",
+    }
 }
 
 /// Kind and count of the GPUs that the engine can hand to containers: those it discovered as CDI devices
@@ -144,6 +148,8 @@ mod tests {
         assert!(!found.contains_key("disk_bytes") && !found.contains_key("cgroup"), "what is not known is no label");
         engine.disk_quota = DiskQuota::Yes;
         assert_eq!(labels(&engine, &Labels::new())["disk_limit"], "hard");
+        engine.sees_volumes = false;
+        assert_eq!(labels(&engine, &Labels::new())["disk_limit"], "root-only", "volumes have no limit then");
         engine.runtimes = (0..99).map(|n| format!("r{n}")).collect();
         let own: Labels = (0..OWN_MAX).map(|n| (format!("own-{n}"), String::new())).collect();
         assert!(labels(&engine, &own).len() <= LABELS_MAX);

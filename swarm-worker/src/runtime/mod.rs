@@ -76,6 +76,8 @@ pub struct EngineFacts {
     /// Limits that its kernel or its rights do not let it enforce, of `memory`, `swap`, `cpu` and `pids`: containers are
     /// made all the same, and only without them.
     pub unenforced: Vec<&'static str>,
+    /// Whether files in its volumes can be seen from here: otherwise what is written to them is never measured.
+    pub sees_volumes: bool,
     /// Whether it holds root filesystems to their [`ContainerSpec::disk_bytes`].
     pub disk_quota: DiskQuota,
     /// False where the engine keeps images in containerd: image ids are manifest digests there, so images cannot be

@@ -148,7 +148,8 @@ impl ContainerRuntime for DockerRuntime {
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
         let devices = info.discovered_devices.unwrap_or_default().into_iter();
-        let disk = self.data_root(info.docker_root_dir).await;
+        let disk = self.data_root(info.docker_root_dir.clone()).await;
+        let sees_volumes = self.sees_volumes(info.docker_root_dir).await;
         let storage_driver = info.driver.unwrap_or_default();
         let enforced = [
             ("memory", info.memory_limit),
@@ -174,6 +175,7 @@ impl ContainerRuntime for DockerRuntime {
             runtimes,
             devices: devices.filter(|one| one.source.as_deref() == Some("cdi")).filter_map(|one| one.id).collect(),
             disk_bytes: disk.map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize)),
+            sees_volumes,
             image_id_is_config_digest: !in_containerd,
         })
     }

@@ -104,6 +104,7 @@ async fn the_engine_tells_its_facts() {
     assert_eq!(facts.os, "linux");
     assert!(facts.api_version.starts_with("1.") && !facts.engine_version.is_empty() && !facts.arch.is_empty());
     assert!(!facts.storage_driver.is_empty());
+    assert_eq!(facts.sees_volumes, std::fs::read_dir("/var/lib/docker/volumes").is_ok());
 }
 
 #[tokio::test]

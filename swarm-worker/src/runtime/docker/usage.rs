@@ -1,18 +1,27 @@
 //! What containers use: CPU and memory from the engine's statistics, disk from its sizes and from volumes' files.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
-use bollard::models::ContainerStatsResponse;
-use bollard::query_parameters::{ListContainersOptions, ListVolumesOptions, StatsOptions};
-use futures_util::StreamExt;
+use bollard::models::{ContainerStatsResponse, ContainerSummary};
+use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions, ListVolumesOptions, StatsOptions};
+use futures_util::stream::{self, StreamExt};
 use walkdir::WalkDir;
 
+use super::errors::within;
 use super::{DockerRuntime, label_filter};
 use crate::runtime::{Labels, Reading, RuntimeError};
 
 /// What `st_blocks` counts in.
 const BLOCK_BYTES: u64 = 512;
+/// How long the engine may take to measure all containers: it walks their files.
+const SIZES_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for one of them, when it could not measure all.
+const SIZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Containers measured one by one at the same time.
+const SIZES_AT_ONCE: usize = 4;
 
 impl DockerRuntime {
     pub(super) async fn read_usage(&self, id: &str) -> Result<Option<Reading>, RuntimeError> {
@@ -38,23 +47,71 @@ impl DockerRuntime {
         tokio::task::spawn_blocking(move || rustix::fs::statvfs(place)).await.ok()?.ok()
     }
 
-    pub(super) async fn measure_disk(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
-        let filters = Some(label_filter(labels)?);
-        let options = ListContainersOptions { all: true, size: true, filters: filters.clone(), ..Default::default() };
-        let containers = self.call("container sizes", self.docker.list_containers(Some(options))).await?;
-        let mut measured: Vec<(Labels, u64)> = containers
-            .into_iter()
-            .filter_map(|one| Some((one.labels?.into_iter().collect(), u64::try_from(one.size_rw?).ok()?)))
-            .collect();
-        let volumes = self.call("list volumes", self.docker.list_volumes(Some(ListVolumesOptions { filters }))).await?;
-        let volumes = volumes.volumes.filter(|_| self.is_local).unwrap_or_default();
-        let walked = tokio::task::spawn_blocking(move || {
-            let size = |place: &str| bytes_below(Path::new(place));
-            volumes.into_iter().map(|one| (one.labels.into_iter().collect(), size(&one.mountpoint))).collect::<Vec<_>>()
-        });
-        measured.extend(walked.await.unwrap_or_default());
-        Ok(measured)
+    /// Whether files in the engine's volumes can be seen from here.
+    pub(super) async fn sees_volumes(&self, data_root: Option<String>) -> bool {
+        let Some(data_root) = data_root.filter(|_| self.is_local) else { return false };
+        let look = move || std::fs::read_dir(Path::new(&data_root).join("volumes")).is_ok();
+        tokio::task::spawn_blocking(look).await.unwrap_or(false)
     }
+
+    pub(super) async fn measure_disk(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+        let (containers, volumes) = tokio::join!(self.measure_containers(labels), self.measure_volumes(labels));
+        Ok(containers?.into_iter().chain(volumes?).collect())
+    }
+
+    /// All in one call, or one by one where that takes too long: of a container with very many files only its own size
+    /// is not known then.
+    async fn measure_containers(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+        match self.list_sizes(labels, true, SIZES_TIMEOUT.min(self.deadlines.call)).await {
+            Ok(containers) => Ok(containers.into_iter().filter_map(|one| sized(one.labels, one.size_rw)).collect()),
+            Err(error) => {
+                tracing::debug!(%error, "containers cannot be measured together, measuring each");
+                let containers = self.list_sizes(labels, false, self.deadlines.call).await?;
+                let ids = containers.into_iter().filter_map(|one| one.id);
+                let sizes = stream::iter(ids).map(|id| self.measure_container(id)).buffer_unordered(SIZES_AT_ONCE);
+                Ok(sizes.filter_map(std::future::ready).collect().await)
+            }
+        }
+    }
+
+    async fn list_sizes(
+        &self,
+        labels: &Labels,
+        size: bool,
+        deadline: Duration,
+    ) -> Result<Vec<ContainerSummary>, RuntimeError> {
+        let filters = Some(label_filter(labels)?);
+        let options = ListContainersOptions { all: true, size, filters, ..Default::default() };
+        within("container sizes", deadline, self.docker.list_containers(Some(options))).await
+    }
+
+    async fn measure_container(&self, id: String) -> Option<(Labels, u64)> {
+        let asked = self.docker.inspect_container(&id, Some(InspectContainerOptions { size: true }));
+        match within("container size", SIZE_TIMEOUT.min(self.deadlines.call), asked).await {
+            Ok(answer) => sized(answer.config.and_then(|config| config.labels), answer.size_rw),
+            Err(error) if error.is_not_found() => None,
+            Err(error) => {
+                tracing::warn!(container = %id, %error, "what a container has written cannot be measured");
+                None
+            }
+        }
+    }
+
+    async fn measure_volumes(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+        let options = ListVolumesOptions { filters: Some(label_filter(labels)?) };
+        let listed = self.call("list volumes", self.docker.list_volumes(Some(options))).await?;
+        let volumes = listed.volumes.filter(|_| self.is_local).unwrap_or_default().into_iter();
+        let walked = tokio::task::spawn_blocking(move || {
+            volumes
+                .filter_map(|one| Some((one.labels.into_iter().collect(), bytes_below(Path::new(&one.mountpoint))?)))
+                .collect()
+        });
+        Ok(walked.await.unwrap_or_default())
+    }
+}
+
+fn sized(labels: Option<HashMap<String, String>>, size_rw: Option<i64>) -> Option<(Labels, u64)> {
+    Some((labels?.into_iter().collect(), u64::try_from(size_rw?).ok()?))
 }
 
 /// None once the container has ended: the engine answers with zeros then.
@@ -68,28 +125,73 @@ fn reading(answer: ContainerStatsResponse) -> Option<Reading> {
     Some(Reading { cpu_ms: cpu_ns / 1_000_000, memory_bytes })
 }
 
-/// Bytes on disk of all files below `place`; 0 where it cannot be seen. Follows no link and leaves no filesystem: what
+/// Bytes on disk of all files below `place`; none where it cannot be read. Follows no link and leaves no filesystem: what
 /// lies there was written by a job.
-fn bytes_below(place: &Path) -> u64 {
+fn bytes_below(place: &Path) -> Option<u64> {
+    std::fs::read_dir(place).ok()?;
     let entries = WalkDir::new(place).follow_links(false).same_file_system(true).into_iter().filter_map(Result::ok);
-    entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks().saturating_mul(BLOCK_BYTES)).sum()
+    Some(entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks().saturating_mul(BLOCK_BYTES)).sum())
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::runtime::ContainerRuntime;
+    use crate::runtime::docker::{Deadlines, DockerSettings};
+
+    /// An engine that can measure its containers neither together nor, of the two, the one named `slow`.
+    async fn answer(mut caller: TcpStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = caller.read_u8().await else { return };
+            head.push(byte);
+        }
+        let path = String::from_utf8_lossy(&head).split(' ').nth(1).unwrap_or_default().to_owned();
+        let labelled = r#""Config":{"Labels":{"a":"b"}}"#;
+        let (status, body) = match path.as_str() {
+            _ if path.ends_with("/version") => (200, r#"{"ApiVersion":"1.41"}"#.to_owned()),
+            _ if path.contains("/volumes") => (200, r#"{"Volumes":[]}"#.to_owned()),
+            _ if path.contains("/containers/json") && path.contains("size=true") => (500, "{}".to_owned()),
+            _ if path.contains("/containers/json") => (200, r#"[{"Id":"quick"},{"Id":"slow"}]"#.to_owned()),
+            _ if path.contains("/containers/quick/") => (200, format!(r#"{{"Id":"quick","SizeRw":5,{labelled}}}"#)),
+            _ => std::future::pending().await,
+        };
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n");
+        let answer = format!("{head}Content-Type: application/json\r\n\r\n{body}");
+        let _ = caller.write_all(answer.as_bytes()).await;
+    }
+
+    #[tokio::test]
+    async fn a_container_that_cannot_be_measured_keeps_no_other_from_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = Some(format!("tcp://{}", listener.local_addr().unwrap()));
+        tokio::spawn(async move {
+            while let Ok((caller, _)) = listener.accept().await {
+                tokio::spawn(answer(caller));
+            }
+        });
+        let deadlines = Deadlines { call: Duration::from_secs(3), ..Deadlines::default() };
+        let settings = DockerSettings { host, deadlines, ..DockerSettings::default() };
+        let engine = DockerRuntime::connect(settings).await.unwrap();
+        let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
+        assert_eq!(engine.disk_usage(&labels).await, Ok(vec![(labels, 5)]));
+    }
 
     #[test]
     fn sparse_files_count_what_they_take_and_links_are_not_followed() {
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let empty = bytes_below(dir.path());
+        let empty = bytes_below(dir.path()).unwrap();
         std::fs::write(outside.path().join("big"), vec![1; 1 << 20]).unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
         std::fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 30).unwrap();
         std::fs::write(dir.path().join("full"), vec![1; 256 << 10]).unwrap();
-        let grown = bytes_below(dir.path()) - empty;
+        let grown = bytes_below(dir.path()).unwrap() - empty;
         assert!((256 << 10..512 << 10).contains(&grown), "{grown}");
-        assert_eq!(bytes_below(Path::new("/no/such/place")), 0);
+        assert_eq!(bytes_below(Path::new("/no/such/place")), None, "not seen is not empty");
     }
 
     #[test]

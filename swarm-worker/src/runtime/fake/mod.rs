@@ -355,6 +355,7 @@ impl ContainerRuntime for FakeRuntime {
             devices: Vec::new(),
             disk_bytes: Some(1 << 40),
             unenforced: Vec::new(),
+            sees_volumes: true,
             disk_quota: state.disk_quota,
             image_id_is_config_digest: !state.in_containerd,
         };
