@@ -1,15 +1,18 @@
 //! The watchdog's process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::{WatchFiles, Watched, overdue};
+use crate::durable;
 use crate::identity::{LOCK, try_lock};
 use crate::lease::{BootClock, Clock, machine_boot};
 use crate::runtime::docker::{DockerRuntime, DockerSettings};
@@ -18,6 +21,9 @@ use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, RuntimeError
 const POLL: Duration = Duration::from_millis(200);
 /// Between two tries to end the same container.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long one call to the engine may take. Until a container is dead a kill does not return, and it may wait for a copy
+/// of files to end before it begins.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Held by a watchdog that watches.
 pub(super) const WATCHDOG_LOCK: &str = "watchdog.lock";
 
@@ -40,8 +46,8 @@ async fn watch_with(
     let files = WatchFiles::new(data);
     files.prepare()?;
     let (boot, worker_lock) = (machine_boot(), data.join(LOCK));
+    let (mut cases, mut tries) = (Cases::default(), FuturesUnordered::new());
     let mut engine: Option<Arc<dyn ContainerRuntime>> = None;
-    let mut cases = Cases::default();
     loop {
         let all = files.all()?;
         cases.keep(&all);
@@ -51,18 +57,37 @@ async fn watch_with(
         let due = overdue(&all, files.renewed().as_ref(), &boot, BootClock.now_ns());
         let open: Vec<&Watched> = due.into_iter().filter(|one| cases.is_open(one)).collect();
         if !open.is_empty() && engine.is_none() {
-            match connect().await {
+            match within("connect", connect()).await {
                 Ok(connected) => engine = Some(connected),
                 Err(error) => open.iter().for_each(|one| cases.note(one, Err(error.clone()))),
             }
         }
         if let Some(engine) = &engine {
+            // All at once: leases end together, and there is no time to end one container after the other.
             for one in open {
-                cases.note(one, end(engine.as_ref(), &files, &worker_lock, &one.name).await);
+                cases.begin(one);
+                let (engine, one) = (Arc::clone(engine), one.clone());
+                let (files, worker_lock) = (&files, &worker_lock);
+                tries.push(async move { (end(&*engine, files, worker_lock, &one.name).await, one) });
             }
         }
-        tokio::time::sleep(POLL).await;
+        let next_poll = Instant::now() + POLL;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next_poll) => break,
+                Some((answer, one)) = tries.next() => cases.note(&one, answer),
+            }
+        }
     }
+}
+
+/// One call to the engine, which is asked again later if it takes too long.
+async fn within<T>(
+    call: &'static str,
+    work: impl Future<Output = Result<T, RuntimeError>>,
+) -> Result<T, RuntimeError> {
+    let too_late = RuntimeError::Timeout { call, after_ms: PATIENCE.as_millis() as u64 };
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(too_late))
 }
 
 /// What came of the wish to end an overdue container.
@@ -76,9 +101,13 @@ enum Found {
     Waiting,
 }
 
-/// What is known of containers that were overdue.
+/// What is known of containers that were overdue, by their names.
 #[derive(Default)]
-struct Cases(HashMap<String, Case>);
+struct Cases {
+    known: HashMap<String, Case>,
+    /// Those that are being ended.
+    tried: HashSet<String>,
+}
 
 struct Case {
     /// A note that was written anew is a new case.
@@ -89,25 +118,32 @@ struct Case {
 
 impl Cases {
     fn keep(&mut self, all: &[Watched]) {
-        self.0.retain(|_, case| all.contains(&case.watched));
+        self.known.retain(|_, case| all.contains(&case.watched));
     }
 
     /// Whether nothing more can run of it.
     fn is_closed(&self, one: &Watched) -> bool {
-        let case = self.0.get(&one.name);
+        let case = self.known.get(&one.name);
         case.is_some_and(|case| matches!(case.found, Some(Found::Killed | Found::Over)))
     }
 
     /// Whether it is to be ended now.
     fn is_open(&self, one: &Watched) -> bool {
-        !self.is_closed(one) && self.0.get(&one.name).is_none_or(|case| Instant::now() >= case.again_at)
+        let is_time = || self.known.get(&one.name).is_none_or(|case| Instant::now() >= case.again_at);
+        !self.is_closed(one) && !self.tried.contains(&one.name) && is_time()
+    }
+
+    /// Its end is under way until [`note`](Self::note) tells what came of it.
+    fn begin(&mut self, one: &Watched) {
+        self.tried.insert(one.name.clone());
     }
 
     /// Takes in what was found, and logs what is new: an engine may be gone for days.
     fn note(&mut self, one: &Watched, answer: Result<Found, RuntimeError>) {
         let (found, container) = (answer.as_ref().ok().copied(), &one.name);
         let case = Case { watched: one.clone(), found, again_at: Instant::now() + AGAIN };
-        let before = self.0.insert(one.name.clone(), case).map(|case| case.found);
+        self.tried.remove(&one.name);
+        let before = self.known.insert(one.name.clone(), case).map(|case| case.found);
         if before == Some(found) {
             return;
         }
@@ -145,10 +181,10 @@ async fn end(
     let id = ContainerId(name.to_owned());
     // Noted first: the worker sees the end at once, and must know then whose doing it was.
     let was_noted = files.was_killed(name);
-    if !was_noted && let Err(error) = files.note_killed(name) {
+    if !was_noted && let Err(error) = note_killed(files, name).await {
         tracing::error!(container = name, %error, "a kill cannot be noted");
     }
-    match engine.kill(&id, "SIGKILL").await {
+    match within("kill", engine.kill(&id, "SIGKILL")).await {
         Ok(()) => return Ok(Found::Killed),
         Err(RuntimeError::NotFound { .. } | RuntimeError::Conflict { .. }) => {}
         Err(error) => return Err(error),
@@ -159,16 +195,22 @@ async fn end(
     if !is_orphan {
         return Ok(Found::Waiting);
     }
-    match engine.inspect(&id).await {
+    match within("inspect", engine.inspect(&id)).await {
         Ok(container) => match container.phase {
             ContainerPhase::Exited => Ok(Found::Over),
             ContainerPhase::Running => Ok(Found::Waiting),
             // The worker may have asked for its start before it died: what is removed cannot start any more.
-            ContainerPhase::Created => engine.remove(&id, true).await.map(|()| Found::Waiting),
+            ContainerPhase::Created => within("remove", engine.remove(&id, true)).await.map(|()| Found::Waiting),
         },
         Err(error) if error.is_not_found() => Ok(Found::Over),
         Err(error) => Err(error),
     }
+}
+
+/// Away from the async threads, or each kill would wait for the disk to take the notes of all others.
+async fn note_killed(files: &WatchFiles, name: &str) -> std::io::Result<()> {
+    let (files, name) = (files.clone(), name.to_owned());
+    durable::blocking(move || files.note_killed(&name)).await
 }
 
 #[cfg(test)]
@@ -193,17 +235,13 @@ mod tests {
 
     impl Bench {
         async fn new(script: Script) -> Self {
-            let (engine, image) = (FakeRuntime::new(), Digest::of(b"image"));
-            engine.add_image(image, Vec::new());
+            let engine = FakeRuntime::new();
+            engine.add_image(Digest::of(b"image"), Vec::new());
             engine.program(move |_| script.clone());
-            let labels = Labels::from([("swarm".to_owned(), "test".to_owned())]);
-            let id = engine.create(&ContainerSpec::new(NAME, image, labels)).await.unwrap();
             let data = tempfile::tempdir().unwrap();
             let files = WatchFiles::new(data.path());
             files.prepare().unwrap();
-            // Of another boot of the machine, so overdue whatever the time.
-            let machine_boot = "another".to_owned();
-            files.add(&Watched { name: NAME.into(), lease_ms: 4_000, granted_ns: 0, machine_boot }).unwrap();
+            let id = overdue_container(&engine, &files, NAME).await;
             Self { engine, id, data, files }
         }
 
@@ -217,12 +255,45 @@ mod tests {
         }
     }
 
+    async fn overdue_container(engine: &FakeRuntime, files: &WatchFiles, name: &str) -> ContainerId {
+        let labels = Labels::from([("swarm".to_owned(), "test".to_owned())]);
+        let id = engine.create(&ContainerSpec::new(name, Digest::of(b"image"), labels)).await.unwrap();
+        // Of another boot of the machine, so overdue whatever the time.
+        let machine_boot = "another".to_owned();
+        files.add(&Watched { name: name.into(), lease_ms: 4_000, granted_ns: 0, machine_boot }).unwrap();
+        id
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_there_are_and_whichever_hangs_each_is_killed_within_the_margin_of_its_lease() {
+        let bench = Bench::new(Script::new().forever()).await;
+        let mut ids = vec![bench.id.clone()];
+        for n in 1..20 {
+            ids.push(overdue_container(&bench.engine, &bench.files, &format!("watched-{n}")).await);
+        }
+        for id in &ids {
+            bench.engine.start(id).await.unwrap();
+        }
+        let slow = |plan: FaultPlan, nth| plan.on(Call::Kill, nth, Effect::Delay(Duration::from_millis(300)));
+        bench.engine.plan((2..=20).fold(FaultPlan::new().on(Call::Kill, 1, Effect::Hang), slow));
+        let begun_us = bench.engine.now_us();
+        bench.leaves().await;
+        let mut took_us = Vec::new();
+        for id in &ids {
+            took_us.push(bench.engine.inspect(id).await.unwrap().finished_at_us.unwrap() - begun_us);
+        }
+        took_us.sort_unstable();
+        assert!(took_us[18] < 1_000_000, "{took_us:?}");
+        // The one that hung is asked about again after its time is up.
+        assert!(took_us[19] < 3_500_000, "{took_us:?}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_kill_is_noted_before_it_is_done() {
         let bench = Bench::new(Script::new().forever()).await;
         bench.engine.start(&bench.id).await.unwrap();
         bench.engine.plan(FaultPlan::new().on(Call::Kill, 1, Effect::Hang));
-        tokio::time::timeout(Duration::from_secs(5), bench.watch()).await.unwrap_err();
+        tokio::time::timeout(Duration::from_secs(1), bench.watch()).await.unwrap_err();
         assert_eq!(bench.engine.count(Call::Kill), 1);
         assert!(bench.files.was_killed(NAME));
     }
