@@ -1,5 +1,6 @@
 //! A container from its start to its end, and what the end means.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use swarm_protocol::link::{FinalReport, OutputReport};
@@ -246,6 +247,8 @@ impl Attempt {
 
     /// SIGKILL again and again: an attempt has not ended before its container has.
     async fn kill_until_gone(&self, id: &ContainerId) -> Gone {
+        // One wait for all rounds: a busy engine takes longer to tell of an end than a round has time.
+        let mut gone = pin!(self.wait(id));
         loop {
             match self.ctx.runtime.kill(id, "SIGKILL").await {
                 Err(error) if error.is_not_found() => return Gone::Vanished,
@@ -262,7 +265,7 @@ impl Attempt {
                 }
                 Ok(()) => {}
             }
-            if let Ok(gone) = tokio::time::timeout(PAUSE, self.wait(id)).await {
+            if let Ok(gone) = tokio::time::timeout(PAUSE, &mut gone).await {
                 return gone;
             }
         }

@@ -99,6 +99,19 @@ async fn a_kill_that_is_answered_too_late_is_repeated_until_the_container_has_en
 }
 
 #[tokio::test]
+async fn an_engine_that_takes_longer_to_tell_of_an_end_than_a_kill_has_time_is_heard() {
+    let bench = Bench::start(|| Script::new().forever()).await;
+    let slow = Effect::Delay(Duration::from_millis(2500));
+    bench.engine.plan((1..=100).fold(FaultPlan::new(), |plan, nth| plan.on(Call::Wait, nth, slow.clone())));
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    bench.core.tell(ToWorker::Cancel { attempt: order(1).attempt, grace_ms: 0 }).await;
+    assert_eq!(bench.core.finished(order(1).attempt).await.outcome, Outcome::Cancelled);
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn what_an_engine_ends_as_it_stops_or_crashes_is_lost_whatever_its_status() {
     let bench = Bench::start(|| Script::new().forever()).await;
     let is_lost = async |job| {
