@@ -29,7 +29,7 @@ use crate::durable;
 use crate::engine;
 use crate::hub::{Control, Stop};
 use crate::images::cache::Claim;
-use crate::runtime::{OurContainer, RuntimeError};
+use crate::runtime::{ContainerId, ContainerState, RuntimeError};
 use crate::spool::{Entry, StartMark};
 
 /// Where an attempt is taken up.
@@ -40,7 +40,7 @@ pub(crate) enum Stage {
     /// As [`Stage::New`], found at the worker's start: it waits until the core confirms that it is still wanted.
     Found,
     /// A container that was started, found at the worker's start.
-    Adopted(OurContainer, StartMark),
+    Adopted(ContainerId, ContainerState, StartMark),
     /// Found at the worker's start without a container, though it may have run.
     Vanished,
     /// Its report is spooled already.
@@ -180,7 +180,7 @@ impl Attempt {
         let ended = match stage {
             Stage::New => self.run_through().await,
             Stage::Found => self.run_when_confirmed().await,
-            Stage::Adopted(container, mark) => self.take_up(container, mark).await,
+            Stage::Adopted(id, state, mark) => self.take_up(&id, &state, &mark).await,
             Stage::Vanished => {
                 // A start may be on its way still: reported is only what can run no more.
                 self.remove_until_gone().await;
@@ -228,14 +228,14 @@ impl Attempt {
     }
 
     /// A container that an earlier start of this worker began.
-    async fn take_up(&self, container: OurContainer, mark: StartMark) -> Result<FinalReport, End> {
+    async fn take_up(&self, id: &ContainerId, state: &ContainerState, mark: &StartMark) -> Result<FinalReport, End> {
         // It runs already, so it takes a slot only if there is one.
         let _slot = self.ctx.slots.clone().try_acquire_owned();
-        let running = running::Running::adopted(&self.ctx, &container, &mark);
-        if let Some(started_at_us) = container.started_at_us {
+        let running = running::Running::adopted(&self.ctx, state, mark);
+        if let Some(started_at_us) = state.started_at_us {
             self.started(started_at_us);
         }
-        self.follow(&container.id, running).await
+        self.follow(id, running).await
     }
 
     /// Passes the point of no return. An at-most-once attempt waits until its start is committed; its mark is written

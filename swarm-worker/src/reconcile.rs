@@ -5,18 +5,27 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use swarm_protocol::link::HeldPhase;
 use swarm_protocol::{AttemptId, SwarmId, WorkerId};
 
 use crate::attempt::{self, Stage};
 use crate::context::{Ctx, attempt_of, ours, sandbox_of};
-use crate::runtime::{ContainerPhase, ContainerRuntime, Labels, OurContainer, RuntimeError};
+use crate::runtime::{
+    ContainerId, ContainerPhase, ContainerRuntime, ContainerState, Labels, OurContainer, RuntimeError,
+};
 use crate::spool::{Found, StartMark};
 use crate::transfer::Backoff;
 use crate::{durable, images};
 
 /// Between two sweeps; a leftover lives twice as long at most.
 const SWEEP: Duration = Duration::from_secs(25);
+
+/// How long the engine may take to describe a container that is taken up. Leases run on meanwhile.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A container of an attempt.
+type Held = (ContainerId, ContainerState);
 
 /// Takes up every spooled attempt and removes what belongs to none. Waits for an engine that does not answer yet.
 ///
@@ -53,17 +62,34 @@ pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn containers(ctx: &Ctx) -> Result<BTreeMap<AttemptId, OurContainer>, RuntimeError> {
+async fn containers(ctx: &Ctx) -> Result<BTreeMap<AttemptId, Held>, RuntimeError> {
     let all = ctx.runtime.list_ours(&ours(ctx.swarm(), ctx.identity.worker)).await?;
     let of_attempts = all.into_iter().filter_map(|container| Some((attempt_of(&container.labels)?, container)));
     // A replayed name would be someone imitating our labels; ours are named after their attempt.
-    Ok(of_attempts.filter(|(attempt, container)| container.name == ctx.container_name(*attempt)).collect())
+    let named = of_attempts.filter(|(attempt, container)| container.name == ctx.container_name(*attempt));
+    let described = join_all(named.map(async |(attempt, container)| (attempt, describe(ctx, container).await))).await;
+    Ok(described.into_iter().filter_map(|(attempt, held)| Some((attempt, held?))).collect())
 }
 
-fn resume(ctx: &Arc<Ctx>, found: Found, container: Option<&OurContainer>) {
+/// A listed container, unless it is gone. One that the engine says no more about is there all the same.
+async fn describe(ctx: &Ctx, listed: OurContainer) -> Option<Held> {
+    let described = tokio::time::timeout(PATIENCE, ctx.runtime.inspect(&listed.id)).await;
+    let state = match described {
+        Ok(Ok(state)) => state,
+        Ok(Err(error)) if error.is_not_found() => return None,
+        _ => {
+            tracing::warn!(name = listed.name, "the engine does not describe a container that it lists");
+            let (phase, none) = (listed.phase, None);
+            ContainerState { phase, started_at_us: none, finished_at_us: none, exit_code: None, oom_killed: false }
+        }
+    };
+    Some((listed.id, state))
+}
+
+fn resume(ctx: &Arc<Ctx>, found: Found, container: Option<&Held>) {
     let attempt = found.order.attempt;
     let (stage, phase) = stage_of(&found, container);
-    let runs = container.is_some_and(|container| container.phase == ContainerPhase::Running);
+    let runs = container.is_some_and(|(_, state)| state.phase == ContainerPhase::Running);
     let name = ctx.container_name(attempt);
     // A running container keeps the lease it had: the watchdog counts the same.
     let granted_ns = runs.then(|| {
@@ -77,17 +103,17 @@ fn resume(ctx: &Arc<Ctx>, found: Found, container: Option<&OurContainer>) {
 }
 
 /// How a spooled attempt goes on.
-fn stage_of(found: &Found, container: Option<&OurContainer>) -> (Stage, HeldPhase) {
+fn stage_of(found: &Found, container: Option<&Held>) -> (Stage, HeldPhase) {
     if let Some(report) = &found.report {
         return (Stage::Reported(Box::new(report.clone())), HeldPhase::Ended);
     }
-    let started = container.filter(|container| container.phase != ContainerPhase::Created);
+    let started = container.filter(|(_, state)| state.phase != ContainerPhase::Created);
     match (started, &found.start) {
-        (Some(container), mark) => {
+        (Some((id, state)), mark) => {
             // The mark is written before the start; if the disk lost it, only the clock of this boot is unknown.
             let mark = mark.clone().unwrap_or(StartMark { machine_boot: String::new(), boot_ns: 0 });
-            let started_at_us = container.started_at_us.unwrap_or(0);
-            (Stage::Adopted(container.clone(), mark), HeldPhase::Running { started_at_us })
+            let started_at_us = state.started_at_us.unwrap_or(0);
+            (Stage::Adopted(id.clone(), state.clone(), mark), HeldPhase::Running { started_at_us })
         }
         (None, Some(_)) => (Stage::Vanished, HeldPhase::Pending),
         (None, None) => (Stage::Found, HeldPhase::Pending),
@@ -175,20 +201,12 @@ mod tests {
     use swarm_protocol::Outcome;
 
     use super::*;
-    use crate::runtime::ContainerId;
     use crate::testing;
 
-    fn container(phase: ContainerPhase) -> OurContainer {
-        OurContainer {
-            id: ContainerId("c".into()),
-            name: "c".into(),
-            labels: Labels::new(),
-            phase,
-            started_at_us: Some(7),
-            finished_at_us: None,
-            exit_code: None,
-            oom_killed: false,
-        }
+    fn container(phase: ContainerPhase) -> Held {
+        let (started_at_us, finished_at_us, exit_code) = (Some(7), None, None);
+        let state = ContainerState { phase, started_at_us, finished_at_us, exit_code, oom_killed: false };
+        (ContainerId("c".into()), state)
     }
 
     #[test]
@@ -209,7 +227,7 @@ mod tests {
         assert!(matches!(stage(&found(None, false), Some(&created)), Stage::Found));
         assert!(matches!(stage(&marked, None), Stage::Vanished));
         assert!(matches!(stage(&marked, Some(&created)), Stage::Vanished), "a start may be on its way still");
-        assert!(matches!(stage(&marked, Some(&running)), Stage::Adopted(_, kept) if kept == mark));
+        assert!(matches!(stage(&marked, Some(&running)), Stage::Adopted(_, _, kept) if kept == mark));
         assert!(matches!(stage(&marked, Some(&exited)), Stage::Adopted(..)));
         assert!(matches!(stage(&found(None, false), Some(&running)), Stage::Adopted(..)));
         assert!(matches!(stage(&found(Some(mark), true), Some(&running)), Stage::Reported(_)));

@@ -13,7 +13,7 @@ use super::prepare::Ready;
 use super::{Attempt, End, engine_end, lease_expired, restarted};
 use crate::context::Ctx;
 use crate::hub::Stop;
-use crate::runtime::{ContainerId, ContainerPhase, ExitInfo, OurContainer, RuntimeError};
+use crate::runtime::{ContainerId, ContainerPhase, ContainerState, ExitInfo, RuntimeError};
 use crate::spool::StartMark;
 
 /// Between two SIGKILLs, or two questions to an engine that fails.
@@ -39,7 +39,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn adopted(ctx: &Ctx, container: &OurContainer, mark: &StartMark) -> Self {
+    pub(super) fn adopted(ctx: &Ctx, container: &ContainerState, mark: &StartMark) -> Self {
         let asked_ns = (mark.machine_boot == ctx.machine_boot).then_some(mark.boot_ns);
         let found_ended = container.phase != ContainerPhase::Running;
         Self { asked_ns, seen_ns: ctx.clock.now_ns(), is_adopted: true, found_ended }
@@ -240,7 +240,7 @@ impl Attempt {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE);
             // Engines may leave their containers alone; what runs on ends by itself again.
-            let runs = |container: OurContainer| container.phase == ContainerPhase::Running;
+            let runs = |container: ContainerState| container.phase == ContainerPhase::Running;
             was_away = was_away && !self.ctx.runtime.inspect(id).await.is_ok_and(runs);
         }
     }

@@ -186,6 +186,13 @@ pub struct OurContainer {
     pub labels: Labels,
     /// Where it is in its life.
     pub phase: ContainerPhase,
+}
+
+/// One container as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerState {
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
     /// Unix time in microseconds; `None` before the start.
     pub started_at_us: Option<u64>,
     /// Unix time in microseconds; `None` before the end.
@@ -435,11 +442,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Removes a container and its anonymous volumes; `force` kills it first.
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError>;
 
-    /// One container as it is now.
-    async fn inspect(&self, id: &ContainerId) -> Result<OurContainer, RuntimeError>;
+    /// One container as it is now. An engine may answer only when a copy of files into or out of it has ended.
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerState, RuntimeError>;
 
-    /// All containers that carry every one of these labels, in any phase. An empty filter is refused: it would match
-    /// containers that are not ours.
+    /// All containers that carry every one of these labels, in any phase, whatever the engine does with one of them. An
+    /// empty filter is refused: it would match containers that are not ours.
     async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError>;
 
     /// Starts a container beside `own`, the one this process runs in: of the same image, with its mounts and user, and

@@ -82,10 +82,7 @@ async fn watch_with(
 }
 
 /// One call to the engine, which is asked again later if it takes too long.
-async fn within<T>(
-    call: &'static str,
-    work: impl Future<Output = Result<T, RuntimeError>>,
-) -> Result<T, RuntimeError> {
+async fn within<T>(call: &'static str, work: impl Future<Output = Result<T, RuntimeError>>) -> Result<T, RuntimeError> {
     let too_late = RuntimeError::Timeout { call, after_ms: PATIENCE.as_millis() as u64 };
     tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(too_late))
 }

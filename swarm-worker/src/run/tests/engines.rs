@@ -112,6 +112,24 @@ async fn an_engine_that_takes_longer_to_tell_of_an_end_than_a_kill_has_time_is_h
 }
 
 #[tokio::test]
+async fn a_container_that_the_engine_lists_and_does_not_describe_is_taken_up() {
+    let gate = CancellationToken::new();
+    let held = gate.clone();
+    let mut bench = Bench::start(move || Script::new().hold(held.clone())).await;
+    bench.core.assign(&order(1)).await;
+    bench.started(order(1).attempt).await;
+    bench.kill().await;
+    bench.engine.plan(FaultPlan::new().on(Call::Inspect, 1, Effect::Fail(late("inspect"))));
+    let inspects = bench.engine.count(Call::Inspect);
+    bench.restart();
+    bench.eventually("it is asked about", || async { bench.engine.count(Call::Inspect) > inspects }).await;
+    gate.cancel();
+    assert_eq!(bench.core.finished(order(1).attempt).await.outcome, Outcome::Succeeded);
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn what_an_engine_ends_as_it_stops_or_crashes_is_lost_whatever_its_status() {
     let bench = Bench::start(|| Script::new().forever()).await;
     let is_lost = async |job| {

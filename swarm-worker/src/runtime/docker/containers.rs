@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bollard::errors::Error;
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum,
+};
 use bollard::query_parameters::{
     DownloadFromContainerOptions, EventsOptions, KillContainerOptions, ListContainersOptions, RemoveContainerOptions,
     StopContainerOptions, UploadToContainerOptions, WaitContainerOptions,
@@ -14,10 +16,9 @@ use futures_util::stream::{self, StreamExt};
 use super::errors::{map, map_start, timed_out, within};
 use super::{DockerRuntime, label_filter};
 use crate::runtime::spec::invalid;
-use crate::runtime::{ByteStream, ContainerId, ContainerPhase, ExitInfo, Labels, OurContainer, RuntimeError};
-
-/// Containers inspected at the same time while listing.
-const INSPECTS_MAX: usize = 8;
+use crate::runtime::{
+    ByteStream, ContainerId, ContainerPhase, ContainerState, ExitInfo, Labels, OurContainer, RuntimeError,
+};
 
 impl DockerRuntime {
     pub(super) async fn upload(&self, id: &str, path: &str, tar: ByteStream) -> Result<(), RuntimeError> {
@@ -129,28 +130,17 @@ impl DockerRuntime {
     }
 
     /// The container, and what the engine noted as its error.
-    pub(super) async fn inspect_container(&self, id: &str) -> Result<(OurContainer, Option<String>), RuntimeError> {
+    pub(super) async fn inspect_container(&self, id: &str) -> Result<(ContainerState, Option<String>), RuntimeError> {
         let answer = self.call("inspect", self.docker.inspect_container(id, None)).await?;
         Ok(from_engine(answer))
     }
 
+    /// By the list alone: to inspect a container the engine needs its lock, which it holds while it copies files.
     pub(super) async fn list_containers(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError> {
         let filters = Some(label_filter(labels)?);
         let options = ListContainersOptions { all: true, filters, ..Default::default() };
         let listed = self.call("list containers", self.docker.list_containers(Some(options))).await?;
-        let ids: Vec<String> = listed.into_iter().filter_map(|summary| summary.id).collect();
-        let mut inspected =
-            stream::iter(ids).map(|id| async move { self.inspect_container(&id).await }).buffered(INSPECTS_MAX);
-        let mut containers = Vec::new();
-        while let Some(answer) = inspected.next().await {
-            match answer {
-                Ok((container, _)) => containers.push(container),
-                // Removed since it was listed.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(containers)
+        Ok(listed.into_iter().map(from_list).collect())
     }
 }
 
@@ -158,7 +148,27 @@ fn engine_gone() -> RuntimeError {
     RuntimeError::Engine { call: "wait", message: "the connection ended before the container did".to_owned() }
 }
 
-fn from_engine(answer: ContainerInspectResponse) -> (OurContainer, Option<String>) {
+fn from_list(summary: ContainerSummary) -> OurContainer {
+    let phase = match summary.state {
+        Some(ContainerSummaryStateEnum::CREATED) => ContainerPhase::Created,
+        Some(
+            ContainerSummaryStateEnum::RUNNING
+            | ContainerSummaryStateEnum::PAUSED
+            | ContainerSummaryStateEnum::RESTARTING
+            | ContainerSummaryStateEnum::STOPPING,
+        ) => ContainerPhase::Running,
+        _ => ContainerPhase::Exited,
+    };
+    let name = summary.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+    OurContainer {
+        id: ContainerId(summary.id.unwrap_or_default()),
+        name: name.trim_start_matches('/').to_owned(),
+        labels: summary.labels.unwrap_or_default().into_iter().collect(),
+        phase,
+    }
+}
+
+fn from_engine(answer: ContainerInspectResponse) -> (ContainerState, Option<String>) {
     let state = answer.state.unwrap_or_default();
     let phase = match state.status {
         Some(ContainerStateStatusEnum::CREATED) => ContainerPhase::Created,
@@ -170,16 +180,12 @@ fn from_engine(answer: ContainerInspectResponse) -> (OurContainer, Option<String
         ) => ContainerPhase::Running,
         _ => ContainerPhase::Exited,
     };
-    let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
     let exited = phase == ContainerPhase::Exited;
     let finished_at_us = state.finished_at.as_deref().filter(|_| exited).and_then(micros);
     // The engine notes the start later than the process begins: a very short one may seem to end before it.
     let started_at_us =
         state.started_at.as_deref().and_then(micros).map(|at| finished_at_us.map_or(at, |end| at.min(end)));
-    let container = OurContainer {
-        id: ContainerId(answer.id.unwrap_or_default()),
-        name: answer.name.unwrap_or_default().trim_start_matches('/').to_owned(),
-        labels: labels.into_iter().collect(),
+    let container = ContainerState {
         phase,
         started_at_us,
         finished_at_us,

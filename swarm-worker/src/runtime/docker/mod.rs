@@ -11,6 +11,8 @@ mod usage;
 mod volumes;
 
 #[cfg(test)]
+mod scripted;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
@@ -24,8 +26,8 @@ use swarm_protocol::ids::Digest;
 use self::errors::{map, within};
 use super::spec::{check_name, invalid};
 use super::{
-    ByteStream, ContainerId, ContainerRuntime, ContainerSpec, EngineFacts, ExitInfo, Labels, LogItems, OurContainer,
-    OurImage, OurVolume, Reading, RuntimeError, Sibling,
+    ByteStream, ContainerId, ContainerRuntime, ContainerSpec, ContainerState, EngineFacts, ExitInfo, Labels, LogItems,
+    OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling,
 };
 
 /// How long the engine may take, by kind of call.
@@ -248,8 +250,8 @@ impl ContainerRuntime for DockerRuntime {
         self.remove_container(id_of(id)?, force).await
     }
 
-    async fn inspect(&self, id: &ContainerId) -> Result<OurContainer, RuntimeError> {
-        self.inspect_container(id_of(id)?).await.map(|(container, _)| container)
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerState, RuntimeError> {
+        self.inspect_container(id_of(id)?).await.map(|(state, _)| state)
     }
 
     async fn list_ours(&self, labels: &Labels) -> Result<Vec<OurContainer>, RuntimeError> {

@@ -43,8 +43,9 @@ use self::state::{Image, State, Volume, conflict, matches, not_found};
 use super::archive::once;
 use super::spec::check_name;
 use super::{
-    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, DiskQuota, EngineFacts, ExitInfo, Labels,
-    LogItems, Network, OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling, check_filter,
+    ByteStream, ContainerId, ContainerPhase, ContainerRuntime, ContainerSpec, ContainerState, DiskQuota, EngineFacts,
+    ExitInfo, Labels, LogItems, Network, OurContainer, OurImage, OurVolume, Reading, RuntimeError, Sibling,
+    check_filter,
 };
 
 /// When the fake's clock starts, Unix time in microseconds.
@@ -535,8 +536,8 @@ impl ContainerRuntime for FakeRuntime {
         self.perform(Call::Remove, &id.0, remove).await
     }
 
-    async fn inspect(&self, id: &ContainerId) -> Result<OurContainer, RuntimeError> {
-        let describe = |state: &mut State| Ok(State::describe(id, state.container("inspect", id)?));
+    async fn inspect(&self, id: &ContainerId) -> Result<ContainerState, RuntimeError> {
+        let describe = |state: &mut State| Ok(State::describe(state.container("inspect", id)?));
         self.perform(Call::Inspect, &id.0, describe).await
     }
 
@@ -544,7 +545,7 @@ impl ContainerRuntime for FakeRuntime {
         check_filter(labels)?;
         let list = |state: &mut State| {
             let ours = state.containers.iter().filter(|(_, container)| matches(&container.spec.labels, labels));
-            Ok(ours.map(|(id, container)| State::describe(id, container)).collect())
+            Ok(ours.map(|(id, container)| State::list(id, container)).collect())
         };
         self.perform(Call::ListOurs, "", list).await
     }

@@ -13,8 +13,8 @@ use super::faults::{CallRecord, FaultPlan};
 use super::script::{Program, Script};
 use crate::runtime::spec::invalid;
 use crate::runtime::{
-    ContainerId, ContainerPhase, ContainerSpec, DiskQuota, Labels, LogItem, OurContainer, Reading, RuntimeError,
-    VolumeMount, archive::TarEntry,
+    ContainerId, ContainerPhase, ContainerSpec, ContainerState, DiskQuota, Labels, LogItem, OurContainer, Reading,
+    RuntimeError, VolumeMount, archive::TarEntry,
 };
 
 /// A file in a container or volume.
@@ -191,11 +191,17 @@ impl State {
         names
     }
 
-    pub(super) fn describe(id: &ContainerId, container: &Container) -> OurContainer {
+    pub(super) fn list(id: &ContainerId, container: &Container) -> OurContainer {
         OurContainer {
             id: id.clone(),
             name: container.spec.name.clone(),
             labels: container.spec.labels.clone(),
+            phase: container.phase,
+        }
+    }
+
+    pub(super) fn describe(container: &Container) -> ContainerState {
+        ContainerState {
             phase: container.phase,
             started_at_us: container.started_at_us,
             finished_at_us: container.finished_at_us,

@@ -1,0 +1,77 @@
+//! Against an engine that is nothing but a few answers, for what a real one cannot be brought to do in a test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Deadlines, DockerRuntime, DockerSettings};
+use crate::runtime::{ContainerPhase, ContainerRuntime, Labels};
+
+/// A body, and whether more may follow: then the answer does not end.
+type Answer = (String, bool);
+
+/// An engine that gives these answers to paths with their queries.
+async fn engine(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> DockerRuntime {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let host = Some(format!("tcp://{}", listener.local_addr().expect("an address")));
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = Arc::clone(&answer);
+            tokio::spawn(async move { serve(stream, &*answer).await });
+        }
+    });
+    let deadlines = Deadlines { call: Duration::from_secs(5), ..Deadlines::default() };
+    DockerRuntime::connect(DockerSettings { host, deadlines, ..DockerSettings::default() }).await.expect("it answers")
+}
+
+async fn serve(stream: TcpStream, answer: &(dyn Fn(&str) -> Answer + Send + Sync)) -> std::io::Result<()> {
+    let (mut lines, mut path) = (BufReader::new(stream), String::new());
+    lines.read_line(&mut path).await?;
+    let mut header = String::new();
+    while lines.read_line(&mut header).await? > 2 {
+        header.clear();
+    }
+    let path = path.split(' ').nth(1).unwrap_or_default();
+    let (body, is_open) = if path.ends_with("/version") { ends(json!({"ApiVersion": "1.41"})) } else { answer(path) };
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
+    lines.write_all(format!("{head}{body}").as_bytes()).await?;
+    lines.flush().await?;
+    if is_open {
+        std::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+fn ends(body: serde_json::Value) -> Answer {
+    (body.to_string(), false)
+}
+
+#[tokio::test]
+async fn containers_are_listed_while_the_engine_copies_files_of_one() {
+    let engine = engine(|path| match path {
+        path if path.contains("/containers/json") => ends(json!([
+            {"Id": "a1", "Names": ["/one"], "Labels": {"of": "us"}, "State": "running"},
+            {"Id": "b2", "Names": ["/two"], "Labels": {"of": "us"}, "State": "created"},
+            {"Id": "c3", "Names": ["/three"], "Labels": {"of": "us"}, "State": "exited"},
+        ])),
+        // To describe one, it would have to wait for the copy.
+        _ => (String::new(), true),
+    })
+    .await;
+    let labels = Labels::from([("of".to_owned(), "us".to_owned())]);
+    let listed = engine.list_ours(&labels).await.expect("listed");
+    let told: Vec<_> = listed.iter().map(|one| (one.id.0.as_str(), one.name.as_str(), one.phase)).collect();
+    assert_eq!(
+        told,
+        [
+            ("a1", "one", ContainerPhase::Running),
+            ("b2", "two", ContainerPhase::Created),
+            ("c3", "three", ContainerPhase::Exited)
+        ]
+    );
+    assert!(listed.iter().all(|one| one.labels == labels));
+}
