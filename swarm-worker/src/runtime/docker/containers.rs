@@ -20,6 +20,9 @@ use crate::runtime::{
     ByteStream, ContainerId, ContainerPhase, ContainerState, ExitInfo, Labels, OurContainer, RuntimeError,
 };
 
+/// Within which time an engine notes as an event, too, that a container has ended.
+const END_NOTED: Duration = Duration::from_secs(5);
+
 impl DockerRuntime {
     pub(super) async fn upload(&self, id: &str, path: &str, tar: ByteStream) -> Result<(), RuntimeError> {
         let options = UploadToContainerOptions { path: path.to_owned(), ..Default::default() };
@@ -64,7 +67,10 @@ impl DockerRuntime {
         let (container, engine_error) = self.inspect_container(id).await?;
         match container.phase {
             ContainerPhase::Exited => Ok(ExitInfo {
-                interrupted: self.was_signalled(id).await?,
+                interrupted: match container.finished_at_us {
+                    Some(at_us) => self.was_signalled(id, at_us).await?,
+                    None => false,
+                },
                 exit_code: container.exit_code.unwrap_or(-1),
                 oom_killed: container.oom_killed,
                 started_at_us: container.started_at_us,
@@ -93,19 +99,22 @@ impl DockerRuntime {
         }
     }
 
-    /// Whether the engine remembers a signal that it sent to the container. It keeps the last 256 events, of its own
-    /// life alone; a stop of the engine itself is among them while it still answers.
-    async fn was_signalled(&self, id: &str) -> Result<bool, RuntimeError> {
-        let terms = [("type", "container"), ("container", id), ("event", "kill")];
-        let filters = terms.map(|(key, value)| (key.to_owned(), vec![value.to_owned()])).into();
-        let now = Utc::now();
+    /// Whether the engine remembers a signal that it sent to the container before it noted the end. It keeps the last 256
+    /// events, of its own life alone; a stop of the engine itself is among them while it still answers. Where it has
+    /// forgotten the end too, it is listened to until [`END_NOTED`] after it. All instants are the engine's, whose clock
+    /// may differ from this machine's.
+    async fn was_signalled(&self, id: &str, finished_at_us: u64) -> Result<bool, RuntimeError> {
+        let terms = [("type", vec!["container"]), ("container", vec![id]), ("event", vec!["kill", "die"])];
+        let owned = |values: Vec<&str>| values.into_iter().map(str::to_owned).collect();
+        let until_us = finished_at_us.saturating_add(END_NOTED.as_micros() as u64);
         let options = EventsOptions {
             since: Some("0".to_owned()),
-            until: Some(format!("{}.{:09}", now.timestamp(), now.timestamp_subsec_nanos())),
-            filters: Some(filters),
+            until: Some(format!("{}.{:06}", until_us / 1_000_000, until_us % 1_000_000)),
+            filters: Some(terms.map(|(key, values)| (key.to_owned(), owned(values))).into()),
         };
         let mut events = self.docker.events(Some(options)).boxed();
-        self.call("events", async { events.next().await.transpose() }).await.map(|event| event.is_some())
+        let first = self.call("events", async { events.next().await.transpose() }).await?;
+        Ok(first.is_some_and(|event| event.action.as_deref() == Some("kill")))
     }
 
     pub(super) async fn kill_container(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{Deadlines, DockerRuntime, DockerSettings};
-use crate::runtime::{ContainerPhase, ContainerRuntime, Labels};
+use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, Labels};
 
 /// A body, and whether more may follow: then the answer does not end.
 type Answer = (String, bool);
@@ -74,4 +75,40 @@ async fn containers_are_listed_while_the_engine_copies_files_of_one() {
         ]
     );
     assert!(listed.iter().all(|one| one.labels == labels));
+}
+
+/// What `wait` tells as interrupted of a container that has just ended, on an engine whose clock goes wrong by so much.
+async fn is_interrupted(clock_off: chrono::TimeDelta, was_killed: bool, remembers_end: bool) -> bool {
+    let now = move || Utc::now() + clock_off;
+    let finished = now();
+    // The engine notes a signal when it has sent it, which may be after it ended the container.
+    let events = [("kill", was_killed, 3), ("die", remembers_end, 5)]
+        .map(|(action, is_there, after_ms)| (action, is_there, finished + chrono::TimeDelta::milliseconds(after_ms)));
+    let engine = engine(move |path| match path {
+        path if path.contains("/wait") => ends(json!({"StatusCode": 143})),
+        path if path.contains("/events") => {
+            let until = path.split(['?', '&']).find_map(|word| word.strip_prefix("until=")).expect("a bound");
+            let until = DateTime::from_timestamp_micros((until.parse::<f64>().unwrap() * 1e6) as i64).unwrap();
+            let told =
+                events.iter().filter(|(action, is_there, at)| *is_there && path.contains(action) && *at <= until);
+            let lines = told.map(|(action, ..)| json!({"Type": "container", "Action": action}).to_string() + "\n");
+            (lines.collect(), until > now() + chrono::TimeDelta::seconds(30))
+        }
+        _ => {
+            let stamp = finished.to_rfc3339_opts(SecondsFormat::Nanos, true);
+            let state = json!({"Status": "exited", "ExitCode": 143, "StartedAt": stamp, "FinishedAt": stamp});
+            ends(json!({"Id": "a1", "State": state}))
+        }
+    })
+    .await;
+    engine.wait(&ContainerId("a1b2".to_owned())).await.expect("it has ended").interrupted
+}
+
+#[tokio::test]
+async fn a_signal_is_seen_and_an_end_not_missed_whatever_the_two_clocks_show() {
+    for clock_off in [-1, 0, 1].map(chrono::TimeDelta::hours) {
+        assert!(is_interrupted(clock_off, true, true).await, "{clock_off}: the engine killed it");
+        assert!(!is_interrupted(clock_off, false, true).await, "{clock_off}: it ended by itself");
+        assert!(!is_interrupted(clock_off, false, false).await, "{clock_off}: the engine has forgotten");
+    }
 }
