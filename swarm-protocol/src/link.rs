@@ -101,7 +101,8 @@ pub enum Welcome {
 pub enum ToWorker {
     /// Run this attempt.
     Assign(Box<TaskOrder>),
-    /// Stop this attempt: SIGTERM, `grace_ms`, SIGKILL; then report it as cancelled.
+    /// Stop this attempt: the image's stop signal (SIGTERM unless it names one), `grace_ms`, SIGKILL; then report it as
+    /// cancelled.
     Cancel {
         /// Which.
         attempt: AttemptId,
@@ -254,7 +255,7 @@ pub struct TaskOrder {
     pub timeout_ms: Option<u64>,
     /// Length of the lease in milliseconds.
     pub lease_ms: u64,
-    /// SIGTERM to SIGKILL in milliseconds.
+    /// Stop signal to SIGKILL in milliseconds.
     pub grace_ms: u32,
     /// Encoded log bytes kept; what comes after is counted and cut.
     pub log_bytes_max: u64,

@@ -14,6 +14,7 @@ mod outputs;
 mod prepare;
 mod report;
 mod running;
+mod signal;
 mod user;
 
 use std::sync::Arc;

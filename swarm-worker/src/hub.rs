@@ -13,7 +13,7 @@ use crate::lease::kill_at_ns;
 /// Why an attempt must stop; a later variant overrides an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stop {
-    /// Its owner cancelled it: SIGTERM, this many milliseconds, SIGKILL, and a report.
+    /// Its owner cancelled it: the image's stop signal, this many milliseconds, SIGKILL, and a report.
     Cancel {
         /// Between the two signals.
         grace_ms: u32,

@@ -79,8 +79,7 @@ async fn describe(ctx: &Ctx, listed: OurContainer) -> Option<Held> {
         Ok(Err(error)) if error.is_not_found() => return None,
         _ => {
             tracing::warn!(name = listed.name, "the engine does not describe a container that it lists");
-            let (phase, none) = (listed.phase, None);
-            ContainerState { phase, started_at_us: none, finished_at_us: none, exit_code: None, oom_killed: false }
+            ContainerState::of(listed.phase)
         }
     };
     Some((listed.id, state))
@@ -204,9 +203,7 @@ mod tests {
     use crate::testing;
 
     fn container(phase: ContainerPhase) -> Held {
-        let (started_at_us, finished_at_us, exit_code) = (Some(7), None, None);
-        let state = ContainerState { phase, started_at_us, finished_at_us, exit_code, oom_killed: false };
-        (ContainerId("c".into()), state)
+        (ContainerId("c".into()), ContainerState { started_at_us: Some(7), ..ContainerState::of(phase) })
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Attempt {
         for (n, dir) in directories(&self.order).into_iter().enumerate() {
             let volume = volume_name(&self.name, n);
             self.ctx.runtime.create_volume(&volume, &spec.labels).await.map_err(|error| engine_end(&error))?;
-            spec.volumes.push(VolumeMount { volume, path: dir.to_owned(), read_only: false });
+            spec.volumes.push(VolumeMount { volume, path: dir.to_owned() });
         }
         self.have_watched().await?;
         // Root could write to what the jobs of a sandbox share: its `/etc/hosts`, the settings of its loopback.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::log_file::{LogEnd, LogFile};
 use super::prepare::Ready;
+use super::signal::stop_signal;
 use super::{Attempt, End, engine_end, lease_expired, restarted};
 use crate::context::Ctx;
 use crate::hub::Stop;
@@ -185,19 +186,29 @@ impl Attempt {
             // More time would only mean more bytes.
             Cause::OutOfDisk(_) | Cause::Asked(_) => 0,
         };
-        if grace_ms > 0 && self.ctx.runtime.kill(id, "SIGTERM").await.is_ok() {
+        if grace_ms > 0 {
             let urgent = async {
                 let mut control = self.control.clone();
                 let _ = control.wait_for(|control| control.stop >= Some(Stop::LeaseExpired)).await;
             };
-            tokio::select! {
-                gone = self.wait(id) => return (gone, Some(self.strongest(cause))),
-                () = tokio::time::sleep(Duration::from_millis(grace_ms.into())) => {}
-                () = urgent => {}
+            let asked = tokio::select! {
+                gone = self.ask_to_end(id, Duration::from_millis(grace_ms.into())) => gone,
+                () = urgent => None,
+            };
+            if let Some(gone) = asked {
+                return (gone, Some(self.strongest(cause)));
             }
         }
         let gone = self.kill_until_gone(id).await;
         (gone, Some(self.strongest(cause)))
+    }
+
+    /// Sends the signal that the image wants for its end, and gives the container time for it.
+    async fn ask_to_end(&self, id: &ContainerId, grace: Duration) -> Option<Gone> {
+        let runtime = &self.ctx.runtime;
+        let of_image = runtime.inspect(id).await.ok().and_then(|state| state.stop_signal);
+        runtime.kill(id, stop_signal(of_image.as_deref())).await.ok()?;
+        tokio::time::timeout(grace, self.wait(id)).await.ok()
     }
 
     /// What was asked meanwhile counts if it is stronger than what began it.

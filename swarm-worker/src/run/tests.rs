@@ -254,6 +254,26 @@ async fn a_cancel_ends_even_what_ignores_signals() {
 }
 
 #[tokio::test]
+async fn what_is_to_end_gets_the_signal_its_image_names_also_after_a_restart() {
+    let mut bench = Bench::start(|| Script::new().forever().heeding_only("SIGINT")).await;
+    bench.engine.stop_signal(&Digest::of(CONFIG), "SIGINT");
+    let grace_ms = 600_000;
+    let timed = TaskOrder { timeout_ms: Some(100), grace_ms, ..order(1) };
+    assert_eq!(bench.outcome(&timed).await, Outcome::TimedOut);
+    let adopted = order(2);
+    bench.core.assign(&adopted).await;
+    bench.started(adopted.attempt).await;
+    bench.kill().await;
+    bench.restart();
+    bench.core.until("a link", |seen| (seen.sessions == 2).then_some(())).await;
+    bench.core.tell(ToWorker::Cancel { attempt: adopted.attempt, grace_ms }).await;
+    assert_eq!(bench.core.finished(adopted.attempt).await.outcome, Outcome::Cancelled);
+    assert_eq!(bench.engine.count(Call::Kill), 2, "none had to be killed");
+    bench.until_clean().await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn an_image_that_comes_while_its_job_is_cancelled_is_marked_as_ours_before_a_drain_ends() {
     let mut bench = Bench::start(Script::new).await;
     bench.kill().await;

@@ -14,7 +14,6 @@ pub mod testimage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -201,6 +200,15 @@ pub struct ContainerState {
     pub exit_code: Option<i64>,
     /// The kernel killed one of its processes for want of memory.
     pub oom_killed: bool,
+    /// The image's STOPSIGNAL as it stands there, if it names one.
+    pub stop_signal: Option<String>,
+}
+
+impl ContainerState {
+    /// What is known of a container of which only the phase is known.
+    pub(crate) fn of(phase: ContainerPhase) -> Self {
+        Self { phase, started_at_us: None, finished_at_us: None, exit_code: None, oom_killed: false, stop_signal: None }
+    }
 }
 
 /// An image that carries our tag.
@@ -331,8 +339,8 @@ impl RuntimeError {
 
 /// A container engine. Used as `Arc<dyn ContainerRuntime>`.
 ///
-/// Calls may be repeated after an infrastructure error: `start`, `stop` and `remove` of something already started,
-/// stopped or removed succeed or answer [`RuntimeError::NotFound`]; a repeated `create` under the same name answers
+/// Calls may be repeated after an infrastructure error: `start` and `remove` of something already started or
+/// removed succeed or answer [`RuntimeError::NotFound`]; a repeated `create` under the same name answers
 /// [`RuntimeError::Conflict`].
 #[async_trait]
 pub trait ContainerRuntime: Send + Sync + 'static {
@@ -430,14 +438,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// running still; infrastructure errors when the engine goes away meanwhile: ask again, the container may live on.
     async fn wait(&self, id: &ContainerId) -> Result<ExitInfo, RuntimeError>;
 
-    /// Sends a signal such as `SIGTERM` or `9`.
+    /// Sends a signal such as `SIGTERM`, `SIGRTMIN+3` or `9`.
     ///
     /// # Errors
     /// [`RuntimeError::Conflict`] when it does not run.
     async fn kill(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError>;
-
-    /// Sends the stop signal, then SIGKILL after `grace` (whole seconds, rounded up), and returns when it has ended.
-    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
 
     /// Removes a container and its anonymous volumes; `force` kills it first.
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError>;

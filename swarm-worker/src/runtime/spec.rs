@@ -7,15 +7,13 @@ use swarm_protocol::ids::Digest;
 
 use super::{ContainerId, Labels, RuntimeError};
 
-/// A named volume of ours, mounted read-write unless said otherwise.
+/// A named volume of ours, mounted read-write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeMount {
     /// The volume's name; never a host path.
     pub volume: String,
     /// An absolute path in the container.
     pub path: String,
-    /// Mounted without the right to write.
-    pub read_only: bool,
 }
 
 /// Scratch space in memory; what is written there counts as the container's memory.
@@ -98,8 +96,6 @@ pub struct ContainerSpec {
     pub network: Network,
     /// Bounds on the engine's log.
     pub log: LogLimits,
-    /// Sent by [`stop`](super::ContainerRuntime::stop), such as `SIGINT`; the image's choice, else SIGTERM, when not set.
-    pub stop_signal: Option<String>,
 }
 
 impl ContainerSpec {
@@ -127,7 +123,6 @@ impl ContainerSpec {
             image_volumes: Vec::new(),
             network: Network::None,
             log: LogLimits::default(),
-            stop_signal: None,
         }
     }
 
@@ -248,7 +243,7 @@ mod tests {
     fn host_paths_cannot_pose_as_volumes() {
         for volume in ["/etc", "../x", "a/b", "", "a?force=1"] {
             let mut bad = spec();
-            bad.volumes = vec![VolumeMount { volume: volume.into(), path: "/in".into(), read_only: false }];
+            bad.volumes = vec![VolumeMount { volume: volume.into(), path: "/in".into() }];
             let error = bad.check().expect_err(volume);
             assert!(matches!(error, RuntimeError::Invalid { field: "volumes.volume", .. }), "{volume}: {error}");
         }

@@ -80,6 +80,7 @@ pub fn host_image_with(programs: &[&str], user: Option<&str>, files: &[(&str, &[
             "Env": ["PATH=/usr/bin:/bin", "FROM_IMAGE=yes"],
             "Cmd": ["/bin/sh", "-c", "echo image command"],
             "User": user.unwrap_or_default(),
+            "StopSignal": "SIGTERM",
         },
         "rootfs": { "type": "layers", "diff_ids": [diff_id.to_string()] },
         "history": [{ "created": "2000-01-01T00:00:00Z", "created_by": "host programs" }],

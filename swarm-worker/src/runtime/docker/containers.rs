@@ -8,7 +8,7 @@ use bollard::models::{
 };
 use bollard::query_parameters::{
     DownloadFromContainerOptions, EventsOptions, KillContainerOptions, ListContainersOptions, RemoveContainerOptions,
-    StopContainerOptions, UploadToContainerOptions, WaitContainerOptions,
+    UploadToContainerOptions, WaitContainerOptions,
 };
 use chrono::{DateTime, Utc};
 use futures_util::stream::{self, StreamExt};
@@ -118,18 +118,12 @@ impl DockerRuntime {
     }
 
     pub(super) async fn kill_container(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {
-        if signal.is_empty() || !signal.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-');
+        if signal.is_empty() || !signal.bytes().all(plain) {
             return invalid("signal", format!("`{}` is not a signal such as SIGTERM", signal.escape_debug()));
         }
         let options = KillContainerOptions { signal: signal.to_owned() };
         self.call("kill", self.docker.kill_container(id, Some(options))).await
-    }
-
-    pub(super) async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), RuntimeError> {
-        let seconds = i32::try_from(grace.as_secs() + u64::from(grace.subsec_nanos() > 0)).unwrap_or(i32::MAX);
-        let options = StopContainerOptions { signal: None, t: Some(seconds) };
-        let deadline = self.deadlines.call.saturating_add(grace);
-        within("stop", deadline, self.patient.stop_container(id, Some(options))).await
     }
 
     pub(super) async fn remove_container(&self, id: &str, force: bool) -> Result<(), RuntimeError> {
@@ -200,6 +194,8 @@ fn from_engine(answer: ContainerInspectResponse) -> (ContainerState, Option<Stri
         finished_at_us,
         exit_code: state.exit_code.filter(|_| exited),
         oom_killed: state.oom_killed.unwrap_or(false),
+        // The engine takes it over from the image.
+        stop_signal: answer.config.and_then(|config| config.stop_signal).filter(|signal| !signal.is_empty()),
     };
     (container, state.error.filter(|error| !error.is_empty()))
 }

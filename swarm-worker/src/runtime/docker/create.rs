@@ -56,7 +56,6 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         user: spec.user.clone(),
         working_dir: spec.workdir.clone(),
         env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
-        stop_signal: spec.stop_signal.clone(),
         // The image's health check would run commands of its own beside the job.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         tty: Some(false),
@@ -138,7 +137,6 @@ fn volume_mount(mount: &VolumeMount, labels: &Labels) -> Mount {
         typ: Some(MountType::VOLUME),
         source: Some(mount.volume.clone()),
         target: Some(mount.path.clone()),
-        read_only: Some(mount.read_only),
         volume_options: Some(MountVolumeOptions {
             // Otherwise an empty volume would be filled with what the image has at that path.
             no_copy: Some(true),

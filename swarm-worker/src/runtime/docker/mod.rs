@@ -68,7 +68,7 @@ impl Default for DockerSettings {
 pub struct DockerRuntime {
     /// For calls: its own timeout, until the response's head has arrived, is [`Deadlines::call`].
     docker: Docker,
-    /// For calls whose response comes late by nature: uploads and stops.
+    /// For calls whose response comes late by nature: uploads.
     patient: Docker,
     deadlines: Deadlines,
     repository: String,
@@ -240,10 +240,6 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn kill(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
         self.kill_container(id_of(id)?, signal).await
-    }
-
-    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
-        self.stop_container(id_of(id)?, grace).await
     }
 
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {

@@ -25,7 +25,6 @@ pub enum Call {
     Logs,
     Wait,
     Kill,
-    Stop,
     Remove,
     Inspect,
     ListOurs,

@@ -22,9 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -87,9 +85,7 @@ impl FakeRuntime {
 
     /// Lets the engine hold an image that this worker did not bring.
     pub fn add_image(&self, config: Digest, layers: Vec<Digest>) {
-        self.lock()
-            .images
-            .insert(config, Image { layers, ours: false, files: BTreeMap::new(), bytes: 0, volumes: Vec::new() });
+        self.lock().images.insert(config, Image { layers, ..Image::default() });
     }
 
     /// Puts a file into an image that the engine holds, for containers made from now on.
@@ -97,6 +93,13 @@ impl FakeRuntime {
         let file = FakeFile { bytes: bytes.into(), mode: 0o644, uid: 0, gid: 0 };
         if let Some(image) = self.lock().images.get_mut(config) {
             image.files.insert(path.to_owned(), file);
+        }
+    }
+
+    /// Gives an image that the engine holds a STOPSIGNAL, for containers made from now on.
+    pub fn stop_signal(&self, config: &Digest, signal: &str) {
+        if let Some(image) = self.lock().images.get_mut(config) {
+            image.stop_signal = Some(signal.to_owned());
         }
     }
 
@@ -292,7 +295,7 @@ impl FakeRuntime {
         }
         container.phase = ContainerPhase::Running;
         container.started_at_us = Some(now_us);
-        container.ignores_signals = script.ignores_signals;
+        container.heeds = script.heeds.clone();
         container.player = Some(tokio::spawn(self.clone().play(id.clone(), script)).abort_handle());
         Ok(())
     }
@@ -498,26 +501,12 @@ impl ContainerRuntime for FakeRuntime {
             }
             let deadly = matches!(signal, "SIGKILL" | "KILL" | "9");
             container.interrupted = true;
-            if deadly || !container.ignores_signals {
+            if deadly || container.heeds.as_ref().is_none_or(|heeded| heeded == signal) {
                 state.end(id, if deadly { 137 } else { 143 }, false, now_us);
             }
             Ok(())
         };
         self.perform(Call::Kill, &id.0, kill).await
-    }
-
-    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
-        let lost = self.enter(Call::Stop, &id.0).await?;
-        let deaf = self.change(|state| {
-            let container = state.container("stop", id)?;
-            Ok::<_, RuntimeError>(container.phase == ContainerPhase::Running && container.ignores_signals)
-        })?;
-        if deaf {
-            tokio::time::sleep(grace).await;
-        }
-        let now_us = self.now_us();
-        self.change(|state| state.end(id, if deaf { 137 } else { 143 }, false, now_us));
-        answer(lost, Ok(()))
     }
 
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {

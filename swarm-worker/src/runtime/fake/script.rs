@@ -42,13 +42,14 @@ pub(super) enum End {
 pub struct Script {
     pub(super) steps: Vec<Step>,
     pub(super) end: End,
-    pub(super) ignores_signals: bool,
+    /// The only signal but SIGKILL that ends it early; each does where none is named.
+    pub(super) heeds: Option<String>,
     pub(super) refusal: Option<String>,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { steps: Vec::new(), end: End::Exit(0), ignores_signals: false, refusal: None }
+        Self { steps: Vec::new(), end: End::Exit(0), heeds: None, refusal: None }
     }
 }
 
@@ -122,7 +123,13 @@ impl Script {
     /// Only SIGKILL ends it early.
     #[must_use]
     pub fn ignoring_signals(self) -> Self {
-        Self { ignores_signals: true, ..self }
+        self.heeding_only("")
+    }
+
+    /// Only this signal and SIGKILL end it early.
+    #[must_use]
+    pub fn heeding_only(self, signal: &str) -> Self {
+        Self { heeds: Some(signal.to_owned()), ..self }
     }
 
     fn then(mut self, step: Step) -> Self {

@@ -32,6 +32,7 @@ pub struct FakeFile {
 
 pub(super) type Files = BTreeMap<String, FakeFile>;
 
+#[derive(Default)]
 pub(super) struct Image {
     pub(super) layers: Vec<Digest>,
     pub(super) ours: bool,
@@ -39,6 +40,7 @@ pub(super) struct Image {
     pub(super) bytes: u64,
     /// Paths at which it declares volumes.
     pub(super) volumes: Vec<String>,
+    pub(super) stop_signal: Option<String>,
 }
 
 #[derive(Default)]
@@ -57,7 +59,9 @@ pub(super) struct Container {
     /// Volumes without a name of ours: they go with it.
     pub(super) anonymous: Vec<String>,
     pub(super) log: Vec<LogItem>,
-    pub(super) ignores_signals: bool,
+    /// As in its script.
+    pub(super) heeds: Option<String>,
+    pub(super) stop_signal: Option<String>,
     pub(super) started_at_us: Option<u64>,
     pub(super) finished_at_us: Option<u64>,
     pub(super) exit_code: Option<i64>,
@@ -140,7 +144,7 @@ impl State {
         let Some(image) = self.images.get(&spec.image) else {
             return Err(not_found("create", &spec.image.to_string()));
         };
-        let (files, declared) = (image.files.clone(), image.volumes.clone());
+        let (files, declared, stop_signal) = (image.files.clone(), image.volumes.clone(), image.stop_signal.clone());
         if self.containers.values().any(|container| container.spec.name == spec.name) {
             return Err(conflict("create", format!("the name {} is in use", spec.name)));
         }
@@ -161,7 +165,8 @@ impl State {
             phase: ContainerPhase::Created,
             files,
             log: Vec::new(),
-            ignores_signals: false,
+            heeds: None,
+            stop_signal,
             started_at_us: None,
             finished_at_us: None,
             exit_code: None,
@@ -185,7 +190,7 @@ impl State {
         for (n, (path, labels)) in all.into_iter().enumerate() {
             let name = format!("anonymous-{}-{n}", self.made);
             self.volumes.insert(name.clone(), Volume { labels, ..Volume::default() });
-            spec.volumes.push(VolumeMount { volume: name.clone(), path, read_only: false });
+            spec.volumes.push(VolumeMount { volume: name.clone(), path });
             names.push(name);
         }
         names
@@ -207,6 +212,7 @@ impl State {
             finished_at_us: container.finished_at_us,
             exit_code: container.exit_code,
             oom_killed: container.oom_killed,
+            stop_signal: container.stop_signal.clone(),
         }
     }
 
@@ -351,7 +357,7 @@ impl State {
         }
         let volumes = config["config"]["Volumes"].as_object().into_iter().flatten().map(|(path, _)| path.clone());
         let (volumes, bytes) = (volumes.collect(), archive.len() as u64);
-        self.images.insert(*expect, Image { layers, ours: true, files: Files::new(), bytes, volumes });
+        self.images.insert(*expect, Image { layers, ours: true, bytes, volumes, ..Image::default() });
         Ok(())
     }
 
