@@ -70,7 +70,8 @@ pub enum Transition {
         /// Its bytes.
         size_bytes: u64,
     },
-    /// A report that came too late to count: the first of each worker about each attempt is kept; changes nothing else.
+    /// A report that came too late to count: the first about each attempt is kept, if it is of the worker that had the
+    /// attempt; changes nothing else.
     Superseded {
         /// Which attempt it was about.
         attempt: AttemptId,

@@ -254,25 +254,19 @@ fn remove(conn: &mut Conn, row: &LiveRow) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The highest number of an attempt of this task that was ever given to a worker.
-fn last_given(conn: &mut Conn, job: JobId, task: TaskIndex) -> Result<i32, Fault> {
-    let (job, task) = (int(job.0), i64::from(task));
-    let ended: Option<i32> = both!(conn, c => attempts::table
-        .filter(attempts::job_id.eq(job))
-        .filter(attempts::task.eq(task))
-        .select(diesel::dsl::max(attempts::attempt))
-        .first(c))?;
-    let live: Option<(i32, i32)> = both!(conn, c => live_tasks::table
-        .find((job, task))
-        .select((live_tasks::attempt, live_tasks::phase))
-        .first(c)
-        .optional())?;
-    let live = live.map_or(0, |(attempt, phase)| if phase == WAITING { attempt - 1 } else { attempt });
-    Ok(live.max(ended.unwrap_or(0)))
+/// Whether the attempt is on this worker, or ended there. Of one that was given back unstarted nobody has a report.
+fn was_on(conn: &mut Conn, attempt: AttemptId, worker: WorkerId) -> Result<bool, Fault> {
+    let (job, task) = (int(attempt.job.0), i64::from(attempt.task));
+    let ended: i64 = both!(conn, c => attempts::table
+        .find((job, task, i32::from(attempt.attempt)))
+        .filter(attempts::worker_id.eq(int(worker.0)))
+        .count()
+        .get_result(c))?;
+    Ok(ended > 0 || held(conn, attempt, worker)?.is_some())
 }
 
-/// Keeps the first late report of each worker about each attempt that was ever given out, so that a worker cannot fill
-/// the store with them.
+/// Keeps the first late report about each attempt, and only of the worker that had it, so that no worker can fill the
+/// store with them, or speak of what is not its own.
 pub(super) fn superseded(
     conn: &mut Conn,
     attempt: AttemptId,
@@ -280,13 +274,12 @@ pub(super) fn superseded(
     outcome: &Outcome,
     at: Timestamp,
 ) -> Step {
-    let task = i64::from(attempt.task);
-    if attempt.attempt == 0 || i32::from(attempt.attempt) > last_given(conn, attempt.job, attempt.task)? {
-        return not_found(format!("attempt {attempt}"));
+    if !was_on(conn, attempt, worker)? {
+        return not_found(format!("attempt {attempt} on worker {worker}"));
     }
     let row = (
         late_reports::job_id.eq(int(attempt.job.0)),
-        late_reports::task.eq(task),
+        late_reports::task.eq(i64::from(attempt.task)),
         late_reports::attempt.eq(i32::from(attempt.attempt)),
         late_reports::worker_id.eq(int(worker.0)),
         late_reports::outcome.eq(json(outcome)),

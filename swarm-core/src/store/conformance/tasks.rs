@@ -238,9 +238,20 @@ pub(super) fn late_reports_change_nothing(bench: &Bench) {
     for made_up in [id(job, 0, 0), id(job, 0, 2), id(job, 1, 1), id(JobId(99), 0, 1)] {
         assert!(is_not_found(&bench.apply(report(made_up, Outcome::Succeeded))));
     }
-    // An attempt that was recalled has no record, but was given out.
+    // Another worker has no word in it: neither about what has ended, nor about what is live.
+    let other = |attempt| {
+        let (worker, outcome) = (bench.workers[1], Outcome::Succeeded);
+        Transition::Superseded { attempt, worker, outcome, at: at(40) }
+    };
+    assert!(is_not_found(&bench.apply(other(id(job, 0, 1)))));
     bench.apply(bench.again(job, &[(0, 2)])).unwrap();
-    bench.apply(bench.recall(id(job, 0, 2))).unwrap();
+    assert!(is_not_found(&bench.apply(other(id(job, 0, 2)))));
     bench.apply(report(id(job, 0, 2), Outcome::TimedOut)).unwrap();
     assert_eq!(late(0).iter().map(|report| report.attempt).collect::<Vec<_>>(), [1, 2]);
+    // Nor has one that gave it back unstarted.
+    bench.apply(bench.recall(id(job, 0, 2))).unwrap();
+    bench.apply(bench.again(job, &[(0, 3)])).unwrap();
+    bench.apply(bench.recall(id(job, 0, 3))).unwrap();
+    assert!(is_not_found(&bench.apply(report(id(job, 0, 3), Outcome::TimedOut))));
+    assert_eq!(late(0).len(), 2);
 }
