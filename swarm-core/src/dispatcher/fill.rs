@@ -31,13 +31,9 @@ struct Assignment {
 }
 
 impl Dispatcher {
-    /// Offers parked shapes that fit somewhere, whatever nudge got lost, and keeps the labels that changed: here, so that
-    /// no worker makes more than one write in a while of it.
+    /// Offers parked shapes that fit somewhere, whatever nudge got lost, and keeps what workers said of themselves.
     pub(super) async fn sweep(&mut self) -> Result<(), Stopping> {
-        for (worker, labels) in self.picture.take_relabelled() {
-            // For answers after a restart; nothing waits for it.
-            drop(self.ledger.queue(Transition::NoteLabels { worker, labels: (*labels).clone() }).await?);
-        }
+        self.note().await?;
         let workers = self.picture.candidates(&self.sessions, self.silence());
         if self.parked.len() > PARKED_MAX {
             let all = self.parked.drain().collect();

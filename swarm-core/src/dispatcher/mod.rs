@@ -11,6 +11,7 @@
 //! worker's revocation, or when the worker stops reading its link. The keys of its heartbeats live exactly as long.
 
 mod fill;
+mod notes;
 mod orders;
 mod picture;
 mod records;
@@ -45,9 +46,9 @@ use crate::config::CoreConfig;
 use crate::messages::{DispatcherMsg, HarvesterMsg, LedgerHandle, LinkTx, SchedulerMsg, Shape, Stopping};
 use crate::plan::fit::misfit;
 use crate::plan::why::why;
-use crate::store::{Store, Transition};
+use crate::store::Store;
 use crate::supervise::{Gauge, until_stopped};
-use picture::{Picture, Silence};
+use picture::{Picture, Said, Silence};
 use records::Records;
 
 /// Heartbeat intervals of silence after which a worker is suspect: it gets nothing new, and eager jobs leave it.
@@ -144,6 +145,7 @@ pub async fn run(
         heartbeats,
         records,
         picture,
+        notes: JoinSet::new(),
         parked,
         gauge,
     };
@@ -197,6 +199,8 @@ struct Dispatcher {
     heartbeats: SocketAddr,
     records: Records,
     picture: Picture,
+    /// What is being kept of what workers say of themselves; ends with what the store refused.
+    notes: JoinSet<Option<(WorkerId, Said)>>,
     /// Shapes the scheduler was told to skip.
     parked: HashSet<Shape>,
     gauge: Gauge,
@@ -286,10 +290,6 @@ impl Dispatcher {
         let end = CoreEnd::new(&secret, &handshake);
         self.sessions.insert(session, worker, end, self.clock.boot_ms(), self.clock.now());
         let facts = tidy(hello.facts);
-        if self.picture.facts(worker) != Some(&facts) {
-            // For answers after a restart; nothing waits for it.
-            drop(self.ledger.queue(Transition::NoteFacts { worker, facts: facts.clone() }).await?);
-        }
         self.picture.connect(worker, name, facts, session, tx.clone());
         if version < link::LABELS_SINCE {
             self.picture.relabel(worker, session, Labels::new());

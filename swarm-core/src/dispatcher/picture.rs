@@ -13,7 +13,7 @@ use super::sessions::Sessions;
 use crate::messages::LinkTx;
 use crate::plan::place::{Amount, Candidate, PREFETCH};
 use crate::plan::why::{Standing, Subject};
-use crate::store::WorkerRecord;
+use crate::store::{Transition, WorkerRecord};
 
 /// No worker gets more tasks at a time, whatever it offers.
 pub const SLOTS_MAX: u32 = 1024;
@@ -31,8 +31,15 @@ pub(super) struct Picture {
     workers: BTreeMap<WorkerId, Worker>,
     /// Workers that may have more room, or other labels, than when parked shapes were last looked at.
     roomier: HashSet<WorkerId>,
-    /// Workers whose labels are not those in the store.
-    relabelled: HashSet<WorkerId>,
+    /// What workers said of themselves that the store does not have, with when it is to have it: boot clock.
+    notes: HashMap<(WorkerId, Said), u64>,
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Said {
+    Facts,
+    Labels,
 }
 
 #[derive(Default)]
@@ -131,6 +138,9 @@ impl Picture {
         session: SessionId,
         tx: LinkTx,
     ) -> Option<SessionId> {
+        if self.workers.get(&id).is_none_or(|worker| worker.facts != facts) {
+            self.notes.insert((id, Said::Facts), 0);
+        }
         let worker = self.workers.entry(id).or_default();
         (worker.name, worker.facts) = (name, facts);
         worker.freed.clear();
@@ -145,19 +155,27 @@ impl Picture {
         if is_current && worker.labels.as_deref() != Some(&labels) {
             worker.labels = Some(Arc::new(labels));
             self.roomier.insert(id);
-            self.relabelled.insert(id);
+            self.notes.insert((id, Said::Labels), 0);
         }
     }
 
-    /// The labels that changed since the last call.
-    pub(super) fn take_relabelled(&mut self) -> Vec<(WorkerId, Arc<Labels>)> {
-        let changed = std::mem::take(&mut self.relabelled);
-        changed.into_iter().filter_map(|id| Some((id, Arc::clone(self.workers.get(&id)?.labels.as_ref()?)))).collect()
+    /// What the store is to have by now.
+    pub(super) fn take_notes(&mut self, now_ms: u64) -> Vec<(WorkerId, Said, Transition)> {
+        let due = self.notes.extract_if(|_, due_ms| *due_ms <= now_ms);
+        let note = |((worker, said), _)| {
+            let record = self.workers.get(&worker)?;
+            let transition = match said {
+                Said::Facts => Transition::NoteFacts { worker, facts: record.facts.clone() },
+                Said::Labels => Transition::NoteLabels { worker, labels: (**record.labels.as_ref()?).clone() },
+            };
+            Some((worker, said, transition))
+        };
+        due.filter_map(note).collect()
     }
 
-    /// What a worker last said it is and has.
-    pub(super) fn facts(&self, id: WorkerId) -> Option<&WorkerFacts> {
-        self.workers.get(&id).map(|worker| &worker.facts)
+    /// The store refused this: it is to have it then, or before if it changes.
+    pub(super) fn note_again(&mut self, worker: WorkerId, said: Said, due_ms: u64) {
+        self.notes.entry((worker, said)).or_insert(due_ms);
     }
 
     pub(super) fn is_revoked(&self, id: WorkerId) -> bool {

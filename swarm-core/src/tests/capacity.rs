@@ -49,10 +49,30 @@ async fn a_core_that_starts_anew_knows_what_workers_offered() {
         let core = Core::start(&disk).await;
         core.worker().await;
         assert_eq!(core.misfit(9).await, None, "one worker never said what it offers");
+        core.until(|| core.store.workers().unwrap().iter().any(|one| one.facts.is_some())).await;
         core.handles.ledger.commit(Transition::RevokeWorker { worker: absent }).await.unwrap().unwrap();
     }
     let core = Core::start(&disk).await;
     assert_eq!(core.misfit(8).await, None);
     let problem = "a task needs 9 GiB of memory; the largest worker, w1, has 8 GiB";
     assert_eq!(core.misfit(9).await.as_deref(), Some(problem));
+}
+
+#[tokio::test]
+async fn what_workers_say_of_themselves_is_kept_though_the_database_refused_it() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    core.faults.refuse(|transition| matches!(transition, Transition::NoteFacts { .. }));
+    core.faults.refuse(|transition| matches!(transition, Transition::NoteLabels { .. }));
+    let worker = core.worker().await;
+    let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
+    let (id, session) = (worker.id, worker.session);
+    let message = DispatcherMsg::Labels { worker: id, session, labels: labels.clone() };
+    core.handles.dispatcher.send(message).await.unwrap();
+    core.faults.happened().await;
+    core.until(|| {
+        disk.clock.advance_ms(1_000);
+        core.store.workers().unwrap().iter().any(|one| one.facts.is_some() && one.labels.as_ref() == Some(&labels))
+    })
+    .await;
 }
