@@ -1,6 +1,7 @@
-//! The sweep: finds what the other modules have lost, and removes what has expired. It owns nothing but what its last look found, is woken by the clock
-//! alone, and promises that every waiting task is queued and every attempt on a worker followed again within three looks,
-//! whatever was refused or went missing in between.
+//! The sweep: finds what the other modules have lost, and removes what has expired. It owns nothing but what its last
+//! look found, is woken by the clock alone, and promises that every waiting task is queued and every attempt on a worker
+//! followed again, whatever was refused or went missing in between: within three looks that saw everything, or, where
+//! more than 10,000 ranges of tasks or attempts are lost at a time, that many with every two looks.
 //!
 //! It reads the store in pages, so a look costs time and not memory, and asks the modules in the direction in which work
 //! flows: hibernator, dispatcher, scheduler, harvester. The decision is in [`crate::plan::sweep`].

@@ -1,5 +1,7 @@
 //! A store and a ledger in memory for the tests of the modules: they keep what the guards need, and every transition.
 
+mod troubled;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::messages::{LedgerEntry, LedgerHandle};
 use crate::store::*;
+pub(crate) use troubled::{Trouble, Troubled};
 
 /// `seconds` after a fixed beginning.
 pub(crate) fn at(seconds: i64) -> Timestamp {

@@ -1,101 +1,18 @@
 //! The ledger over a real store whose connection fails as told.
 
-use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use swarm_protocol::{
-    AttemptId, Digest, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp, UserId,
-};
+use swarm_protocol::UserId;
 
 use super::*;
 use crate::messages::{LedgerHandle, Stopping};
 use crate::store::conformance::{Bench, new_user};
-use crate::store::{
-    Applied, AttemptRecord, Db, ImageRecord, JobFilter, JobRecord, LiveTask, NewJob, RefreshRecord, ScheduleRecord,
-    Snapshot, TaskRecord, UserRecord, WorkerRecord,
-};
+use crate::store::{Applied, Db, NewJob};
+use crate::testing::{Trouble, Troubled};
 
 /// Everything below ends well within this.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// What happens to one commit.
-#[derive(Debug, Clone, Copy)]
-enum Trouble {
-    /// The database cannot be reached.
-    Unreachable,
-    /// It refuses a statement, without saying that the fault is its own.
-    Refused,
-    /// It committed, but the answer was lost.
-    AnswerLost,
-    /// It rolled back, and nobody knows.
-    CommitLost,
-}
-
-/// A store with trouble ahead.
-struct Troubled {
-    db: Db,
-    ahead: Mutex<VecDeque<Trouble>>,
-    /// Sizes of the batches that were committed.
-    batches: Mutex<Vec<usize>>,
-    /// Never reachable.
-    dead: bool,
-}
-
-fn gone() -> StoreError {
-    StoreError::Connection("gone".into())
-}
-
-macro_rules! delegate {
-    ($($verb:ident($($name:ident: $type:ty),*) -> $answer:ty;)+) => {
-        $(fn $verb(&self, $($name: $type),*) -> Result<$answer, StoreError> { self.db.$verb($($name),*) })+
-    };
-}
-
-impl Store for Troubled {
-    fn commit(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
-        let trouble = self.ahead.lock().unwrap().pop_front();
-        let lost = |verdicts| Err(StoreError::CommitUnknown { verdicts, source: "gone".into() });
-        match trouble {
-            _ if self.dead => Err(gone()),
-            Some(Trouble::Unreachable) => Err(gone()),
-            Some(Trouble::Refused) => Err(StoreError::Statement("in a tongue nobody knows".into())),
-            // Nothing of these verdicts holds.
-            Some(Trouble::CommitLost) => lost(vec![Ok(Applied::Done); transitions.len()]),
-            None | Some(Trouble::AnswerLost) => {
-                let verdicts = self.db.commit(epoch, number, transitions)?;
-                self.batches.lock().unwrap().push(transitions.len());
-                if trouble.is_some() { lost(verdicts) } else { Ok(verdicts) }
-            }
-        }
-    }
-
-    delegate! {
-        take_over() -> Epoch;
-        swarm_id() -> SwarmId;
-        batch_committed(epoch: Epoch, number: u64) -> bool;
-        load() -> Snapshot;
-        job(job: JobId) -> Option<JobRecord>;
-        job_of_key(group: GroupId, key: &str) -> Option<JobId>;
-        jobs(filter: &JobFilter) -> Vec<JobRecord>;
-        tasks(job: JobId, from: TaskIndex, limit: u32) -> Vec<TaskRecord>;
-        attempt(attempt: AttemptId) -> Option<AttemptRecord>;
-        live_task(task: TaskId) -> Option<LiveTask>;
-        fresh_tasks(after: Option<JobId>, now: Timestamp, limit: u32) -> Vec<(JobId, TaskRange)>;
-        live_tasks(after: Option<TaskId>, limit: u32) -> Vec<LiveTask>;
-        sent_outputs(attempt: AttemptId) -> Vec<(Digest, u64)>;
-        linked_blob(group: GroupId, digest: &Digest) -> Option<u64>;
-        image(group: GroupId, reference: &str) -> Option<ImageRecord>;
-        images(group: GroupId) -> Vec<ImageRecord>;
-        schedules(group: Option<GroupId>) -> Vec<ScheduleRecord>;
-        schedule(schedule: ScheduleId) -> Option<ScheduleRecord>;
-        user(name: &str) -> Option<UserRecord>;
-        users() -> Vec<UserRecord>;
-        refresh_token(hash: &Digest) -> Option<RefreshRecord>;
-        revoked_jwts(now: Timestamp) -> Vec<(uuid::Uuid, Timestamp)>;
-        workers() -> Vec<WorkerRecord>;
-    }
-}
 
 /// A ledger that is ready to run.
 struct Rig {
@@ -110,11 +27,12 @@ struct Rig {
 
 impl Rig {
     fn new(bench: Bench, ahead: &[Trouble], dead: bool) -> Self {
-        let db = Db::open(&bench.url).unwrap();
+        let db = Arc::new(Db::open(&bench.url).unwrap());
         let epoch = db.take_over().unwrap();
         let (sender, inbox) = mpsc::channel(1000);
-        let ahead = Mutex::new(ahead.iter().copied().collect());
-        let store = Arc::new(Troubled { db, ahead, batches: Mutex::default(), dead });
+        let mut troubled = Troubled::new(db);
+        (troubled.ahead, troubled.dead) = (Mutex::new(ahead.iter().copied().collect()), dead);
+        let store = Arc::new(troubled);
         let gauge = Gauge::new("ledger", &sender);
         let (ledger, stop) = (LedgerHandle(sender), CancellationToken::new());
         Self { bench, store, ledger, inbox: Some(inbox), epoch, gauge, stop }

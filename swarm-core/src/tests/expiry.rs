@@ -32,3 +32,23 @@ async fn expired_tokens_are_removed_a_day_later() {
     core.until(|| !core.knows("old")).await;
     assert!(core.knows("recent"));
 }
+
+#[tokio::test]
+async fn a_removal_that_the_database_refused_is_made_up_for_an_hour_later() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    core.faults.refuse(|transition| matches!(transition, Transition::PurgeExpired { .. }));
+    core.issue("old", disk.clock.now() - TimeDelta::hours(25)).await;
+    let a_while_later = || disk.clock.advance_ms(600_000);
+    core.until(|| {
+        a_while_later();
+        core.faults.0.borrow().is_empty()
+    })
+    .await;
+    assert!(core.knows("old"));
+    core.until(|| {
+        a_while_later();
+        !core.knows("old")
+    })
+    .await;
+}

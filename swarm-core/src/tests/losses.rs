@@ -34,6 +34,24 @@ async fn a_task_whose_assignment_was_refused_runs_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_look_for_what_got_lost_that_breaks_off_is_made_up_for() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    core.troubled.set_unreadable(Some("fresh_tasks"));
+    core.faults.refuse(|transition| matches!(transition, Transition::Assign { .. }));
+    let mut worker = core.worker().await;
+    core.submit(|_| ()).await;
+    core.faults.happened().await;
+    // Counted anew: so many looks broke off since the task got lost.
+    core.troubled.set_unreadable(Some("fresh_tasks"));
+    core.troubled.asked_in_vain(3).await;
+    assert!(worker.frames.try_recv().is_err(), "nobody holds it");
+    core.troubled.set_unreadable(None);
+    let id = worker.order().await.attempt;
+    worker.finish(report(id, Outcome::Succeeded)).await;
+}
+
+#[tokio::test]
 async fn an_attempt_that_nobody_follows_is_taken_back_from_a_worker_that_does_not_have_it() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;

@@ -32,7 +32,7 @@ use crate::plan::policy::PolicyConfig;
 use crate::store::conformance::Bench;
 use crate::store::{Applied, AttemptRecord, Db, NewJob, Refusal, Store, Transition};
 use crate::supervise::Gauge;
-use crate::testing::{at, report};
+use crate::testing::{Troubled, at, report};
 use crate::{hibernator, ledger, receiver, recover, scheduler, sweep};
 
 /// Everything awaited below comes well within this.
@@ -104,6 +104,8 @@ impl Faults {
 struct Core<'a> {
     disk: &'a Disk,
     store: Arc<Db>,
+    /// The same, as the modules read it.
+    troubled: Arc<Troubled>,
     handles: Handles,
     faults: Faults,
     /// What the harvester counts about itself.
@@ -120,7 +122,8 @@ impl<'a> Core<'a> {
         let (recovered, schedules) = recover::plan_snapshot(store.load().unwrap(), disk.clock.now());
         let stop = CancellationToken::new();
         let clock = || Arc::clone(&disk.clock) as Arc<dyn Clock>;
-        let read = || Arc::clone(&store) as Arc<dyn Store>;
+        let troubled = Arc::new(Troubled::new(Arc::clone(&store)));
+        let read = || Arc::clone(&troubled) as Arc<dyn Store>;
 
         let (to_ledger, inbox) = mpsc::channel(1000);
         tokio::spawn(ledger::run(inbox, read(), epoch, Gauge::new("ledger", &to_ledger), stop.clone()));
@@ -189,7 +192,8 @@ impl<'a> Core<'a> {
         for work in recovered.runnable {
             scheduler.send(SchedulerMsg::Enqueue(work)).await.unwrap();
         }
-        Self { disk, store, handles, faults, counted, harvester: following, stop: Some(stop.drop_guard()) }
+        let stop = Some(stop.drop_guard());
+        Self { disk, store, troubled, handles, faults, counted, harvester: following, stop }
     }
 
     /// Submits a job of one task.
