@@ -8,8 +8,6 @@ use swarm_protocol::{AttemptId, Outcome, WorkerId};
 
 /// Reports of one worker that may wait. What comes beyond is not answered, so that its worker repeats it.
 const WAITING_MAX: usize = 64;
-/// Of an outcome's text this much is kept; honest workers write far less.
-const TEXT_BYTES_MAX: usize = 16 << 10;
 
 /// What is left of a late report.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +28,7 @@ pub(super) struct Late {
 impl Late {
     /// Takes in a report; the answer is to be settled now.
     pub(super) fn add(&mut self, worker: WorkerId, report: FinalReport) -> Option<LateReport> {
-        let late = LateReport { attempt: report.attempt, outcome: cut(report.outcome) };
+        let late = LateReport { attempt: report.attempt, outcome: report.outcome };
         let Some(waiting) = self.waiting.get_mut(&worker) else {
             self.waiting.insert(worker, VecDeque::new());
             return Some(late);
@@ -53,20 +51,9 @@ impl Late {
     }
 }
 
-fn cut(outcome: Outcome) -> Outcome {
-    match outcome.detail() {
-        Some(mut text) if text.len() > TEXT_BYTES_MAX => {
-            text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-            text.shrink_to_fit();
-            Outcome::from_parts(outcome.kind(), outcome.exit_code(), Some(text))
-        }
-        _ => outcome,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use swarm_protocol::{JobId, LossReason};
+    use swarm_protocol::JobId;
 
     use super::*;
     use crate::testing::report;
@@ -87,15 +74,5 @@ mod tests {
         let settled: Vec<u64> = std::iter::from_fn(|| late.settled(worker)).map(|late| late.attempt.job.0).collect();
         assert_eq!(settled, (1..=WAITING_MAX as u64).collect::<Vec<_>>());
         assert!(late.add(worker, of(999)).is_some(), "repeated, it has its turn");
-    }
-
-    #[test]
-    fn a_novel_is_cut() {
-        let mut novel = of(1);
-        novel.outcome = Outcome::Lost { reason: LossReason::Engine, detail: "ü".repeat(1 << 20) };
-        let kept = Late::default().add(WorkerId(1), novel).unwrap().outcome;
-        assert!(
-            matches!(kept, Outcome::Lost { reason: LossReason::Engine, detail } if (TEXT_BYTES_MAX - 16..=TEXT_BYTES_MAX).contains(&detail.len()))
-        );
     }
 }

@@ -11,6 +11,7 @@ pub mod logs;
 pub mod retry;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -227,14 +228,17 @@ impl Harvester {
                 }
                 Vec::new()
             }
-            ToCore::Finished(report) => self.book.finished(worker, report),
+            ToCore::Finished(mut report) => {
+                report.outcome = words::cut_outcome(report.outcome);
+                self.book.finished(worker, report)
+            }
             ToCore::Recalled { attempts } => {
                 attempts.into_iter().flat_map(|attempt| self.book.given_back(worker, attempt)).collect()
             }
             ToCore::Declined { attempt, reason } => {
                 let acts = self.book.given_back(worker, attempt);
                 if !acts.is_empty() {
-                    let reason = swarm_protocol::text::sanitise(&reason, false);
+                    let reason = swarm_protocol::text::sanitise(&words::cut(reason), false);
                     tracing::warn!(%worker, %attempt, reason, "the worker refuses an order");
                     // A full inbox costs another order that is refused.
                     let _ = self.deps.dispatcher.try_send(DispatcherMsg::Declined(worker));

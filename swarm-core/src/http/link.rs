@@ -12,7 +12,7 @@ use rocket_ws::stream::DuplexStream;
 use rocket_ws::{Channel, Config, Message, WebSocket};
 use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{
-    FRAMES_MAX, HANDSHAKE, Hello, MESSAGE_BYTES_MAX, ToCore, ToWorker, Welcome, decode, encode,
+    FRAMES_MAX, HANDSHAKE, Hello, LOG_CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX, ToCore, ToWorker, Welcome, decode, encode,
 };
 use swarm_protocol::{SessionId, WorkerId};
 use tokio::sync::mpsc;
@@ -219,6 +219,9 @@ async fn incoming(session: &Session, stream: &mut Stream) -> End {
         };
         match message {
             Message::Binary(bytes) => match decode::<ToCore>(session.version, &bytes) {
+                Ok(frames) if frames.iter().any(is_oversized) => {
+                    return end(CloseCode::Size, "a piece of log is over its bound");
+                }
                 Ok(frames) => {
                     if deliver(session, frames).await.is_err() {
                         return end(CloseCode::Away, "the core is stopping");
@@ -233,6 +236,11 @@ async fn incoming(session: &Session, stream: &mut Stream) -> End {
         // After the delivery: waiting for the harvester is not the worker's silence.
         heard = Instant::now();
     }
+}
+
+/// Pieces of log wait for the disk by their number, so each must be small.
+fn is_oversized(frame: &ToCore) -> bool {
+    matches!(frame, ToCore::Log { bytes, .. } if bytes.len() > LOG_CHUNK_BYTES_MAX)
 }
 
 /// Labels go first, so that a worker whose state report is judged is known by them.

@@ -116,6 +116,23 @@ async fn an_at_most_once_task_whose_start_was_refused_is_started_by_another_atte
     assert_eq!((second.attempt, worker.passed.len()), (2, 0), "the first was never allowed: {:?}", worker.passed);
 }
 
+#[tokio::test]
+async fn of_a_report_in_many_words_only_the_beginning_is_kept() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    let mut worker = core.worker().await;
+    let job = core.submit(|_| ()).await;
+    let id = worker.order().await.attempt;
+    for first in ["current ", "late "] {
+        let reason = first.to_owned() + &"x".repeat(1 << 20);
+        worker.finish(report(id, Outcome::Refused { reason })).await;
+    }
+    let task = core.store.tasks(job, 0, 1).unwrap().remove(0);
+    let texts = [&task.attempts[0].outcome, &Some(task.late[0].outcome.clone())]
+        .map(|outcome| outcome.as_ref().and_then(Outcome::detail).unwrap());
+    assert_eq!(texts.map(|text| (text.len(), text.starts_with("late"))), [(16 << 10, false), (16 << 10, true)]);
+}
+
 /// Reports that concern nobody are answered one after the other, however many come at once, so that they take neither
 /// memory nor the store's readers from others.
 #[tokio::test]

@@ -1,5 +1,7 @@
 use futures_util::{SinkExt as _, StreamExt as _};
-use swarm_protocol::link::{HANDSHAKE, Hello, ToCore, ToWorker, VERSION, VERSION_MIN, WorkerFacts, decode, encode};
+use swarm_protocol::link::{
+    HANDSHAKE, Hello, LOG_CHUNK_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, WorkerFacts, decode, encode,
+};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
@@ -101,6 +103,25 @@ async fn garbage_ends_the_link_and_the_modules_hear_of_it() {
     let both = [served.next().await, served.next().await];
     assert!(both.iter().any(|seen| matches!(seen, Seen::Disconnected)), "{both:?}");
     assert!(both.iter().any(|seen| matches!(seen, Seen::LinkDown)), "{both:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_piece_of_log_over_its_bound_ends_the_link() {
+    let mut served = served().await;
+    let mut socket = served.connect().await;
+    socket.send(hello()).await.unwrap();
+    let Seen::Linked(_link) = served.next().await else { panic!("no link") };
+    receive(&mut socket).await;
+    let attempt = AttemptId { job: JobId(1), task: 0, attempt: 1 };
+    let piece = |len| ToCore::Log { attempt, offset: 0, bytes: vec![7; len] };
+    let message = |len| Message::Binary(Bytes::from(encode(VERSION, &[piece(len)])));
+    socket.send(message(LOG_CHUNK_BYTES_MAX)).await.unwrap();
+    let Seen::Frames(frames) = served.next().await else { panic!("no frames") };
+    assert!(frames == [piece(LOG_CHUNK_BYTES_MAX)]);
+    socket.send(message(LOG_CHUNK_BYTES_MAX + 1)).await.unwrap();
+    let closed = timeout(DEADLINE, receive(&mut socket)).await.expect("the link ends in time");
+    let Message::Close(Some(frame)) = closed else { panic!("no close frame") };
+    assert_eq!(u16::from(frame.code), 1009, "{frame:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
