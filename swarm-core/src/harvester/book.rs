@@ -7,13 +7,14 @@ mod leases;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use swarm_protocol::link::{FinalReport, ToWorker};
 use swarm_protocol::spec::Resources;
 use swarm_protocol::{AttemptId, BootId, LossReason, SessionId, Timestamp, WorkerId};
 
 use crate::messages::Expected;
-use crate::store::{AttemptEnd, Transition};
+use crate::store::{AttemptEnd, JobRecord, Transition};
 use followed::{Followed, Held, Phase};
 
 /// How patient the book is. All in milliseconds, but for the last of CLOCK_BOOTTIME.
@@ -54,8 +55,8 @@ pub enum Act {
         /// Whether the worker waits for `FinishStored`.
         acknowledge: bool,
     },
-    /// Check the report's log and outputs, then hand it to [`Book::verified`].
-    Verify(WorkerId, Box<FinalReport>),
+    /// Check the report's log and outputs, which are to be those of the job, then hand it to [`Book::verified`].
+    Verify(WorkerId, Box<FinalReport>, Arc<JobRecord>),
     /// The report is about an attempt that is not followed: keep it as superseded and acknowledge.
     Supersede(WorkerId, Box<FinalReport>),
     /// Tell the dispatcher that the worker's report is judged.
@@ -113,6 +114,7 @@ impl Book {
                 word_ms: now_ms,
                 cancelled: self.early_cancels.remove(&expected.attempt).is_some(),
                 recall_sent: false,
+                recall_at_ms: None,
                 sent_on: self.workers.get(&expected.worker).and_then(|entry| entry.session),
                 starting: None,
                 allowed: None,

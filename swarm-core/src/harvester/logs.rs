@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::blobs::{BlobError, BlobStore, LogKey};
 use crate::messages::LinkTx;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::supervise::Gauge;
 
 /// How many pieces may wait for the disk.
@@ -156,6 +156,7 @@ impl Writer {
         // A digest is not a right: a worker that merely knows one could hand out what it was never given.
         let sent = match self.store.sent_outputs(report.attempt) {
             Ok(sent) => sent,
+            Err(error @ StoreError::Corrupt { .. }) => return Checked::Wrong(text(error)),
             Err(error) => return Checked::Unread(text(error)),
         };
         let is_sent = |output: &OutputReport| sent.contains(&(output.digest, output.size_bytes));
@@ -207,18 +208,21 @@ mod tests {
     use crate::blobs::{DiskBlobs, MasterKey};
     use crate::testing::{Memory, report};
 
-    #[test]
-    fn what_is_kept_of_a_log_in_memory_goes_with_its_attempt_however_it_ends() {
-        let dir = tempfile::tempdir().unwrap();
+    fn writer(dir: &std::path::Path) -> Writer {
         let key = Arc::new(MasterKey::from_bytes(Zeroizing::new([1; 32])));
-        let blobs = Arc::new(DiskBlobs::open(dir.path(), key).unwrap());
-        let mut writer = Writer {
-            blobs,
+        Writer {
+            blobs: Arc::new(DiskBlobs::open(dir, key).unwrap()),
             store: Arc::new(Memory::default()),
             log_bytes_max: 100,
             gauge: Gauge::without_inbox("harvester"),
             hashes: HashMap::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_log_in_memory_goes_with_its_attempt_however_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
         let (link, mut stored) = mpsc::channel(8);
         let id = |job| AttemptId { job: JobId(job), task: 0, attempt: 1 };
         for job in 1..=3 {
@@ -236,5 +240,33 @@ mod tests {
         writer.handle(LogWork::Forget(id(1)));
         writer.handle(LogWork::Forget(id(2)));
         assert_eq!(writer.hashes.keys().collect::<Vec<_>>(), [&id(3)]);
+    }
+
+    #[test]
+    fn a_report_of_a_damaged_log_does_not_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        let attempt = AttemptId { job: JobId(1), task: 0, attempt: 1 };
+        for offset in [0, 3] {
+            writer.append(attempt, offset, b"abc").unwrap();
+        }
+        let log = b"abcabc";
+        let reported = FinalReport {
+            log_bytes: log.len() as u64,
+            log_digest: Digest::of(log),
+            ..report(attempt, Outcome::Succeeded)
+        };
+        assert!(matches!(writer.check(&reported), Checked::Whole));
+        writer.handle(LogWork::Forget(attempt));
+        let shards = std::fs::read_dir(dir.path().join("logs")).unwrap();
+        let logs = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
+        let path = logs.map(|log| log.unwrap().path()).next().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The last byte of the first of two pieces: what is damaged at the end counts as not written.
+        let at = bytes.len() / 2 - 1;
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let checked = writer.check(&reported);
+        assert!(matches!(checked, Checked::Wrong(_)), "{checked:?}");
     }
 }

@@ -6,8 +6,10 @@
 //! the time to start, or by an admin's word, and by nothing else; a report is acknowledged only after its commit.
 
 pub mod book;
+mod commits;
 mod late;
 pub mod logs;
+mod outputs;
 pub mod retry;
 #[cfg(test)]
 mod tests;
@@ -26,12 +28,11 @@ use tokio_util::sync::CancellationToken;
 use crate::blobs::BlobStore;
 use crate::clock::Clock;
 use crate::dispatcher::Sessions;
-use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, Runnable};
-use crate::messages::{SchedulerMsg, Stopping};
-use crate::recover::work_of;
-use crate::store::{Applied, AttemptEnd, Next, Refusal, Store, Transition, Work};
+use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, SchedulerMsg};
+use crate::store::Store;
 use crate::supervise::Gauge;
 use book::{Act, Book, Patience};
+use commits::{check_names, commit_end, commit_recall, commit_start, commit_superseded};
 use late::{Late, LateReport};
 use logs::{Checked, LogWork};
 
@@ -71,6 +72,8 @@ enum Back {
     Settled(AttemptId),
     /// The end of the attempt cannot be checked or stored; it is followed on.
     Refused(AttemptId, String),
+    /// That the attempt was given back cannot be stored; it is tried again.
+    Unrecalled(AttemptId, String),
     /// The start that an at-most-once attempt asked for is committed, or refused.
     Start { attempt: AttemptId, worker: WorkerId, committed: bool },
     /// Log and outputs were checked.
@@ -273,6 +276,10 @@ impl Harvester {
                 self.gauge.error(&format_args!("the end of attempt {attempt} cannot be stored: {reason}"));
                 self.book.refused(attempt, self.deps.clock.boot_ms());
             }
+            Back::Unrecalled(attempt, reason) => {
+                self.gauge.error(&format_args!("that attempt {attempt} was given back cannot be stored: {reason}"));
+                self.book.recall_refused(attempt, self.deps.clock.boot_ms());
+            }
             Back::Start { attempt, worker, committed: true } => {
                 if self.book.start_committed(worker, attempt) {
                     self.allow(attempt, worker);
@@ -300,7 +307,7 @@ impl Harvester {
             Checked::Unread(error) => {
                 tracing::warn!(%attempt, "a report cannot be checked now: {error}");
                 self.gauge.error(&format_args!("the report of attempt {attempt} cannot be checked: {error}"));
-                return self.book.refused(attempt, now_ms);
+                return self.book.unread(attempt, now_ms);
             }
         };
         let acts = self.book.verified(worker, report, problem, self.deps.clock.now());
@@ -320,15 +327,10 @@ impl Harvester {
                     let link = self.links.get(&expected.worker).filter(|_| acknowledge).map(|(_, link)| link.clone());
                     self.tasks.spawn(commit_end(deps, *expected, *end, link));
                 }
-                Act::Verify(worker, report) => {
+                Act::Verify(worker, report, job) => {
                     let (reply, answer) = oneshot::channel();
                     drop(self.logs.send(LogWork::Verify { worker, report, reply }).await);
-                    self.tasks.spawn(async move {
-                        let checked = answer.await;
-                        checked.map_or(Back::Nothing, |(worker, report, found)| {
-                            Back::Checked(worker, Box::new(report), found)
-                        })
-                    });
+                    self.tasks.spawn(check_names(answer, job));
                 }
                 Act::Supersede(worker, report) => {
                     if let Some(first) = self.late.add(worker, *report) {
@@ -369,101 +371,4 @@ impl Harvester {
             tracing::debug!(%worker, "a frame was not sent: {error}");
         }
     }
-}
-
-async fn commit_start(deps: Deps, transition: Transition, allow: Option<(AttemptId, WorkerId)>) -> Back {
-    let committed = match deps.ledger.commit(transition).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(refusal)) => {
-            tracing::debug!("a start was refused: {refusal}");
-            false
-        }
-        Err(Stopping) => return Back::Nothing,
-    };
-    allow.map_or(Back::Nothing, |(attempt, worker)| Back::Start { attempt, worker, committed })
-}
-
-async fn commit_recall(deps: Deps, expected: Expected) -> Back {
-    let (attempt, worker, at) = (expected.attempt, expected.worker, deps.clock.now());
-    match deps.ledger.commit(Transition::Recall { attempt, worker, at }).await {
-        // Its job was cancelled meanwhile, or there is no attempt number left: the recall ended the task.
-        Ok(Ok(Applied::Ended { .. })) => {}
-        Ok(Ok(_)) => {
-            let pause = retry::after_recall(&expected);
-            match next_attempt(&expected) {
-                Some(work) if pause.is_zero() => drop(deps.scheduler.send(SchedulerMsg::Enqueue(work)).await),
-                Some(work) => {
-                    drop(deps.hibernator.send(HibernatorMsg::Hold { until: at + pause, work }).await);
-                }
-                None => {}
-            }
-        }
-        Ok(Err(Refusal::Broken(reason))) => return Back::Refused(attempt, reason),
-        Ok(Err(refusal)) => tracing::debug!(%attempt, "a recall was refused: {refusal}"),
-        Err(Stopping) => return Back::Nothing,
-    }
-    drop(deps.dispatcher.send(DispatcherMsg::Freed { worker, attempt }).await);
-    Back::Settled(attempt)
-}
-
-async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, link: Option<LinkTx>) -> Back {
-    let (attempt, worker, next, outcome) = (end.attempt, end.worker, end.next, end.outcome.clone());
-    match deps.ledger.commit(Transition::End(Box::new(end))).await {
-        Ok(Ok(Applied::Ended { job_ended })) => {
-            tracing::info!(%attempt, %worker, outcome = outcome.kind().as_str(), job_ended, "attempt ended");
-            if let Next::Retry { not_before } = next
-                && let Some(work) = next_attempt(&expected)
-            {
-                drop(deps.hibernator.send(HibernatorMsg::Hold { until: not_before, work }).await);
-            }
-        }
-        Ok(Ok(_)) => {}
-        Ok(Err(Refusal::Broken(reason))) => {
-            // Not acknowledged: its worker repeats the report.
-            tracing::error!(%attempt, "the end of an attempt cannot be stored: {reason}");
-            return Back::Refused(attempt, reason);
-        }
-        Ok(Err(refusal)) => {
-            tracing::info!(%attempt, "a report was overtaken: {refusal}");
-            let at = deps.clock.now();
-            let kept = deps.ledger.commit(Transition::Superseded { attempt, worker, outcome, at }).await;
-            if kept.is_err() {
-                return Back::Nothing;
-            }
-        }
-        // Not committed as far as we know, so not acknowledged: the worker repeats it.
-        Err(Stopping) => return Back::Nothing,
-    }
-    drop(deps.dispatcher.send(DispatcherMsg::Freed { worker, attempt }).await);
-    if let Some(link) = link {
-        drop(link.send(ToWorker::FinishStored { attempt }).await);
-    }
-    Back::Settled(attempt)
-}
-
-/// A report about an attempt that is not followed: a repetition of what is recorded, or too late.
-async fn commit_superseded(deps: Deps, worker: WorkerId, late: LateReport, link: Option<LinkTx>) -> Back {
-    let LateReport { attempt, outcome } = late;
-    let store = Arc::clone(&deps.store);
-    let known = tokio::task::spawn_blocking(move || store.attempt(attempt)).await;
-    let repeated =
-        matches!(&known, Ok(Ok(Some(record))) if record.worker == worker && record.outcome == Some(outcome.clone()));
-    if !repeated {
-        let at = deps.clock.now();
-        if deps.ledger.commit(Transition::Superseded { attempt, worker, outcome, at }).await.is_err() {
-            return Back::Late(worker);
-        }
-    }
-    if let Some(link) = link {
-        // A link whose queue is full is a worker that does not read; it repeats the report.
-        drop(link.try_send(ToWorker::FinishStored { attempt }));
-    }
-    Back::Late(worker)
-}
-
-/// The task's next attempt as something to run. It is as old as its job: what was lost does not queue up anew.
-fn next_attempt(expected: &Expected) -> Option<Runnable> {
-    let AttemptId { task, attempt, .. } = expected.attempt;
-    let work = Work::Again(vec![(task, attempt.checked_add(1)?)]);
-    Some(work_of(&expected.job, work))
 }

@@ -3,7 +3,7 @@
 use swarm_protocol::TaskRange;
 
 use super::*;
-use crate::store::{Next, Work};
+use crate::store::{AttemptEnd, Next, Work};
 
 #[tokio::test]
 async fn a_task_whose_assignment_was_refused_runs_all_the_same() {
@@ -96,6 +96,59 @@ async fn a_report_that_was_refused_is_not_acknowledged_and_counts_when_it_is_rep
     assert!(view.last_error.is_some_and(|error| error.contains("cannot be stored")), "operators see it");
     let ends: Vec<_> = core.attempts(job).into_iter().map(|end| (end.id.attempt, end.outcome)).collect();
     assert_eq!(ends, [(1, Some(Outcome::Succeeded))]);
+}
+
+#[tokio::test]
+async fn a_late_report_that_was_refused_is_not_acknowledged_and_is_kept_when_it_is_repeated() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    let mut worker = core.worker().await;
+    let (job, _) = (core.submit(|_| ()).await, core.submit(|_| ()).await);
+    let (id, other) = (worker.order().await.attempt, worker.order().await.attempt);
+    for ended in [id, other] {
+        worker.finish(report(ended, Outcome::Succeeded)).await;
+    }
+    core.faults.refuse(|transition| matches!(transition, Transition::Superseded { .. }));
+    worker.say(ToCore::Finished(Box::new(report(id, lost())))).await;
+    // One worker's late reports are settled in turn, so this one is answered after it.
+    worker.finish(report(other, Outcome::Succeeded)).await;
+    core.faults.happened().await;
+    assert!(!worker.passed.contains(&ToWorker::FinishStored { attempt: id }), "nothing is stored");
+    worker.finish(report(id, lost())).await;
+    let late = core.store.tasks(job, 0, 1).unwrap().remove(0).late;
+    assert_eq!(late.iter().map(|late| &late.outcome).collect::<Vec<_>>(), [&lost()]);
+}
+
+#[tokio::test]
+async fn a_report_that_was_overtaken_is_acknowledged_only_once_it_is_kept() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    let mut worker = core.worker().await;
+    let job = core.submit(|spec| spec.retries.lost = 0).await;
+    let id = worker.order().await.attempt;
+    // Committed past the harvester, which learns of it when the report's own end is refused.
+    let outcome = lost();
+    let end = AttemptEnd {
+        attempt: id,
+        worker: worker.id,
+        outcome,
+        next: Next::Final,
+        started_at: None,
+        ended_at: disk.clock.now(),
+        ran_ms: None,
+        may_have_run: true,
+        log_bytes: 0,
+        log_cut_bytes: 0,
+        outputs: Vec::new(),
+        usage: None,
+    };
+    core.handles.ledger.commit(Transition::End(Box::new(end))).await.unwrap().unwrap();
+    core.faults.refuse(|transition| matches!(transition, Transition::Superseded { .. }));
+    let view = || core.store.tasks(job, 0, 1).unwrap().remove(0);
+    worker.finish(report(id, Outcome::Succeeded)).await;
+    core.faults.happened().await;
+    let kept: Vec<_> = view().late.into_iter().map(|late| late.outcome).collect();
+    assert_eq!((kept, view().outcome), (vec![Outcome::Succeeded], Some(lost())));
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What a worker may hand out as its attempt's outputs.
 
+use std::time::Instant;
+
 use swarm_protocol::Digest;
 use swarm_protocol::link::OutputReport;
 use swarm_protocol::spec::Output;
@@ -82,4 +84,52 @@ async fn an_output_that_was_sent_counts_after_a_restart_of_the_core() {
     worker.finish(claiming(id, b"result")).await;
     let record = core.attempts(job).pop().unwrap();
     assert_eq!((record.outcome, record.outputs[0].digest), (Some(Outcome::Succeeded), Digest::of(b"result")));
+}
+
+/// All leases are renewed on one loop, so a report with the most paths for a job with the most globs is compared elsewhere.
+#[tokio::test]
+async fn a_report_that_takes_long_to_check_holds_up_no_renewals() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    let mut worker = core.worker().await;
+    let glob = |number| Output { path: format!("/out/{}-{number}", "[a-y]*".repeat(40)) };
+    let job = core.submit(|spec| spec.outputs = (1..=256).map(glob).collect()).await;
+    let attempt = worker.order().await.attempt;
+    core.send_output(attempt, worker.id, b"result").await;
+    let mut ended = claiming(attempt, b"result");
+    let path = |number: usize| format!("/out/{}{number}-{}", "swarm".repeat(20), number % 256 + 1);
+    ended.outputs = (1..=1000).map(|number| OutputReport { path: path(number), ..ended.outputs[0].clone() }).collect();
+    let began = Instant::now();
+    worker.say(ToCore::Finished(Box::new(ended))).await;
+    let (mut longest, mut seq) = (Duration::ZERO, 0);
+    while !worker.passed.contains(&ToWorker::FinishStored { attempt }) {
+        assert!(began.elapsed() < DEADLINE);
+        let asked = Instant::now();
+        seq += 1;
+        worker.say(ToCore::Renew { seq, live: LiveSet::default() }).await;
+        worker.renewed(seq).await;
+        longest = longest.max(asked.elapsed());
+    }
+    let took = began.elapsed();
+    assert!(longest * 2 < took, "a renewal took {longest:?} of {took:?}");
+    assert_eq!(core.attempts(job)[0].outputs.len(), 1000);
+}
+
+#[tokio::test]
+async fn a_report_that_the_core_cannot_check_counts_when_it_can() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    let mut worker = core.worker().await;
+    let job = core.submit_with_output().await;
+    let id = worker.order().await.attempt;
+    core.send_output(id, worker.id, b"result").await;
+    core.troubled.set_unreadable(Some("sent_outputs"));
+    worker.say(ToCore::Finished(Box::new(claiming(id, b"result")))).await;
+    core.troubled.asked_in_vain(1).await;
+    core.troubled.set_unreadable(None);
+    worker.finish(claiming(id, b"result")).await;
+    let ends: Vec<_> = core.attempts(job).into_iter().map(|end| (end.id.attempt, end.outcome)).collect();
+    assert_eq!(ends, [(1, Some(Outcome::Succeeded))]);
+    let view = core.counted.view();
+    assert!(view.last_error.is_some_and(|error| error.contains("cannot be checked")), "operators see it");
 }

@@ -50,3 +50,29 @@ async fn a_worker_that_refuses_an_order_is_offered_nothing_for_a_while() {
     orders.sort();
     assert_eq!(orders.map(|id| id.attempt), [2, 1], "the older job's second attempt, and the other job's first");
 }
+
+#[tokio::test]
+async fn a_task_whose_recall_was_refused_by_the_database_never_began_and_runs() {
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    core.faults.refuse(|transition| matches!(transition, Transition::Recall { .. }));
+    let mut worker = core.worker().await;
+    let job = core.submit(|spec| spec.retries.lost = 0).await;
+    let first = worker.order().await.attempt;
+    worker.say(ToCore::Accepted { attempt: first }).await;
+    worker.say(ToCore::Declined { attempt: first, reason: "the disk is full".to_owned() }).await;
+    core.faults.happened().await;
+    let is_told = |error: String| error.contains("was given back");
+    core.until(|| core.counted.view().last_error.is_some_and(is_told)).await;
+    worker.say(ToCore::StateReport { seq: 2, attempts: Vec::new() }).await;
+    worker.hear(|frame| matches!(frame, ToWorker::StateJudged { seq: 2, .. }).then_some(())).await;
+    worker.say(ToCore::Renew { seq: 1, live: LiveSet::default() }).await;
+    assert!(worker.renewed(1).await, "its worker does not have it");
+    disk.clock.advance_ms(10_000);
+    core.until(|| core.store.live_task(task(job)).unwrap().is_some_and(|live| live.attempt == 2)).await;
+    worker.say(ToCore::Renew { seq: 2, live: LiveSet::default() }).await;
+    let second = worker.order().await.attempt;
+    worker.finish(report(second, Outcome::Succeeded)).await;
+    let ends: Vec<_> = core.attempts(job).into_iter().map(|end| (end.id.attempt, end.outcome)).collect();
+    assert_eq!(ends, [(2, Some(Outcome::Succeeded))]);
+}

@@ -1,18 +1,17 @@
 //! How attempts end: by a report, by being given back, or by a verdict of the core.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::link::FinalReport;
-use swarm_protocol::spec::Output;
-use swarm_protocol::validate::{bounds::COLLECTED_MAX, is_output_path};
 use swarm_protocol::{AttemptId, LossReason, Outcome, Timestamp, WorkerId};
 
 use super::followed::{Held, Phase};
 use super::{Act, Book};
 use crate::harvester::retry;
-use crate::messages::Expected;
 use crate::store::AttemptEnd;
+
+/// Until a recall that the database refused is repeated, in milliseconds; each one that it refuses holds up the ledger.
+const RECALL_AGAIN_MS: u64 = 10_000;
 
 impl Book {
     /// A final report arrived; its log and outputs are to be checked first.
@@ -27,7 +26,7 @@ impl Book {
                 }
                 followed.held = Held::Ended;
                 followed.ending();
-                vec![Act::Verify(worker, report)]
+                vec![Act::Verify(worker, report, Arc::clone(&followed.expected.job))]
             }
             // It is being committed: the acknowledgement follows.
             Some(_) => Vec::new(),
@@ -35,7 +34,7 @@ impl Book {
         }
     }
 
-    /// The report's log and outputs are there, or `problem` says what is not.
+    /// The report's log and outputs are there and are those of the job, or `problem` says what is not.
     pub fn verified(
         &mut self,
         worker: WorkerId,
@@ -46,7 +45,6 @@ impl Book {
         let Some(followed) = self.own(worker, report.attempt) else {
             return vec![Act::Supersede(worker, Box::new(report))];
         };
-        let problem = problem.or_else(|| misnamed(&followed.expected, &report));
         // Nothing is handed out of a report that does not hold.
         let (outcome, outputs) = match problem {
             None => (report.outcome, report.outputs),
@@ -145,7 +143,23 @@ impl Book {
         }
     }
 
-    /// The database refuses its end or recall: it is followed as before. A lease begins anew, so that its worker can
+    /// The core cannot read now what the report is about: it is followed as before, and its worker had its word.
+    pub fn unread(&mut self, attempt: AttemptId, now_ms: u64) {
+        self.refused(attempt, now_ms);
+        if let Some(followed) = self.attempts.get_mut(&attempt) {
+            followed.word_ms = now_ms;
+        }
+    }
+
+    /// The database refuses its recall. It was given back all the same, so nothing that its worker says or leaves unsaid
+    /// is held against it: the recall is repeated until it holds.
+    pub fn recall_refused(&mut self, attempt: AttemptId, now_ms: u64) {
+        if let Some(followed) = self.attempts.get_mut(&attempt) {
+            followed.recall_at_ms = Some(now_ms + RECALL_AGAIN_MS);
+        }
+    }
+
+    /// The database refuses its end: it is followed as before. A lease begins anew, so that its worker can
     /// repeat its report, but reports that are refused again do not prolong that.
     pub fn refused(&mut self, attempt: AttemptId, now_ms: u64) {
         if let Some(followed) = self.attempts.get_mut(&attempt) {
@@ -156,25 +170,4 @@ impl Book {
             }
         }
     }
-}
-
-/// What is wrong with the paths of a report's outputs: they are those of the job, or none when it did not succeed.
-fn misnamed(expected: &Expected, report: &FinalReport) -> Option<String> {
-    let wanted = &expected.job.spec.outputs;
-    let globs = wanted.iter().filter_map(|output| OutputGlob::parse(&output.path).ok()?.map(|glob| (output, glob)));
-    let globs: Vec<_> = globs.collect();
-    let matching = |path: &str| globs.iter().find(|(_, glob)| glob.is_match(path.as_bytes()));
-    let named: BTreeSet<_> = report.outputs.iter().map(|output| output.path.as_str()).collect();
-    let is_wanted = |path: &&str| {
-        wanted.iter().any(|output| output.path == **path) || (is_output_path(path) && matching(path).is_some())
-    };
-    if named.len() != report.outputs.len() || named.len() > COLLECTED_MAX || !named.iter().all(is_wanted) {
-        return Some("it reports outputs that the job does not have".to_owned());
-    }
-    let is_there = |output: &&Output| match globs.iter().find(|(of, _)| of == output) {
-        Some((_, glob)) => named.iter().any(|path| glob.is_match(path.as_bytes())),
-        None => named.contains(output.path.as_str()),
-    };
-    let missing = wanted.iter().find(|output| !is_there(output)).filter(|_| report.outcome == Outcome::Succeeded);
-    missing.map(|output| format!("its output {} is missing from the report", output.path))
 }

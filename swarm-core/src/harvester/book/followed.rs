@@ -41,10 +41,13 @@ pub(super) struct Followed {
     pub(super) phase: Phase,
     pub(super) held: Held,
     pub(super) since_ms: u64,
-    /// The worker's last word of its end: its state in the first report of a link, or a piece of its log.
+    /// The worker's last word of its end: its state in the first report of a link, a piece of its log, or a final report
+    /// that the core could not check.
     pub(super) word_ms: u64,
     pub(super) cancelled: bool,
     pub(super) recall_sent: bool,
+    /// It was given back, the database refused that, and this is when it is tried again.
+    pub(super) recall_at_ms: Option<u64>,
     /// The session its order goes out on: a state report of that session may have crossed it on the way.
     pub(super) sent_on: Option<SessionId>,
     /// The worker's life that asked to start this at-most-once attempt; its start is being committed.

@@ -39,7 +39,12 @@ impl Book {
         let mut acts = Vec::new();
         let mut expired = Vec::new();
         self.early_cancels.retain(|_, came_ms| now_ms.saturating_sub(*came_ms) <= EARLY_CANCEL_MS);
-        for followed in self.attempts.values_mut().filter(|followed| followed.phase != Phase::Ending) {
+        for followed in self.attempts.values_mut() {
+            if followed.phase == Phase::Ending {
+                let due = followed.recall_at_ms.take_if(|at_ms| *at_ms <= now_ms);
+                acts.extend(due.map(|_| Act::Recall(Box::new(followed.expected.clone()))));
+                continue;
+            }
             let Expected { attempt, worker, .. } = followed.expected;
             let entry = self.workers.get(&worker);
             if let Some((reason, detail)) = followed.expiry(entry.map(|entry| entry.renewed_ms), &self.patience, now_ms)
