@@ -312,6 +312,27 @@ async fn a_file_is_sent_once_and_with_its_digest() {
     assert!(error.to_string().contains("absent"), "{error}");
 }
 
+/// However often the connection breaks: only tries that bring nothing are counted.
+#[tokio::test]
+async fn an_upload_that_gets_on_is_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("in");
+    std::fs::write(&path, "0123456789").unwrap();
+    let there = AtomicUsize::new(0);
+    let server = Server::start(move |request| match request.method.as_str() {
+        "HEAD" => Reply::bytes(404, ""),
+        "POST" if there.fetch_add(1, Ordering::SeqCst) < 9 => Reply::problem(503, "unavailable"),
+        "POST" => Reply::json(201, &json!({"digest": Digest::of(b"0123456789"), "size_bytes": 10})),
+        _ if request.target.ends_with("/upload") => Reply::json(200, &json!({"offset": there.load(Ordering::SeqCst)})),
+        _ => whoami(),
+    })
+    .await;
+    client(&server).upload_file(&path, Arc::new(|_| ())).await.unwrap();
+    let sent = server.seen("POST /api/v1/files");
+    assert_eq!(sent.len(), 10);
+    assert_eq!((sent[9].header("upload-offset"), &sent[9].body[..]), ("9", &b"9"[..]));
+}
+
 #[tokio::test]
 async fn an_image_is_streamed_under_its_name() {
     let server = Server::start(|request| match request.method.as_str() {

@@ -68,7 +68,7 @@ impl Client {
             progress(size_bytes);
             return Ok(FileView { size_bytes, ..known });
         }
-        let (mut failures, mut offset) = (0, 0);
+        let (mut failures, mut offset, mut furthest) = (0, 0, 0);
         loop {
             let bytes = read_from(path, offset).await.map_err(io_error("read", path))?;
             let mut call = Call::post("files").header("digest-expected", &digest.to_string());
@@ -86,6 +86,9 @@ impl Client {
                     retry::wait(failures, None).await;
                     let call = Call::get(format!("files/{digest}/upload"));
                     offset = self.json::<UploadView>(call).await.map_or(0, |there| there.offset.min(size_bytes));
+                    if offset > furthest {
+                        (failures, furthest) = (0, offset);
+                    }
                 }
                 other => return other,
             }
