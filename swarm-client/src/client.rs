@@ -1,6 +1,7 @@
 //! The client: one session with one core, and the machinery every route goes through.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -14,8 +15,9 @@ use url::Url;
 
 use crate::call::{ANSWER_BYTES_MAX, Call, PROBLEM_BYTES_MAX, problem, retry_after};
 use crate::http::Http;
+use crate::retry::{self, Patience};
 use crate::tokens::{SavedTokens, TokenStore};
-use crate::{ClientError, address, retry};
+use crate::{ClientError, address};
 
 /// How long a client waits. There is no bound on a whole transfer, only on its silences.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +41,10 @@ impl Default for Timeouts {
 
 /// A session with one core. Cheap to clone; clones share the tokens.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    patience: Option<Arc<Patience>>,
+}
 
 struct Inner {
     base: Url,
@@ -47,11 +52,13 @@ struct Inner {
     store: Arc<dyn TokenStore>,
     /// `None` until first asked for; held during a refresh, so that a burst of expired calls makes one.
     session: Mutex<Option<SavedTokens>>,
+    /// A core has answered: the address is right.
+    heard: AtomicBool,
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("base", &self.0.base.as_str()).finish_non_exhaustive()
+        f.debug_struct("Client").field("base", &self.inner.base.as_str()).finish_non_exhaustive()
     }
 }
 
@@ -76,17 +83,25 @@ impl Client {
         }
         let unusable = |error: reqwest::Error| ClientError::Address { url: url.to_owned(), reason: error.to_string() };
         let http = Http::new(timeouts, base.scheme() == "http").map_err(unusable)?;
-        Ok(Self(Arc::new(Inner { base, http, store, session: Mutex::new(None) })))
+        let inner = Inner { base, http, store, session: Mutex::new(None), heard: AtomicBool::new(false) };
+        Ok(Self { inner: Arc::new(inner), patience: None })
+    }
+
+    /// As this one, but calls that may be repeated wait up to `span` for a core that has answered before and has gone,
+    /// as it does when it is upgraded. `tell` is called once in each absence that is more than a moment.
+    #[must_use]
+    pub fn patient(&self, span: Duration, tell: impl Fn(&ClientError) + Send + Sync + 'static) -> Self {
+        Self { inner: Arc::clone(&self.inner), patience: Some(Arc::new(Patience::new(span, tell))) }
     }
 
     /// The core's address, with a final `/`.
     #[must_use]
     pub fn url(&self) -> &str {
-        self.0.base.as_str()
+        self.inner.base.as_str()
     }
 
     pub(crate) fn http(&self) -> &Http {
-        &self.0.http
+        &self.inner.http
     }
 
     /// Logs in and keeps the tokens in the store.
@@ -96,7 +111,7 @@ impl Client {
     pub async fn login(&self, user: &str, password: &str) -> Result<(), ClientError> {
         let body = LoginRequest { user: user.to_owned(), password: password.to_owned() };
         let tokens: Tokens = self.json(Call::post("login").json(&body).anonymous()).await?;
-        let mut session = self.0.session.lock().await;
+        let mut session = self.inner.session.lock().await;
         self.keep(&mut session, Some(tokens.into())).await
     }
 
@@ -106,7 +121,7 @@ impl Client {
     /// When the core could not be told, or the store could not forget.
     pub async fn logout(&self) -> Result<(), ClientError> {
         let told = self.nothing(Call::post("logout").repeatable()).await;
-        let mut session = self.0.session.lock().await;
+        let mut session = self.inner.session.lock().await;
         self.keep(&mut session, None).await?;
         match told {
             // The core no longer knows the session, which is what was asked for.
@@ -147,28 +162,55 @@ impl Client {
         loop {
             let tokens = if call.authorised { Some(self.tokens().await?) } else { None };
             let (error, wish) = match self.request(Http::call, call, tokens.as_ref()).send().await {
-                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if response.status().is_success() => {
+                    self.heard();
+                    return Ok(response);
+                }
                 Ok(response) => {
                     let wish = retry_after(response.headers());
                     (self.refusal(response).await, wish)
                 }
                 Err(source) => (self.unreachable(source), None),
             };
-            if let Some(tokens) = tokens.filter(|_| is_expired(&error) && !refreshed) {
-                refreshed = true;
-                self.refresh(&tokens).await?;
-                continue;
-            }
+            let error = match tokens.filter(|_| is_expired(&error) && !refreshed) {
+                Some(tokens) => match self.refresh(&tokens).await {
+                    Ok(()) => {
+                        refreshed = true;
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                None => error,
+            };
             failures += 1;
             // A connection that never stood carried nothing, so trying it again repeats nothing.
             let unsent = matches!(&error, ClientError::Unreachable { source, .. } if source.is_connect());
             let again = error.is_retryable() && (call.repeatable || unsent) && failures < retry::TRIES_MAX;
-            if !again {
+            let awaited = call.repeatable && self.awaits(failures, &error);
+            if !again && !awaited {
                 return Err(error);
             }
             tracing::debug!(error = %error, failures, "sending again");
             retry::wait(failures, wish).await;
         }
+    }
+
+    /// A core answers.
+    fn heard(&self) {
+        self.inner.heard.store(true, Ordering::Relaxed);
+        if let Some(patience) = &self.patience {
+            patience.end();
+        }
+    }
+
+    /// Whether the core has gone and is waited for.
+    fn awaits(&self, failures: u32, error: &ClientError) -> bool {
+        let Some(patience) = &self.patience else { return false };
+        if !error.is_absence() {
+            patience.end();
+            return false;
+        }
+        self.inner.heard.load(Ordering::Relaxed) && patience.lasts(failures, error)
     }
 
     fn request(
@@ -178,8 +220,8 @@ impl Client {
         tokens: Option<&SavedTokens>,
     ) -> RequestBuilder {
         // Paths are made here of numbers, digests and fixed words, so they always join.
-        let url = self.0.base.join(&call.path).expect("paths are well-formed");
-        let mut request = open(&self.0.http, call.method.clone(), url).headers(call.headers.clone());
+        let url = self.inner.base.join(&call.path).expect("paths are well-formed");
+        let mut request = open(&self.inner.http, call.method.clone(), url).headers(call.headers.clone());
         if !call.query.is_empty() {
             request = request.query(&call.query);
         }
@@ -232,7 +274,7 @@ impl Client {
     }
 
     async fn tokens(&self) -> Result<SavedTokens, ClientError> {
-        let mut session = self.0.session.lock().await;
+        let mut session = self.inner.session.lock().await;
         if session.is_none() {
             *session = self.blocking(|store| store.load()).await?;
         }
@@ -241,7 +283,7 @@ impl Client {
 
     /// Renews the session unless somebody, here or in another process, has done so since `stale` was read.
     async fn refresh(&self, stale: &SavedTokens) -> Result<(), ClientError> {
-        let mut session = self.0.session.lock().await;
+        let mut session = self.inner.session.lock().await;
         if session.as_ref().is_some_and(|now| !now.same_access(stale)) {
             return Ok(());
         }
@@ -269,7 +311,7 @@ impl Client {
         &self,
         work: impl FnOnce(&dyn TokenStore) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T, ClientError> {
-        let store = Arc::clone(&self.0.store);
+        let store = Arc::clone(&self.inner.store);
         let done = tokio::task::spawn_blocking(move || work(store.as_ref())).await;
         done.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(ClientError::Tokens)
     }

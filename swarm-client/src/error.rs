@@ -104,6 +104,12 @@ impl ClientError {
         }
     }
 
+    /// Whether there is no core at the moment: none answers, or it stops or starts.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+            || self.problem().is_some_and(|problem| matches!(problem.status, 502..=504))
+    }
+
     /// The problem the core stated, if it is one.
     #[must_use]
     pub fn problem(&self) -> Option<&Problem> {

@@ -1,11 +1,16 @@
 //! A task's log as records, over as many connections as it takes.
 
+use std::time::{Duration, Instant};
+
 use futures_util::stream::{BoxStream, StreamExt as _};
 use swarm_protocol::logs::{HEADER_BYTES, LogDecoder, LogRecord};
 use swarm_protocol::{AttemptNo, TaskId};
 
 use crate::call::Call;
 use crate::{Client, ClientError, retry};
+
+/// A connection that broke after so long was a good one.
+const GOOD: Duration = Duration::from_secs(5);
 
 /// Which log, from where.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,6 +35,9 @@ pub struct LogTail {
     delivered: u64,
     decoder: LogDecoder,
     body: Option<BoxStream<'static, reqwest::Result<bytes::Bytes>>>,
+    /// When the last connection stood.
+    connected: Instant,
+    /// Connections in a row that broke soon and brought nothing.
     failures: u32,
     ended: bool,
 }
@@ -47,6 +55,7 @@ impl Client {
             delivered: options.offset,
             decoder: LogDecoder::default(),
             body: None,
+            connected: Instant::now(),
             failures: 0,
             ended: false,
         }
@@ -69,7 +78,7 @@ impl LogTail {
     /// The next record; `None` at the end. Cancel safe: a dropped call loses nothing.
     ///
     /// # Errors
-    /// When the core refuses, or stays away for several tries in a row, or sends what is no log.
+    /// When the core refuses, or stays away for several tries in a row (see [`Client::patient`]), or sends what is no log.
     pub async fn next(&mut self) -> Result<Option<LogRecord>, ClientError> {
         loop {
             let record = self.decoder.next_record().map_err(|error| self.client.protocol(error.to_string()))?;
@@ -113,6 +122,7 @@ impl LogTail {
             return Err(self.client.protocol("the log is of another attempt than was asked for"));
         }
         self.body = Some(response.bytes_stream().boxed());
+        self.connected = Instant::now();
         Ok(())
     }
 
@@ -122,7 +132,7 @@ impl LogTail {
             // A job that says nothing for a while is no failure.
             return Ok(());
         }
-        self.failures += 1;
+        self.failures = if self.connected.elapsed() < GOOD { self.failures + 1 } else { 1 };
         if self.failures >= retry::TRIES_MAX {
             return Err(self.client.unreachable(error));
         }

@@ -1,6 +1,9 @@
-//! How long to wait before the same request is sent again.
+//! How long to wait before the same request is sent again, and how often.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::ClientError;
 
 /// Tries of one call, the first included.
 pub(crate) const TRIES_MAX: u32 = 5;
@@ -22,6 +25,45 @@ pub(crate) fn pause(failures: u32, retry_after: Option<Duration>, jitter: f64) -
 /// As [`pause`], waited for, with random jitter.
 pub(crate) async fn wait(failures: u32, retry_after: Option<Duration>) {
     tokio::time::sleep(pause(failures, retry_after, rand::random::<f64>())).await;
+}
+
+/// Waits for a core that went away, longer than the tries of one call. Shared by the calls of a client: one absence is
+/// one span, however many calls meet it, and is told once.
+pub(crate) struct Patience {
+    span: Duration,
+    tell: Box<dyn Fn(&ClientError) + Send + Sync>,
+    absence: Mutex<Option<Absence>>,
+}
+
+struct Absence {
+    since: Instant,
+    told: bool,
+}
+
+impl Patience {
+    pub(crate) fn new(span: Duration, tell: impl Fn(&ClientError) + Send + Sync + 'static) -> Self {
+        Self { span, tell: Box::new(tell), absence: Mutex::default() }
+    }
+
+    /// The core answers.
+    pub(crate) fn end(&self) {
+        *self.absence() = None;
+    }
+
+    /// Notes that the core does not answer: whether to wait on after so many failures of one call.
+    pub(crate) fn lasts(&self, failures: u32, error: &ClientError) -> bool {
+        let mut absence = self.absence();
+        let absence = absence.get_or_insert_with(|| Absence { since: Instant::now(), told: false });
+        let lasts = absence.since.elapsed() < self.span;
+        if lasts && failures >= TRIES_MAX && !std::mem::replace(&mut absence.told, true) {
+            (self.tell)(error);
+        }
+        lasts
+    }
+
+    fn absence(&self) -> std::sync::MutexGuard<'_, Option<Absence>> {
+        self.absence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

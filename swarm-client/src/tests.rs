@@ -177,6 +177,51 @@ async fn a_quiet_job_s_log_is_awaited() {
     assert_eq!(tail.next().await.unwrap(), None);
 }
 
+/// An upgrade takes longer than the tries of one call: who follows a job waits for it, and is told once.
+#[tokio::test]
+async fn a_followed_log_goes_on_when_the_core_is_back() {
+    let record = |n: u8| LogRecord { stream: LogStream::Stdout, at_us: u64::from(n), bytes: vec![n; 20] };
+    let records: Vec<_> = (0..3).map(record).collect();
+    let mut body = Vec::new();
+    records.iter().for_each(|record| record.encode(&mut body));
+    let core = tokio::runtime::Runtime::new().unwrap();
+    let server = core.spawn(Server::start(broken(body.clone(), 40, true))).await.unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let patient = client(&server).patient(Duration::from_secs(600), move |error| tell.send(error.to_string()).unwrap());
+    let mut tail = patient.log(TASK, LogOptions { follow: true, ..LogOptions::default() });
+    let mut got = vec![tail.next().await.unwrap().unwrap()];
+    core.shutdown_background();
+    let come_back = async {
+        let told = told.recv().await.unwrap();
+        assert!(told.contains("no answer"), "{told}");
+        let listener = tokio::net::TcpListener::bind(server.url.trim_start_matches("http://")).await.unwrap();
+        Server::on(listener, broken(body, 40, true))
+    };
+    let read_on = async {
+        while let Some(record) = tail.next().await.unwrap() {
+            got.push(record);
+        }
+    };
+    tokio::join!(come_back, read_on);
+    assert_eq!(got, records);
+    assert!(told.try_recv().is_err(), "one absence is told once");
+}
+
+/// It would hide that the address is wrong, and no absence is waited for without end.
+#[tokio::test]
+async fn a_core_that_never_answered_or_stays_away_is_given_up() {
+    let core = tokio::runtime::Runtime::new().unwrap();
+    let server = core.spawn(Server::start(|_| whoami())).await.unwrap();
+    let patient = |span| client(&server).patient(span, |_| panic!("nothing is waited for"));
+    let tired = patient(Duration::ZERO);
+    tired.whoami().await.unwrap();
+    core.shutdown_background();
+    let never_heard = patient(Duration::from_secs(600));
+    let (never_heard, given_up) = tokio::join!(never_heard.whoami(), tired.whoami());
+    assert!(matches!(never_heard, Err(ClientError::Unreachable { .. })), "{never_heard:?}");
+    assert!(matches!(given_up, Err(ClientError::Unreachable { .. })), "{given_up:?}");
+}
+
 #[tokio::test]
 async fn an_upload_that_stands_still_is_given_up() {
     let server = Server::start(|request| match request.method.as_str() {

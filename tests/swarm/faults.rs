@@ -117,6 +117,41 @@ fn a_job_ended_while_the_core_was_away_is_reported_later() {
     swarm.judge("end while the core was away", true);
 }
 
+/// Who follows a job waits for the core as the job does: every byte comes once, and the job's own code.
+#[test]
+fn a_job_is_followed_to_its_end_over_a_kill_of_the_core() {
+    let script = "n=0; while [ $n -lt 20 ]; do echo $n; sleep 1; n=$((n+1)); done; exit 3";
+    let log: String = (0..20).map(|n| format!("{n}\n")).collect();
+    let swarm = &Swarm::start(Setup::default());
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| swarm.run(&[], &["sh", "-c", script]));
+        let job = eventually("`run` has submitted", PATIENCE, || {
+            let jobs = swarm.block(swarm.client.jobs(&swarm_client::JobFilter::default())).ok()?;
+            jobs.items.first().map(|job| job.id)
+        });
+        swarm.wait_started(job, 1);
+        let following = scope.spawn(move || swarm.consumer(&["logs", "-f", &job.to_string()]));
+        let container = swarm.container(job);
+        swarm.kill_core();
+        // A line a second: longer than a call that is not patient tries.
+        for _ in 0..4 {
+            swarm.carries_on(job, &container);
+        }
+        swarm.start_core();
+        let (ran, _) = running.join().expect("`run` ends");
+        let followed = following.join().expect("`logs -f` ends");
+        for (ended, code) in [(ran, 3), (followed, 0)] {
+            assert_eq!(
+                (ended.code, String::from_utf8_lossy(&ended.stdout)),
+                (Some(code), log.as_str().into()),
+                "{ended:?}"
+            );
+            assert_eq!(ended.stderr.matches("waiting for it").count(), 1, "{ended:?}");
+        }
+    });
+    swarm.judge("core killed under followers", true);
+}
+
 #[test]
 fn a_worker_killed_mid_run_adopts_its_container_at_its_next_start() {
     killed_mid_run("worker killed mid-run", Setup::default(), Swarm::kill_worker, Swarm::start_worker);

@@ -9,6 +9,7 @@ use swarm_protocol::api::{JobDetail, TaskView};
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, OutcomeKind};
 
+use super::waiting;
 use crate::cli::{Ls, Show, Wait};
 use crate::exit::Exit;
 use crate::failure::{Done, Failure, unless_gone};
@@ -19,6 +20,8 @@ use crate::views::{Ended, Job, Jobs, Reasons, Said};
 const PAGE: u32 = 500;
 /// What one `wait` call asks the core for; it is asked again until the job is final.
 pub(crate) const WAIT_STEP: Duration = Duration::from_secs(30);
+/// How much longer than it was asked for an answer may take when the time to wait is given.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 pub(crate) async fn list(client: &Client, ls: &Ls, format: Format) -> Done<u8> {
     let mut jobs = Vec::new();
@@ -50,6 +53,7 @@ pub(crate) async fn show_job(client: &Client, wanted: &Show, format: Format) -> 
 }
 
 pub(crate) async fn wait(client: &Client, wait: &Wait, format: Format) -> Done<u8> {
+    let client = &waiting::patient(client);
     // An end that no clock can tell is none.
     let until = wait.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut detail = client.wait_job(wait.job, until.map_or(WAIT_STEP, |_| Duration::ZERO)).await?;
@@ -65,7 +69,12 @@ pub(crate) async fn wait(client: &Client, wait: &Wait, format: Format) -> Done<u
         if step < Duration::from_secs(1) {
             tokio::time::sleep(step).await;
         }
-        detail = client.wait_job(wait.job, step).await?;
+        let asked = client.wait_job(wait.job, step);
+        // A core that went away is awaited no longer than the job.
+        let bound = until.map_or(Duration::MAX, |_| step + ANSWER_TIME);
+        if let Ok(answer) = tokio::time::timeout(bound, asked).await {
+            detail = answer?;
+        }
     }
     let ended = Ended { verdict: verdict(client, &detail).await?, detail };
     unless_gone(show(format, &ended))?;
@@ -171,9 +180,34 @@ pub(crate) async fn why(client: &Client, job: JobId, format: Format) -> Done<u8>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser as _;
+    use swarm_client::{MemoryTokens, SavedTokens};
     use swarm_protocol::api::TaskPhase;
 
     use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::testserver::{Reply, Server};
+    use crate::views::samples;
+
+    #[tokio::test]
+    async fn a_core_that_went_away_is_waited_for_no_longer_than_the_job() {
+        let asked = std::sync::atomic::AtomicU32::new(0);
+        let running = samples::detail("running", json!({"image": "tool:1"}));
+        let server = Server::start(move |_| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Reply::json(200, &running),
+            _ => Reply::problem(503, "unavailable"),
+        })
+        .await;
+        let tokens = SavedTokens { access: "a".into(), refresh: "r".into() };
+        let client = Client::new(&server.url, Arc::new(MemoryTokens::new(tokens))).unwrap();
+        let Command::Wait(one) = Cli::try_parse_from(["x", "wait", "42", "--timeout", "100ms"]).unwrap().command else {
+            panic!("not wait")
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait(&client, &one, Format::Human)).await;
+        assert_eq!(waited.expect("it ends soon").unwrap_err().exit, Exit::TimedOut);
+    }
 
     fn code(outcome: OutcomeKind, exit_code: Option<i32>, detail: &str) -> u8 {
         let detail = Some(detail.to_owned());

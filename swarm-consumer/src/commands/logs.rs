@@ -6,6 +6,7 @@ use swarm_client::{Client, LogOptions};
 use swarm_protocol::api::TaskPhase;
 use swarm_protocol::{AttemptNo, TaskId};
 
+use super::waiting;
 use crate::cli::Logs;
 use crate::failure::{Done, Failure};
 use crate::logtext::LogText;
@@ -15,6 +16,8 @@ use crate::output::Format;
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(crate) async fn run(client: &Client, logs: &Logs, format: Format) -> Done<u8> {
+    let patient = waiting::patient(client);
+    let client = if logs.follow { &patient } else { client };
     let mut text = LogText::new(format, logs.task, logs.timestamps);
     let attempt = match logs.attempt {
         Some(attempt) => attempt,

@@ -101,13 +101,14 @@ async fn run_until(client: &Client, run: &Run, format: Format, listen: impl FnOn
     note(&format!("job {job}"));
     warn(&sent);
     let waiting = Waiting::new(!sent.warnings.is_empty());
+    let patient = waiting::patient(client);
     let followed = tokio::select! {
-        ended = follow(client, job, array, waiting, format) => Some(ended?),
+        ended = follow(&patient, job, array, waiting, format) => Some(ended?),
         () = ctrl_c.pressed() => None,
     };
     let Some(detail) = followed else { return Err(detach(client, job, &mut ctrl_c).await) };
     let ended = tokio::select! {
-        ended = conclude(client, detail, run, !outputs.is_empty()) => ended?,
+        ended = conclude(&patient, detail, run, !outputs.is_empty()) => ended?,
         () = ctrl_c.pressed() => return Err(Failure::new(Exit::Detached, format!("interrupted; job {job} has ended"))
             .hint(format!("`{0} wait {job}` tells how, `{0} fetch {job}` fetches its outputs", program()))),
     };
