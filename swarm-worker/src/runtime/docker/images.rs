@@ -16,9 +16,18 @@ use crate::runtime::{ByteStream, OurImage, RuntimeError};
 const LOADED_ID: &str = "Loaded image ID: ";
 const LOADED_TAG: &str = "Loaded image: ";
 
-/// Words in a failed load that blame the machine, not the archive.
-const MACHINE_FAULTS: [&str; 4] =
-    ["no space left on device", "input/output error", "cannot allocate memory", "read-only file system"];
+/// Words in a failed load that blame the archive. The core has checked every layer of it, so all else is the machine's
+/// fault: a full disk or quota, or a child of the engine that was killed.
+const ARCHIVE_FAULTS: [&str; 8] = [
+    "archive/tar: ",
+    "unexpected EOF",
+    "gzip: invalid",
+    "corrupt",
+    "invalid diffID",
+    "length mismatch",
+    "invalid character",
+    "no RootFS key",
+];
 
 impl DockerRuntime {
     fn tag_of(&self, config: &Digest) -> String {
@@ -140,9 +149,48 @@ impl DockerRuntime {
             Error::DockerResponseServerError { status_code: 400 | 500, message } => message,
             other => return map("load image", self.deadlines.transfer, other),
         };
-        if MACHINE_FAULTS.iter().any(|fault| message.contains(fault)) {
-            return RuntimeError::Engine { call: "load image", message };
+        if is_the_archives_fault(&message) {
+            return RuntimeError::ImageInvalid { expect: *expect, message: message.trim().to_owned() };
         }
-        RuntimeError::ImageInvalid { expect: *expect, message: message.trim().to_owned() }
+        RuntimeError::Engine { call: "load image", message }
+    }
+}
+
+fn is_the_archives_fault(message: &str) -> bool {
+    // A member that the manifest names, in the directory where the engine unpacked the archive.
+    let (_, member) = message.split_once("/docker-import-").unwrap_or_default();
+    let is_absent = member.contains('/') && member.contains("no such file or directory");
+    // What a child that was killed had said before counts for nothing.
+    let was_killed = message.contains("signal: ");
+    !was_killed && (is_absent || ARCHIVE_FAULTS.iter().any(|fault| message.contains(fault)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_fails_is_the_machines_fault_unless_the_archive_is_named() {
+        for archive in [
+            "Error processing tar file(exit status 1): archive/tar: invalid tar header",
+            "Error processing tar file(exit status 1): unexpected EOF",
+            "invalid diffID for layer 0: expected \"sha256:aa\", got \"sha256:bb\"",
+            "invalid manifest, layers length mismatch: expected 1, got 2",
+            "open /var/lib/docker/tmp/docker-import-123/aa.tar: no such file or directory",
+            "lstat /var/lib/docker/tmp/docker-import-123/aa.tar: no such file or directory",
+        ] {
+            assert!(is_the_archives_fault(archive), "{archive}");
+        }
+        for machine in [
+            "Error processing tar file(signal: killed): ",
+            "Error processing tar file(signal: killed): unexpected EOF",
+            "Error processing tar file(exit status 1): write /usr/lib/x: disk quota exceeded",
+            "Error processing tar file(exit status 1): write /usr/lib/x: no space left on device",
+            "open /var/lib/docker/overlay2/x/link: too many open files",
+            "mkdir /var/lib/docker/tmp/docker-import-123: no such file or directory",
+            "fork/exec /proc/self/exe: resource temporarily unavailable",
+        ] {
+            assert!(!is_the_archives_fault(machine), "{machine}");
+        }
     }
 }
