@@ -4,7 +4,7 @@
 use swarm_protocol::Outcome;
 
 use super::{End, engine_end};
-use crate::runtime::{ContainerId, ContainerRuntime};
+use crate::runtime::{ContainerId, ContainerRuntime, RuntimeError};
 
 /// The largest passwd or group file read.
 const ACCOUNTS_BYTES_MAX: usize = 1 << 20;
@@ -148,8 +148,8 @@ fn memberships(group: &str, user: &str) -> Vec<u32> {
 async fn read(runtime: &dyn ContainerRuntime, id: &ContainerId, path: &str) -> Result<String, End> {
     match runtime.read_small_file(id, path, ACCOUNTS_BYTES_MAX).await {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()),
-        Err(error) if error.is_infrastructure() => Err(engine_end(&error)),
-        Err(error) => Err(refused(format!("the image's {error}"))),
+        Err(error @ RuntimeError::BadFile { .. }) => Err(refused(format!("the image's {error}"))),
+        Err(error) => Err(engine_end(&error)),
     }
 }
 

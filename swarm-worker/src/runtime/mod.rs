@@ -396,7 +396,8 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// A regular file of at most `bytes_max` bytes; `None` where there is no such path.
     ///
     /// # Errors
-    /// [`RuntimeError::BadFile`] when it is longer, or no regular file.
+    /// [`RuntimeError::BadFile`] when it is longer, or no regular file; [`RuntimeError::Engine`] when its bytes break off,
+    /// [`RuntimeError::NotFound`] when the container does not exist.
     async fn read_small_file(
         &self,
         id: &ContainerId,
@@ -406,16 +407,21 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         let bad = |message: String| RuntimeError::BadFile { path: path.to_owned(), message };
         let tar = match self.get_archive(id, path).await {
             Ok(tar) => tar,
-            Err(error) if error.is_not_found() => return Ok(None),
+            // The path, unless it is the container.
+            Err(error) if error.is_not_found() => return self.inspect(id).await.map(|_| None),
             Err(error) => return Err(error),
         };
-        let (entry, mut body) = archive::untar_single_file(tar).await.map_err(|error| bad(error.to_string()))?;
+        let broken = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::InvalidData => bad(error.to_string()),
+            _ => RuntimeError::Engine { call: "get archive", message: error.to_string() },
+        };
+        let (entry, mut body) = archive::untar_single_file(tar).await.map_err(broken)?;
         if entry.size > bytes_max as u64 {
             return Err(bad(format!("it has {} bytes, at most {bytes_max} are read", entry.size)));
         }
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
-            bytes.extend_from_slice(&chunk.map_err(|error| bad(error.to_string()))?);
+            bytes.extend_from_slice(&chunk.map_err(broken)?);
         }
         Ok(Some(bytes))
     }

@@ -19,7 +19,8 @@ impl Bench {
     }
 }
 
-/// Every call of a run, failing or answering too late, done or not.
+/// Every call of a run, failing or answering too late, done or not; as a user in numbers, and as one who is looked up in
+/// the image.
 #[tokio::test]
 async fn no_call_that_fails_or_is_answered_too_late_is_taken_for_the_jobs_failure() {
     let calls = [
@@ -40,14 +41,19 @@ async fn no_call_that_fails_or_is_answered_too_late_is_taken_for_the_jobs_failur
     ];
     let bench = Bench::start(|| Script::new().out("hello\n").write("/out/r", "42")).await;
     bench.core.seen().blobs.insert(Digest::of(b"data"), (&b"data"[..]).into());
+    // A user is looked up once, so each job has its own.
+    let accounts: String = (1..100).map(|n| format!("app{n}:x:{}:50::/:\n", 1000 + n)).collect();
+    bench.engine.add_image_file(&Digest::of(CONFIG), "/etc/passwd", accounts);
     let effects: [fn(RuntimeError) -> Effect; 2] = [Effect::Fail, Effect::DoneButFail];
     let cases = calls.into_iter().flat_map(|call| effects.map(|effect| (call, effect)));
-    for ((call, effect), job) in cases.zip(1..) {
+    let cases = cases.flat_map(|case| [false, true].map(|named| (case, named)));
+    for (((call, effect), named), job) in cases.zip(1..) {
         let effect = effect(late("any"));
-        let case = format!("{call:?} {effect:?}");
+        let case = format!("{call:?} {effect:?}, named user: {named}");
         bench.engine.plan(FaultPlan::new().on(call, 1, effect));
         let files = (vec![testing::input("/in/a", b"data")], vec!["/out/r".into()]);
-        let order = TaskOrder { inputs: files.0, outputs: files.1, ..order(job) };
+        let user = named.then(|| format!("app{job}"));
+        let order = TaskOrder { inputs: files.0, outputs: files.1, user, ..order(job) };
         bench.core.assign(&order).await;
         let given_back =
             |frame: &ToCore| matches!(frame, ToCore::Recalled { attempts } if attempts[0] == order.attempt);
@@ -63,9 +69,28 @@ async fn no_call_that_fails_or_is_answered_too_late_is_taken_for_the_jobs_failur
             assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "hello\n", "{case}");
             assert_eq!(report.log_cut_bytes, 0, "{case}");
         }
-        let harmless = matches!(call, Call::Logs | Call::Inspect | Call::Remove | Call::RemoveVolume);
+        let harmless = matches!(call, Call::Logs | Call::Inspect | Call::Remove | Call::RemoveVolume) && !named;
         assert!(!harmless || report.outcome == Outcome::Succeeded, "{case} costs an attempt: {kind}");
     }
+    bench.end().await;
+}
+
+/// The bytes of a file of the image break off, or its container is gone: neither says anything of the image.
+#[tokio::test]
+async fn an_engine_that_fails_while_accounts_are_read_is_not_the_jobs_failure() {
+    let bench = Bench::start(Script::new).await;
+    bench.engine.add_image_file(&Digest::of(CONFIG), "/etc/passwd", "app:x:1000:50::/:\n");
+    let order = |job| TaskOrder { user: Some("app".into()), ..order(job) };
+    bench.engine.cut_archives(520);
+    let outcome = bench.outcome(&order(1)).await;
+    assert!(by_engine(&outcome), "{outcome:?}");
+    bench.engine.cut_archives(usize::MAX);
+    let gone = || RuntimeError::NotFound { call: "any", message: "No such container".into() };
+    let plan = FaultPlan::new().on(Call::GetArchive, 1, Effect::Fail(gone()));
+    bench.engine.plan(plan.on(Call::Inspect, 1, Effect::Fail(gone())));
+    let outcome = bench.outcome(&order(2)).await;
+    assert!(by_engine(&outcome), "{outcome:?}");
+    assert_eq!(bench.outcome(&order(3)).await, Outcome::Succeeded);
     bench.end().await;
 }
 
