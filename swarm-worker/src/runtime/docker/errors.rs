@@ -43,10 +43,8 @@ pub(super) fn map(call: &'static str, deadline: Duration, error: Error) -> Runti
     match error {
         Error::DockerResponseServerError { status_code: 404, message } => RuntimeError::NotFound { call, message },
         Error::DockerResponseServerError { status_code: 409, message } => RuntimeError::Conflict { call, message },
-        Error::DockerResponseServerError { status_code: 400 | 403, message } => {
-            RuntimeError::Invalid { field: call, reason: message }
-        }
-        // An upload to a place that cannot be written; engine 20.10 says 500.
+        // An upload to a place that cannot be written; engine 20.10 says 500, later ones 403. Any other 403 is that of a
+        // proxy or an authorisation plugin.
         Error::DockerResponseServerError { message, .. } if message.contains("rootfs is marked read-only") => {
             RuntimeError::Invalid { field: call, reason: message }
         }
@@ -71,7 +69,17 @@ pub(super) fn map_start(deadline: Duration, id: &str, error: Error) -> RuntimeEr
         Error::DockerResponseServerError { status_code: 400, message } if is_by_oci_runtime(&message) => {
             RuntimeError::Engine { call: "start", message }
         }
-        other => map("start", deadline, other),
+        other => map_spec("start", deadline, other),
+    }
+}
+
+/// As [`map`], for the calls that hand the engine what the job asks for: it may not like that.
+fn map_spec(call: &'static str, deadline: Duration, error: Error) -> RuntimeError {
+    match error {
+        Error::DockerResponseServerError { status_code: 400, message } => {
+            RuntimeError::Invalid { field: call, reason: message }
+        }
+        other => map(call, deadline, other),
     }
 }
 
@@ -119,7 +127,7 @@ pub(super) fn map_create(deadline: Duration, error: Error) -> RuntimeError {
         {
             RuntimeError::JoinRefused { message: message.trim().to_owned() }
         }
-        other => map("create", deadline, other),
+        other => map_spec("create", deadline, other),
     }
 }
 
@@ -230,7 +238,16 @@ mod tests {
         let second = Duration::from_secs(1);
         assert!(map("inspect", second, server(404, "No such container: x")).is_not_found());
         assert!(matches!(map("create", second, server(409, "in use")), RuntimeError::Conflict { .. }));
-        assert!(map("ping", second, server(500, "boom")).is_infrastructure());
+        for status in [400, 403, 500] {
+            assert!(map("put archive", second, server(status, "boom")).is_infrastructure(), "{status}");
+        }
+        let read_only = map("put archive", second, server(403, "container rootfs is marked read-only"));
+        assert!(matches!(read_only, RuntimeError::Invalid { .. }), "{read_only}");
+        // What a proxy in between forbids, it forbids whatever the job says.
+        assert!(map_create(second, server(403, "denied by plugin")).is_infrastructure());
+        assert!(map_start(second, "id", server(403, "Forbidden")).is_infrastructure());
+        let invalid = map_create(second, server(400, "invalid reference"));
+        assert!(matches!(invalid, RuntimeError::Invalid { field: "create", .. }), "{invalid}");
         assert_eq!(
             map("stop", second, Error::RequestTimeoutError),
             RuntimeError::Timeout { call: "stop", after_ms: 1000 }
