@@ -1,6 +1,7 @@
 //! From our allow-list to the engine's create call.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions,
@@ -34,7 +35,7 @@ impl DockerRuntime {
 
     async fn try_create(&self, spec: &ContainerSpec, disk_bytes: Option<u64>) -> Result<ContainerId, RuntimeError> {
         let options = CreateContainerOptions { name: Some(spec.name.clone()), ..Default::default() };
-        let mut body = body(spec);
+        let mut body = body(spec, self.cpus.load(Ordering::Relaxed));
         if let (Some(bytes), Some(host)) = (disk_bytes, &mut body.host_config) {
             host.storage_opt = Some(HashMap::from([("size".to_owned(), bytes.to_string())]));
         }
@@ -47,7 +48,7 @@ impl DockerRuntime {
     }
 }
 
-fn body(spec: &ContainerSpec) -> ContainerCreateBody {
+fn body(spec: &ContainerSpec, cpus: u32) -> ContainerCreateBody {
     ContainerCreateBody {
         image: Some(spec.image.to_string()),
         labels: Some(spec.labels.clone().into_iter().collect()),
@@ -60,12 +61,12 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         tty: Some(false),
         open_stdin: Some(false),
-        host_config: Some(host_config(spec)),
+        host_config: Some(host_config(spec, cpus)),
         ..Default::default()
     }
 }
 
-fn host_config(spec: &ContainerSpec) -> HostConfig {
+fn host_config(spec: &ContainerSpec, cpus: u32) -> HostConfig {
     let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
     HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
@@ -85,7 +86,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         memory: Some(memory),
         // Memory and swap together: equal to `memory` means no swap.
         memory_swap: Some(memory),
-        nano_cpus: Some(i64::try_from(spec.cpu_millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)),
+        nano_cpus: Some(nano_cpus(spec.cpu_millis, cpus)),
         // A crash must not leave a copy of a job's memory on the disk.
         ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", i64::from(spec.open_files))]),
         readonly_rootfs: Some(spec.read_only_root),
@@ -107,6 +108,12 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         }),
         ..Default::default()
     }
+}
+
+/// All there are, where a worker offers more cores than its engine has and a job asks for them.
+fn nano_cpus(cpu_millis: u64, cpus: u32) -> i64 {
+    let millis = cpu_millis.min(u64::from(cpus) * 1000);
+    i64::try_from(millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)
 }
 
 fn ulimit(name: &str, most: i64) -> ResourcesUlimits {

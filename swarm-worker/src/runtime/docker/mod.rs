@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -75,6 +76,8 @@ pub struct DockerRuntime {
     /// Its files are on this machine, as far as this process may see them.
     is_local: bool,
     quota: quota::Quota,
+    /// Logical CPUs, as it said last; no bound before. It refuses containers that are to have more.
+    cpus: AtomicU32,
     /// Layers of our images by config digest. An image never changes, so what was read once stays true.
     layers: Mutex<HashMap<Digest, Vec<Digest>>>,
 }
@@ -109,6 +112,7 @@ impl DockerRuntime {
             repository,
             is_local,
             quota: quota::Quota::default(),
+            cpus: AtomicU32::new(u32::MAX),
             layers: Mutex::default(),
         })
     }
@@ -149,6 +153,8 @@ impl ContainerRuntime for DockerRuntime {
         let in_containerd = info.driver_status.iter().flatten().flatten().any(|word| word.contains("containerd"));
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
+        let cpus = info.ncpu.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
+        self.cpus.store(cpus.unwrap_or(u32::MAX), Ordering::Relaxed);
         let devices = info.discovered_devices.unwrap_or_default().into_iter();
         let disk = self.data_root(info.docker_root_dir.clone()).await;
         let sees_volumes = self.sees_volumes(info.docker_root_dir).await;
@@ -162,7 +168,7 @@ impl ContainerRuntime for DockerRuntime {
         let unenforced = enforced.into_iter().filter(|(_, is_enforced)| *is_enforced == Some(false));
         let unenforced = unenforced.map(|(limit, _)| limit).collect();
         Ok(EngineFacts {
-            cpus: info.ncpu.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
+            cpus: cpus.unwrap_or(1),
             memory_bytes: info.mem_total.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
             engine_version: version.version.unwrap_or_default(),
             api_version: version.api_version.unwrap_or_default(),

@@ -107,6 +107,15 @@ async fn the_engine_tells_its_facts() {
     assert_eq!(facts.sees_volumes, std::fs::read_dir("/var/lib/docker/volumes").is_ok());
 }
 
+/// The operator may offer more cores than there are; the job that is placed there shall not pay for it.
+#[tokio::test]
+async fn more_cores_than_there_are_are_all_of_them() {
+    let bench = Bench::new().await;
+    let facts = bench.runtime().facts().await.expect("facts");
+    let spec = ContainerSpec { cpu_millis: u64::from(facts.cpus) * 1000 + 1000, ..bench.spec("echo ran") };
+    assert_eq!(bench.run(&spec).await.out(), "ran\n");
+}
+
 #[tokio::test]
 async fn images_are_known_by_config_digest_and_kept_by_our_tag() {
     let bench = Bench::new().await;
