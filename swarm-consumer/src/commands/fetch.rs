@@ -1,6 +1,6 @@
 //! `fetch`: outputs as files, never outside the directory named, never over a file that is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -158,35 +158,49 @@ fn items_of(job: JobId, task: &TaskView, array: bool) -> Done<Vec<Item>> {
     Ok(items.collect())
 }
 
-/// What each output is called here: its own name, or its whole path where two share a name. The paths come over the
-/// network, so nothing but plain parts gets through.
+/// What each output is called here: its own name, or its whole path where two share a name. No two are called the same,
+/// and none is where another needs a directory. The paths come over the network, so nothing but plain parts gets through.
 fn names(outputs: &[OutputView]) -> Done<Vec<PathBuf>> {
-    let parts: Vec<Vec<String>> = outputs.iter().map(plain_parts).collect::<Done<_>>()?;
+    let mut paths: Vec<PathBuf> = outputs.iter().map(plain_path).collect::<Done<_>>()?;
+    name_archives(outputs, &mut paths);
     let mut count = HashMap::new();
-    for parts in &parts {
-        *count.entry(parts.last().cloned()).or_insert(0) += 1;
+    for path in &paths {
+        *count.entry(path.file_name()).or_insert(0) += 1;
     }
-    let name = |parts: Vec<String>| match parts.last() {
-        Some(last) if count[&Some(last.clone())] == 1 => PathBuf::from(last),
-        _ => parts.iter().collect(),
+    let all_differ = count.len() == paths.len();
+    let roots: HashSet<_> = paths.iter().filter_map(|path| path.iter().next()).collect();
+    let name = |path: &PathBuf| match path.file_name() {
+        Some(last) if all_differ || (count[&Some(last)] == 1 && !roots.contains(last)) => PathBuf::from(last),
+        _ => path.clone(),
     };
-    Ok(parts.into_iter().map(name).collect())
+    Ok(paths.iter().map(name).collect())
 }
 
-fn plain_parts(output: &OutputView) -> Done<Vec<String>> {
+/// A directory comes as an archive: `x.tar`, or `x.1.tar` and so on where that is another output, or a directory of one.
+fn name_archives(outputs: &[OutputView], paths: &mut [PathBuf]) {
+    let own = |(output, path): (&OutputView, &PathBuf)| (!output.is_dir).then(|| path.clone());
+    let above = paths.iter().flat_map(|path| path.ancestors().skip(1).map(Path::to_owned));
+    let mut taken: HashSet<PathBuf> = above.chain(outputs.iter().zip(&*paths).filter_map(own)).collect();
+    for (_, path) in outputs.iter().zip(paths).filter(|(output, _)| output.is_dir) {
+        let last = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut name = path.with_file_name(format!("{last}.tar"));
+        let mut n = 0;
+        while !taken.insert(name.clone()) {
+            n += 1;
+            name = path.with_file_name(format!("{last}.{n}.tar"));
+        }
+        *path = name;
+    }
+}
+
+/// The path below the directory named, as it was in the container.
+fn plain_path(output: &OutputView) -> Done<PathBuf> {
     let refuse = || Failure::new(Exit::Error, format!("refused an output with the unsafe path `{}`", output.path));
     let plain = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\\']) && !part.chars().any(is_hostile)
+        !part.is_empty() && part != "." && part != ".." && !part.contains('\0') && !part.chars().any(is_hostile)
     };
-    let mut parts: Vec<String> = output.path.trim_start_matches('/').split('/').map(str::to_owned).collect();
-    if !parts.iter().all(|part| plain(part)) {
-        return Err(refuse());
-    }
-    let last = parts.last_mut().ok_or_else(refuse)?;
-    if output.is_dir {
-        last.push_str(".tar");
-    }
-    Ok(parts)
+    let parts: Vec<&str> = output.path.trim_start_matches('/').split('/').collect();
+    if parts.iter().all(|part| plain(part)) { Ok(parts.iter().collect()) } else { Err(refuse()) }
 }
 
 /// Refuses when any of the files is there already.
@@ -246,6 +260,27 @@ mod tests {
             names(&[output("/out/a", false), output("/x/b", true), output("/y/c", false), output("/z/c", false)]);
         let expected = ["a", "b.tar", "y/c", "z/c"].map(PathBuf::from);
         assert_eq!(named.unwrap(), expected);
+    }
+
+    fn named(outputs: &[(&str, bool)]) -> Vec<String> {
+        let outputs: Vec<_> = outputs.iter().map(|(path, is_dir)| output(path, *is_dir)).collect();
+        names(&outputs).unwrap().iter().map(|name| name.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn no_output_lies_over_or_under_another() {
+        assert_eq!(named(&[("/out/x", true), ("/out/x.tar", false)]), ["x.1.tar", "x.tar"]);
+        assert_eq!(named(&[("/out/x", true), ("/out/x.tar", true)]), ["x.tar", "x.tar.tar"]);
+        let taken = [("/out/x", true), ("/out/x.tar", false), ("/out/x.1.tar", false), ("/q/x.tar", false)];
+        assert_eq!(named(&taken), ["x.2.tar", "out/x.tar", "x.1.tar", "q/x.tar"]);
+        // A directory that another output's path needs.
+        assert_eq!(named(&[("/out/x", true), ("/out/x.tar/f", false), ("/f", false)]), ["x.1.tar", "out/x.tar/f", "f"]);
+        assert_eq!(named(&[("/out/y", false), ("/y/c", false), ("/z/c", false)]), ["out/y", "y/c", "z/c"]);
+    }
+
+    #[test]
+    fn a_backslash_is_a_letter() {
+        assert_eq!(named(&[("/out/a\\b", false), ("/out/..\\c", false)]), ["a\\b", "..\\c"]);
     }
 
     #[test]
