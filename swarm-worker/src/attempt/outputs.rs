@@ -116,14 +116,7 @@ impl Attempt {
 
     /// What the engine has at `path` of the container; `None` when there is nothing.
     async fn archive(&self, id: &ContainerId, path: &str) -> Result<Option<ByteStream>, End> {
-        match self.ctx.runtime.get_archive(id, path).await {
-            Ok(tar) => Ok(Some(tar)),
-            Err(error @ RuntimeError::NotFound { .. }) => {
-                tracing::debug!(attempt = %self.id, %error, "an output is absent");
-                Ok(None)
-            }
-            Err(error) => Err(engine_end(&error)),
-        }
+        self.ctx.runtime.find_archive(id, path).await.map_err(|error| engine_end(&error))
     }
 }
 

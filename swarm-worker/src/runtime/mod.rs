@@ -393,6 +393,15 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// [`RuntimeError::NotFound`] when the container or the path does not exist.
     async fn get_archive(&self, id: &ContainerId, path: &str) -> Result<ByteStream, RuntimeError>;
 
+    /// As [`get_archive`](Self::get_archive); `None` where the container has no such path.
+    async fn find_archive(&self, id: &ContainerId, path: &str) -> Result<Option<ByteStream>, RuntimeError> {
+        match self.get_archive(id, path).await {
+            // The path, unless it is the container.
+            Err(error) if error.is_not_found() => self.inspect(id).await.map(|_| None),
+            found => found.map(Some),
+        }
+    }
+
     /// A regular file of at most `bytes_max` bytes; `None` where there is no such path.
     ///
     /// # Errors
@@ -405,12 +414,7 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         bytes_max: usize,
     ) -> Result<Option<Vec<u8>>, RuntimeError> {
         let bad = |message: String| RuntimeError::BadFile { path: path.to_owned(), message };
-        let tar = match self.get_archive(id, path).await {
-            Ok(tar) => tar,
-            // The path, unless it is the container.
-            Err(error) if error.is_not_found() => return self.inspect(id).await.map(|_| None),
-            Err(error) => return Err(error),
-        };
+        let Some(tar) = self.find_archive(id, path).await? else { return Ok(None) };
         let broken = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::InvalidData => bad(error.to_string()),
             _ => RuntimeError::Engine { call: "get archive", message: error.to_string() },

@@ -94,6 +94,22 @@ async fn an_engine_that_fails_while_accounts_are_read_is_not_the_jobs_failure() 
     bench.end().await;
 }
 
+/// As long as the container is there, it is the output that is not.
+#[tokio::test]
+async fn an_output_whose_container_is_gone_is_not_missing_but_lost() {
+    let bench = Bench::start(Script::new).await;
+    let order = |job| TaskOrder { outputs: vec!["/out/r".into()], ..order(job) };
+    let missing = bench.outcome(&order(1)).await;
+    assert!(matches!(missing, Outcome::OutputMissing { .. }), "{missing:?}");
+    let gone = || RuntimeError::NotFound { call: "any", message: "No such container".into() };
+    let plan = FaultPlan::new().on(Call::GetArchive, 1, Effect::Fail(gone()));
+    // The first look is at its start.
+    bench.engine.plan(plan.on(Call::Inspect, 2, Effect::Fail(gone())));
+    let outcome = bench.outcome(&order(2)).await;
+    assert!(by_engine(&outcome), "{outcome:?}");
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn a_start_that_answered_an_error_and_started_runs_once() {
     let bench = Bench::start(|| Script::new().out("hello\n")).await;
