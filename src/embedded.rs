@@ -122,6 +122,9 @@ pub(crate) fn worker_config(own: WorkerConfig, data: &Path, docker_host: Option<
         name: WORKER.to_owned(),
         docker_host: docker_host.or_else(|| own.docker_host.clone()),
         watchdog: Some(vec!["worker".into(), "watchdog".into()]),
+        join_token: None,
+        join_token_file: None,
+        drain_on_stop: false,
         ..own
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Options {
     /// The engine's socket, for instance unix:///var/run/docker.sock
     #[arg(long, env = "DOCKER_HOST")]
     docker_host: Option<String>,
-    /// Configuration file of the worker (TOML); `core`, `data`, `name` and `watchdog` of it do not count here
+    /// Configuration file of the worker (TOML); where it is, how it joins and whether it drains is not for it to say here
     #[arg(long, env = "SWARM_WORKER_CONFIG")]
     worker_config: Option<PathBuf>,
     #[command(flatten)]
@@ -62,8 +62,9 @@ async fn up(options: Options) -> anyhow::Result<()> {
     // The one user of a swarm on one machine is its owner already; jobs still run as non-root unless asked.
     let defaults = CoreConfig { allow_root: true, ..CoreConfig::default() };
     let config = CoreConfig::load_over(defaults, options.config.as_deref(), &options.core)?;
-    let own = WorkerConfig::settle(options.worker_config.as_deref(), options.worker.settings())?;
+    let own = WorkerConfig::gather(options.worker_config.as_deref(), options.worker.settings())?;
     let worker = embedded::worker_config(own, &config.data_dir, options.docker_host);
+    worker.check()?;
     let runtime = embedded::engine(&worker).await?;
     let password = embedded::admin_password(&config.data_dir);
     let log = swarm_core::cli::start_log(&config, Stderr::All)?;

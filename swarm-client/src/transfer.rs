@@ -81,13 +81,15 @@ impl Client {
                 Ok(view) if view.digest != digest => {
                     return Err(ClientError::Digest { expected: digest, got: view.digest });
                 }
-                Err(error) if error.is_retryable() && failures + 1 < retry::TRIES_MAX => {
+                Err(error) if error.is_retryable() => {
                     failures += 1;
                     retry::wait(failures, None).await;
                     let call = Call::get(format!("files/{digest}/upload"));
                     offset = self.json::<UploadView>(call).await.map_or(0, |there| there.offset.min(size_bytes));
                     if offset > furthest {
                         (failures, furthest) = (0, offset);
+                    } else if failures >= retry::TRIES_MAX {
+                        return Err(error);
                     }
                 }
                 other => return other,

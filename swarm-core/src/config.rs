@@ -43,7 +43,7 @@ pub struct CoreConfig {
     pub start_deadline_s: u64,
     /// How long a worker may prepare an attempt until its container starts, image and inputs included, in seconds.
     pub prepare_deadline_s: u64,
-    /// SIGTERM to SIGKILL when a job is cancelled or runs out of time, in milliseconds.
+    /// From the image's STOPSIGNAL to SIGKILL when a job is cancelled or runs out of time, in milliseconds.
     pub grace_ms: u32,
     /// Whether jobs of the first account's group may run as root; counts at every start.
     pub allow_root: bool,

@@ -130,17 +130,26 @@ impl WorkerConfig {
     /// # Errors
     /// [`ConfigError`]: an unknown key, a wrong type, or a value that cannot be used.
     pub fn settle(file: Option<&Path>, flags: impl Serialize) -> Result<Self, ConfigError> {
+        let config = Self::gather(file, flags)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// As [`settle`](Self::settle), for a caller that changes some of them before it checks.
+    ///
+    /// # Errors
+    /// [`ConfigError::Layers`].
+    pub fn gather(file: Option<&Path>, flags: impl Serialize) -> Result<Self, ConfigError> {
         let mut layers = Figment::from(Serialized::defaults(Self::default()));
         if let Some(file) = file {
             layers = layers.merge(Toml::file_exact(file));
         }
-        let config: Self = layers
-            .merge(Env::prefixed(ENV_PREFIX))
+        layers
+            // It names the file.
+            .merge(Env::prefixed(ENV_PREFIX).ignore(&["config"]))
             .merge(Serialized::globals(flags))
             .extract()
-            .map_err(|error| ConfigError::Layers(Box::new(error)))?;
-        config.check()?;
-        Ok(config)
+            .map_err(|error| ConfigError::Layers(Box::new(error)))
     }
 
     /// Checks values against each other and against what is possible.

@@ -16,6 +16,10 @@ use crate::runtime::{Labels, RuntimeError};
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// The longest: a job must not write for much longer unseen, however slow its files make a look.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A look that took so long was given up in part, and the engine goes on with its walk: a further one would slow both.
+const LONG: Duration = Duration::from_secs(30);
+/// The longest pause then.
+const PAUSE_LONG: Duration = Duration::from_secs(300);
 /// A pause is this many times as long as the look before it took.
 const REST: u32 = 10;
 
@@ -54,7 +58,7 @@ pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
 }
 
 fn rest_after(took: Duration) -> Duration {
-    took.saturating_mul(REST).clamp(PAUSE_MIN, PAUSE_MAX)
+    took.saturating_mul(REST).clamp(PAUSE_MIN, if took < LONG { PAUSE_MAX } else { PAUSE_LONG })
 }
 
 async fn look(ctx: &Ctx) -> Result<HashMap<AttemptId, u64>, RuntimeError> {
@@ -76,8 +80,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_look_is_followed_by_another_within_a_minute() {
+    fn looks_follow_each_other_soon_unless_the_engine_is_at_one_still() {
         let rest = |took_s| rest_after(Duration::from_secs(took_s)).as_secs();
-        assert_eq!([rest(0), rest(2), rest(120)], [5, 20, 60]);
+        assert_eq!([rest(0), rest(2), rest(20), rest(40)], [5, 20, 60, 300]);
     }
 }

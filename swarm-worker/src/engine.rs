@@ -28,7 +28,8 @@ pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
 /// Asks the engine, and notes what came of it.
 pub(crate) async fn answers(ctx: &Ctx) -> bool {
     let problem = match tokio::time::timeout(PATIENCE, ctx.runtime.ping()).await {
-        Ok(Ok(())) => None,
+        // It may have come back with settings under which no job can run.
+        Ok(Ok(())) => ctx.engine.borrow().check().err().map(|error| error.to_string()),
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some(format!("no answer within {} s", PATIENCE.as_secs())),
     };

@@ -111,7 +111,9 @@ fn stage_of(found: &Found, container: Option<&Held>) -> (Stage, HeldPhase) {
         (Some((id, state)), mark) => {
             // The mark is written before the start; if the disk lost it, only the clock of this boot is unknown.
             let mark = mark.clone().unwrap_or(StartMark { machine_boot: String::new(), boot_ns: 0 });
-            let started_at_us = state.started_at_us.unwrap_or(0);
+            // An engine that did not describe it keeps the true one to itself.
+            let now_us = || chrono::Utc::now().timestamp_micros().unsigned_abs();
+            let started_at_us = state.started_at_us.unwrap_or_else(now_us);
             (Stage::Adopted(id.clone(), state.clone(), mark), HeldPhase::Running { started_at_us })
         }
         (None, Some(_)) => (Stage::Vanished, HeldPhase::Pending),
@@ -229,5 +231,8 @@ mod tests {
         assert!(matches!(stage(&found(None, false), Some(&running)), Stage::Adopted(..)));
         assert!(matches!(stage(&found(Some(mark), true), Some(&running)), Stage::Reported(_)));
         assert_eq!(stage_of(&marked, Some(&running)).1, HeldPhase::Running { started_at_us: 7 });
+        let undescribed = (running.0.clone(), ContainerState::of(ContainerPhase::Running));
+        let HeldPhase::Running { started_at_us } = stage_of(&marked, Some(&undescribed)).1 else { panic!("it runs") };
+        assert!(started_at_us > 1_700_000_000_000_000, "nothing started in 1970");
     }
 }

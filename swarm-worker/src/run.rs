@@ -130,7 +130,7 @@ async fn prepare(
         images: Images::open(&config.data),
         transfer: Transfer::new(config.core.clone(), identity.key.clone())?,
         slots: Arc::new(Semaphore::new(slots as usize)),
-        sandboxes: Sandboxes::new(&config, slots),
+        sandboxes: Sandboxes::new(&config),
         config,
         data,
         identity,

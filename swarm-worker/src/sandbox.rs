@@ -41,7 +41,8 @@ pub(crate) struct Sandboxes(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    target: usize,
+    /// As configured; one for each slot otherwise.
+    wanted: Option<u32>,
     pool: Mutex<Pool>,
     changed: Notify,
 }
@@ -74,11 +75,16 @@ impl Drop for Seat {
 }
 
 impl Sandboxes {
-    /// As many as configured, and at most one for each slot; none yet.
-    pub(crate) fn new(config: &WorkerConfig, slots: u32) -> Self {
-        let target = if image::PROGRAM.is_empty() { 0 } else { config.sandboxes.unwrap_or(slots).min(slots) };
+    /// None yet.
+    pub(crate) fn new(config: &WorkerConfig) -> Self {
+        let wanted = if image::PROGRAM.is_empty() { Some(0) } else { config.sandboxes };
         let pool = Mutex::new(Pool::new(config.sandbox_joins));
-        Self(Arc::new(Inner { target: target as usize, pool, changed: Notify::new() }))
+        Self(Arc::new(Inner { wanted, pool, changed: Notify::new() }))
+    }
+
+    /// As many as configured, and at most one for each slot.
+    fn target(&self, slots: u32) -> usize {
+        self.0.wanted.unwrap_or(slots).min(slots) as usize
     }
 
     /// A sandbox for one job of this group that does not run as root, if one is at hand.
@@ -111,7 +117,7 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
         if ctx.swarm.get().is_some() && ctx.engine.borrow().disk_quota == DiskQuota::Unknown {
             report("it cannot be seen yet whether the engine has disk quotas", probe(&ctx, &image).await);
         }
-        if ctx.swarm.get().is_some() && ctx.sandboxes.0.target > 0 {
+        if ctx.swarm.get().is_some() && ctx.sandboxes.0.wanted != Some(0) {
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 report("sandboxes cannot be looked after yet", look(&ctx).await);
@@ -167,7 +173,7 @@ async fn probe(ctx: &Ctx, image: &PauseImage) -> Result<(), RuntimeError> {
 /// Makes and removes until nothing is to be done, or something fails.
 async fn tend(ctx: &Ctx, image: &PauseImage) -> Result<(), RuntimeError> {
     loop {
-        let target = if ctx.hub.is_accepting() { ctx.sandboxes.0.target } else { 0 };
+        let target = if ctx.hub.is_accepting() { ctx.sandboxes.target(ctx.slots_offered()) } else { 0 };
         let acts = ctx.sandboxes.pool().acts(target);
         if acts.is_empty() {
             return Ok(());

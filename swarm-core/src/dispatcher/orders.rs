@@ -12,7 +12,7 @@ pub struct Limits {
     pub log_bytes_max: u64,
     /// Bytes of all outputs of an attempt together.
     pub output_bytes_max: u64,
-    /// From SIGTERM to SIGKILL in milliseconds.
+    /// From the image's STOPSIGNAL to SIGKILL in milliseconds.
     pub grace_ms: u32,
 }
 

@@ -28,7 +28,7 @@ pub struct Patience {
     pub prepare_deadline_ms: u64,
     /// After how much silence an `eager` job runs again.
     pub suspect_after_ms: u64,
-    /// SIGTERM to SIGKILL when a job is cancelled, as the worker counts.
+    /// From the image's STOPSIGNAL to SIGKILL when a job is cancelled, as the worker counts.
     pub cancel_grace_ms: u32,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! It owns the [`book`] of live attempts. It is woken by link frames, heartbeats and a sweep a second, and promises:
 //! an attempt ends by its own worker's report, by that worker's word that it is gone, by the end of its lease or of
-//! the time to start, or by an admin's word, and by nothing else; a report is acknowledged only after its commit.
+//! the time to start, or by an operator's word, and by nothing else; a report is acknowledged only after its commit.
 
 pub mod book;
 mod commits;

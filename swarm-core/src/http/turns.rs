@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::problem::Answer;
+use super::problem::{Answer, unavailable};
 use crate::messages::Stopping;
+
+/// How long an upload waits for its turn. Half of the patience of its sender, of whose bytes none is read meanwhile.
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub(crate) struct Turns<K> {
@@ -29,8 +33,13 @@ impl<K: Eq + Hash> Turns<K> {
         Self { all: Arc::new(Semaphore::new(all)), each, own: Mutex::default() }
     }
 
-    /// Waits for a turn.
+    /// Waits for a turn: not for so long that the sender takes its upload for stuck.
     pub(crate) async fn take(&self, key: K) -> Answer<Turn> {
+        let taken = tokio::time::timeout(WAIT_MAX, self.wait(key)).await;
+        taken.unwrap_or_else(|_| Err(unavailable("as many uploads as may be are under way")))
+    }
+
+    async fn wait(&self, key: K) -> Answer<Turn> {
         // First among its own: who waits there keeps nobody else waiting.
         let own = self.own(key).acquire_owned().await.map_err(|_| Stopping)?;
         let all = Arc::clone(&self.all).acquire_owned().await.map_err(|_| Stopping)?;
@@ -49,6 +58,14 @@ mod tests {
     use futures_util::{FutureExt as _, poll};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_long_is_told_to_come_again() {
+        let turns = Turns::new(1, 1);
+        let _held = turns.take("ann").await.unwrap();
+        let refusal = turns.take("bob").await.err().expect("none is left");
+        assert!(refusal.0.status == 503 && refusal.0.retryable, "{refusal:?}");
+    }
 
     #[tokio::test]
     async fn one_key_never_has_all_turns_and_is_forgotten_with_its_last() {

@@ -167,7 +167,13 @@ impl LogFile {
     /// Ends the log: the last mark, if anything was dropped or may be missing. `incomplete` says that the engine failed
     /// before the end.
     pub(super) async fn finish(mut self, incomplete: bool) -> io::Result<LogEnd> {
-        let may_lack = incomplete || self.is_torn;
+        // The engine had less than the file has.
+        let is_short = match &self.replay {
+            Replay::First { .. } => true,
+            Replay::Skipping(known) => known.bytes > 0,
+            Replay::Seeking { .. } | Replay::Live => false,
+        };
+        let may_lack = incomplete || self.is_torn || is_short;
         let cut_bytes = self.dropped.max(u64::from(may_lack || self.gap));
         let mut out = Vec::new();
         if self.dropped > 0 || may_lack {
@@ -391,6 +397,12 @@ mod tests {
             assert!(bytes.ends_with(b">=1"));
             let (end, _) = logged(&dir.path().join(name), &[items(0..9), items(0..9)], 1 << 20).await;
             assert_eq!(end.cut_bytes, 1, "{name}: every further replay shows it again");
+        }
+        // Nothing tells whether what the file has beyond that was ever written.
+        for (name, last) in [("c", items(0..3)), ("d", Vec::new())] {
+            let (end, bytes) = logged(&dir.path().join(name), &[items(0..5), last], 1 << 20).await;
+            assert_eq!(end.cut_bytes, 1, "{name}");
+            assert!(bytes.ends_with(b">=1"));
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::log_file::{LogEnd, LogFile};
-use super::{Attempt, End};
+use super::{Attempt, End, spool_end};
 use crate::engine;
 use crate::hub::Stop;
 use crate::runtime::{ContainerId, LogItems, LogLimits};
@@ -24,8 +24,11 @@ const AWAY_MAX: Duration = Duration::from_secs(10 * 60);
 /// The engine's smallest log file.
 const FILE_BYTES_MIN: u64 = 16 << 20;
 const PAUSE: Duration = Duration::from_millis(500);
-/// Before a spool that refused something is tried again.
+/// Before a spool that refused something is tried again; each try takes the whole log anew, so it doubles up to the second.
 const SPOOL_PAUSE: Duration = Duration::from_secs(2);
+const SPOOL_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a spool is waited for once the container has ended.
+const SPOOL_AWAY_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// What the engine keeps of a log of which `log_bytes_max` encoded bytes are wanted. While engine 20.10 rotates its files,
 /// a reader that follows is given entries twice or misses some; so the first file alone holds more than is wanted: of a
@@ -46,19 +49,29 @@ struct Replays {
 }
 
 impl Attempt {
-    /// Copies the whole log; `exited` turns true when the container has ended. A spool that takes no more is waited for,
-    /// as the final report will: the engine has the log meanwhile. The one error is that nobody wants it any more.
+    /// Copies the whole log; `exited` turns true when the container has ended. A spool that takes no more is waited for:
+    /// the engine has the log meanwhile.
+    ///
+    /// # Errors
+    /// The spool takes no more, and the container has ended some time ago or nobody wants its result.
     pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
-        let mut replays = Replays::default();
+        let (mut replays, mut spool_pause, mut given_up_at) = (Replays::default(), SPOOL_PAUSE, None);
         loop {
             let is_final = *exited.borrow();
             let pause = match self.replay(id, &mut replays, &exited, is_final).await {
                 Ok(Some(end)) => return Ok(end),
                 Ok(None) => PAUSE,
                 Err(_) if self.control.borrow().stop >= Some(Stop::Recall) => return Err(End::Silently),
+                Err(_) if is_final && self.control.borrow().stop.is_some() => return Err(self.stop_asked()),
                 Err(error) => {
                     tracing::error!(attempt = %self.id, %error, "the log cannot be spooled, trying again");
-                    SPOOL_PAUSE
+                    let ends_at = is_final.then(|| *given_up_at.get_or_insert_with(|| Instant::now() + SPOOL_AWAY_MAX));
+                    if ends_at.is_some_and(|ends_at| Instant::now() >= ends_at) {
+                        return Err(spool_end(&error));
+                    }
+                    let pause = spool_pause;
+                    spool_pause = (pause * 2).min(SPOOL_PAUSE_MAX);
+                    pause
                 }
             };
             tokio::select! {

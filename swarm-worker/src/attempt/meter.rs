@@ -45,15 +45,15 @@ impl Attempt {
         written.borrow_and_update().get(&self.id).copied()
     }
 
-    /// What a job that failed had written, if an engine with quotas let it write no more. A job that wrote very many small
-    /// files may have come to that end unseen: engines measure bytes, and quotas whole blocks.
-    pub(super) async fn filled_disk(&self) -> Option<u64> {
+    /// What a job that failed had written to its root filesystem, if an engine with quotas let it write no more. A job
+    /// that wrote very many small files may have come to that end unseen: engines measure bytes, and quotas whole blocks.
+    pub(super) async fn filled_disk(&self, id: &ContainerId) -> Option<u64> {
         if self.ctx.engine.borrow().disk_quota != DiskQuota::Yes {
             return None;
         }
-        let written = self.ctx.runtime.disk_usage(&self.ctx.attempt_filter(self.id)).await.ok()?;
+        let written = self.ctx.runtime.root_usage(id).await.ok()?;
         let limit = self.order.limits.disk_bytes;
-        written.into_iter().map(|(_, bytes)| bytes).find(|bytes| *bytes >= limit - limit / NEARLY)
+        (written >= limit - limit / NEARLY).then_some(written)
     }
 
     /// Waits until the container has written more than it may: how much that is.

@@ -147,10 +147,13 @@ impl Attempt {
                 Err(End::Silently) => return Err(End::Silently),
             });
         };
-        if matches!(outcome, Outcome::Failed { .. })
-            && let Some(bytes) = self.unless_stopped(async { Ok(self.filled_disk().await) }).await?
-        {
-            outcome = out_of_disk(bytes);
+        if matches!(outcome, Outcome::Failed { .. }) {
+            // It ended by itself: whoever asks now for what has happened already changes nothing.
+            match self.unless_stopped(async { Ok(self.filled_disk(id).await) }).await {
+                Ok(Some(bytes)) => outcome = out_of_disk(bytes),
+                Err(End::Silently) => return Err(End::Silently),
+                Ok(None) | Err(_) => {}
+            }
         }
         alone(outcome)
     }

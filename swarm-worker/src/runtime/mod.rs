@@ -72,8 +72,8 @@ pub struct EngineFacts {
     pub devices: Vec<String>,
     /// Size of the disk where it keeps images and containers; none when that place cannot be seen from here.
     pub disk_bytes: Option<u64>,
-    /// Limits that its kernel or its rights do not let it enforce, of `memory`, `swap`, `cpu` and `pids`: containers are
-    /// made all the same, and only without them.
+    /// Limits that its kernel or its rights do not let it enforce, of `memory`, `swap`, `cpu` and `pids`. Containers run
+    /// without one of swap or CPU there, and not at all without the others: see [`check`](Self::check).
     pub unenforced: Vec<&'static str>,
     /// Whether files in its volumes can be seen from here: otherwise what is written to them is never measured.
     pub sees_volumes: bool,
@@ -480,6 +480,9 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// volumes count by themselves, and only where their files can be seen from here. Takes time in proportion to the
     /// number of files.
     async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError>;
+
+    /// Bytes that a container has written to its root filesystem. Takes time in proportion to the number of files there.
+    async fn root_usage(&self, id: &ContainerId) -> Result<u64, RuntimeError>;
 
     /// Makes a named volume.
     ///

@@ -204,10 +204,12 @@ async fn end(
     }
 }
 
-/// Away from the async threads, or each kill would wait for the disk to take the notes of all others.
+/// Away from the async threads, or each kill would wait for the disk to take the notes of all others; and a disk that hangs
+/// must not keep a container alive.
 async fn note_killed(files: &WatchFiles, name: &str) -> std::io::Result<()> {
     let (files, name) = (files.clone(), name.to_owned());
-    durable::blocking(move || files.note_killed(&name)).await
+    let noted = tokio::time::timeout(PATIENCE, durable::blocking(move || files.note_killed(&name))).await;
+    noted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]

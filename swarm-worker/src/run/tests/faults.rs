@@ -227,6 +227,25 @@ async fn a_spool_that_refuses_a_log_for_a_while_costs_no_attempt_and_no_line() {
 }
 
 #[tokio::test]
+async fn a_cancelled_job_does_not_wait_for_a_spool_that_refuses_its_log() {
+    let bench = Bench::start(Script::new).await;
+    let order = order(1);
+    let log = Spool::open(bench.data.path()).unwrap().entry(order.attempt).log();
+    let place = log.clone();
+    bench.engine.program(move |_| {
+        std::fs::create_dir(&place).unwrap();
+        Script::new().out("hello\n").forever()
+    });
+    bench.core.assign(&order).await;
+    bench.started(order.attempt).await;
+    bench.core.tell(ToWorker::Cancel { attempt: order.attempt, grace_ms: 100 }).await;
+    let report = bench.core.finished(order.attempt).await;
+    assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Cancelled, 1));
+    assert_eq!(bench.engine.running(), 0);
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_container_that_somebody_kills_when_its_lease_ends_is_no_failure_of_the_job() {
     let bench = Bench::start(|| Script::new().forever()).await;
     let order = order(1);

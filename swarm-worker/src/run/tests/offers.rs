@@ -24,8 +24,10 @@ async fn an_engine_with_disk_quotas_is_found_out_and_a_job_that_fills_its_disk_i
     engine.disk_quota(DiskQuota::Unknown);
     let bench = Bench::start_on(engine, Some(2), 0, |view| {
         assert_eq!(view.spec.disk_bytes, Some(1 << 20));
-        let bytes = if view.spec.name.ends_with("-1.0.1") { (1 << 20) - 100 } else { 100 };
-        Script::new().write("/tmp/big", vec![0; bytes]).exit(1)
+        let bytes = if view.spec.name.ends_with("-2.0.1") { 100 } else { (1 << 20) - 100 };
+        // The quota is that of the root filesystem, and the third job's output lies in a volume.
+        let place = if view.spec.name.ends_with("-3.0.1") { "/out/r" } else { "/tmp/big" };
+        Script::new().write(place, vec![0; bytes]).exit(1)
     })
     .await;
     let is_hard = |frame: &ToCore| matches!(frame, ToCore::Labels { labels } if labels["disk_limit"] == "hard");
@@ -40,6 +42,15 @@ async fn an_engine_with_disk_quotas_is_found_out_and_a_job_that_fills_its_disk_i
     let full = bench.outcome(&small(1)).await;
     assert!(matches!(&full, Outcome::OutOfDisk { reason } if reason.contains("1048476 bytes")), "{full:?}");
     assert_eq!(bench.outcome(&small(2)).await, Outcome::Failed { exit_code: 1 });
+    let beside = TaskOrder { outputs: vec!["/out/r".into()], ..small(3) };
+    assert_eq!(bench.outcome(&beside).await, Outcome::Failed { exit_code: 1 });
+    // A cancel that comes too late takes nothing away.
+    bench.engine.plan(FaultPlan::new().on(Call::DiskUsage, 1, Effect::Delay(Duration::from_millis(500))));
+    let (late, looks) = (small(4).attempt, bench.engine.count(Call::DiskUsage));
+    bench.core.assign(&small(4)).await;
+    bench.eventually("its end", async || bench.engine.count(Call::DiskUsage) > looks).await;
+    bench.core.tell(ToWorker::Cancel { attempt: late, grace_ms: 100 }).await;
+    assert_eq!(bench.core.finished(late).await.outcome, Outcome::Failed { exit_code: 1 });
     // Where nothing holds it to that size, a full disk is not why it failed.
     bench.engine.disk_quota(DiskQuota::No);
     bench.engine_comes_back().await;
@@ -88,5 +99,24 @@ async fn a_resized_machine_is_offered_anew_and_runs_as_much_at_once_as_it_offers
     assert_eq!((begun, bench.engine.running()), (5, 4));
     gates[1].cancel();
     bench.core.finished(order(6).attempt).await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_came_back_as_one_that_can_run_no_job_gets_none() {
+    let bench = Bench::start(Script::new).await;
+    assert_eq!(bench.outcome(&order(1)).await, Outcome::Succeeded);
+    bench.engine.keep_images_in_containerd();
+    bench.engine_comes_back().await;
+    // The next look after that at its return.
+    bench.engine_asked().await;
+    let order = order(2);
+    bench.core.assign(&order).await;
+    let is_declined = |frame: &ToCore| match frame {
+        ToCore::Declined { attempt, .. } => *attempt == order.attempt,
+        ToCore::Recalled { attempts } => attempts.contains(&order.attempt),
+        _ => false,
+    };
+    bench.core.frame("it is given back", is_declined).await;
     bench.end().await;
 }

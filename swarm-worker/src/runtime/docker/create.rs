@@ -35,7 +35,7 @@ impl DockerRuntime {
 
     async fn try_create(&self, spec: &ContainerSpec, disk_bytes: Option<u64>) -> Result<ContainerId, RuntimeError> {
         let options = CreateContainerOptions { name: Some(spec.name.clone()), ..Default::default() };
-        let mut body = body(spec, self.cpus.load(Ordering::Relaxed));
+        let mut body = body(spec, self.cpu_limit.load(Ordering::Relaxed));
         if let (Some(bytes), Some(host)) = (disk_bytes, &mut body.host_config) {
             host.storage_opt = Some(HashMap::from([("size".to_owned(), bytes.to_string())]));
         }
@@ -48,7 +48,7 @@ impl DockerRuntime {
     }
 }
 
-fn body(spec: &ContainerSpec, cpus: u32) -> ContainerCreateBody {
+fn body(spec: &ContainerSpec, cpu_limit: u32) -> ContainerCreateBody {
     ContainerCreateBody {
         image: Some(spec.image.to_string()),
         labels: Some(spec.labels.clone().into_iter().collect()),
@@ -61,12 +61,12 @@ fn body(spec: &ContainerSpec, cpus: u32) -> ContainerCreateBody {
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         tty: Some(false),
         open_stdin: Some(false),
-        host_config: Some(host_config(spec, cpus)),
+        host_config: Some(host_config(spec, cpu_limit)),
         ..Default::default()
     }
 }
 
-fn host_config(spec: &ContainerSpec, cpus: u32) -> HostConfig {
+fn host_config(spec: &ContainerSpec, cpu_limit: u32) -> HostConfig {
     let memory = i64::try_from(spec.memory_bytes).unwrap_or(i64::MAX);
     HostConfig {
         cap_drop: Some(vec!["ALL".to_owned()]),
@@ -86,7 +86,7 @@ fn host_config(spec: &ContainerSpec, cpus: u32) -> HostConfig {
         memory: Some(memory),
         // Memory and swap together: equal to `memory` means no swap.
         memory_swap: Some(memory),
-        nano_cpus: Some(nano_cpus(spec.cpu_millis, cpus)),
+        nano_cpus: nano_cpus(spec.cpu_millis, cpu_limit),
         // A crash must not leave a copy of a job's memory on the disk.
         ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", i64::from(spec.open_files))]),
         readonly_rootfs: Some(spec.read_only_root),
@@ -110,10 +110,11 @@ fn host_config(spec: &ContainerSpec, cpus: u32) -> HostConfig {
     }
 }
 
-/// All there are, where a worker offers more cores than its engine has and a job asks for them.
-fn nano_cpus(cpu_millis: u64, cpus: u32) -> i64 {
-    let millis = cpu_millis.min(u64::from(cpus) * 1000);
-    i64::try_from(millis.saturating_mul(1_000_000)).unwrap_or(i64::MAX)
+/// All there are, where a worker offers more cores than its engine has and a job asks for them; none where the engine
+/// cannot enforce any.
+fn nano_cpus(cpu_millis: u64, cpu_limit: u32) -> Option<i64> {
+    let millis = cpu_millis.min(u64::from(cpu_limit) * 1000);
+    i64::try_from(millis.saturating_mul(1_000_000)).ok().filter(|nanos| *nanos > 0)
 }
 
 fn ulimit(name: &str, most: i64) -> ResourcesUlimits {
@@ -152,5 +153,18 @@ fn volume_mount(mount: &VolumeMount, labels: &Labels) -> Mount {
             ..Default::default()
         }),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_container_gets_more_cores_than_there_are_and_none_a_limit_that_nobody_enforces() {
+        assert_eq!(nano_cpus(1500, 4), Some(1_500_000_000));
+        assert_eq!(nano_cpus(6000, 4), Some(4_000_000_000));
+        assert_eq!(nano_cpus(1500, u32::MAX), Some(1_500_000_000), "not known yet");
+        assert_eq!(nano_cpus(1500, 0), None);
     }
 }

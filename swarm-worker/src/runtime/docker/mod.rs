@@ -76,8 +76,9 @@ pub struct DockerRuntime {
     /// Its files are on this machine, as far as this process may see them.
     is_local: bool,
     quota: quota::Quota,
-    /// Logical CPUs, as it said last; no bound before. It refuses containers that are to have more.
-    cpus: AtomicU32,
+    /// Logical CPUs, as it said last; no bound before. It refuses containers that are to have more, and any limit at all
+    /// where it can enforce none: that is 0.
+    cpu_limit: AtomicU32,
     /// Layers of our images by config digest. An image never changes, so what was read once stays true.
     layers: Mutex<HashMap<Digest, Vec<Digest>>>,
 }
@@ -112,7 +113,7 @@ impl DockerRuntime {
             repository,
             is_local,
             quota: quota::Quota::default(),
-            cpus: AtomicU32::new(u32::MAX),
+            cpu_limit: AtomicU32::new(u32::MAX),
             layers: Mutex::default(),
         })
     }
@@ -154,7 +155,8 @@ impl ContainerRuntime for DockerRuntime {
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
         let cpus = info.ncpu.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
-        self.cpus.store(cpus.unwrap_or(u32::MAX), Ordering::Relaxed);
+        let cpu_limit = if info.cpu_cfs_quota == Some(false) { 0 } else { cpus.unwrap_or(u32::MAX) };
+        self.cpu_limit.store(cpu_limit, Ordering::Relaxed);
         let devices = info.discovered_devices.unwrap_or_default().into_iter();
         let disk = self.data_root(info.docker_root_dir.clone()).await;
         let sees_volumes = self.sees_volumes(info.docker_root_dir).await;
@@ -270,6 +272,10 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
         self.measure_disk(labels).await
+    }
+
+    async fn root_usage(&self, id: &ContainerId) -> Result<u64, RuntimeError> {
+        self.measure_root(id_of(id)?).await
     }
 
     async fn create_volume(&self, name: &str, labels: &Labels) -> Result<(), RuntimeError> {

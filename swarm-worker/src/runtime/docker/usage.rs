@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use bollard::models::{ContainerStatsResponse, ContainerSummary};
+use bollard::models::{ContainerInspectResponse, ContainerStatsResponse, ContainerSummary};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions, ListVolumesOptions, StatsOptions};
 use futures_util::stream::{self, StreamExt};
 use walkdir::WalkDir;
@@ -85,9 +85,18 @@ impl DockerRuntime {
         within("container sizes", deadline, self.docker.list_containers(Some(options))).await
     }
 
+    pub(super) async fn measure_root(&self, id: &str) -> Result<u64, RuntimeError> {
+        let answer = self.inspect_size(id).await?;
+        Ok(answer.size_rw.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
+    }
+
+    async fn inspect_size(&self, id: &str) -> Result<ContainerInspectResponse, RuntimeError> {
+        let asked = self.docker.inspect_container(id, Some(InspectContainerOptions { size: true }));
+        within("container size", SIZE_TIMEOUT.min(self.deadlines.call), asked).await
+    }
+
     async fn measure_container(&self, id: String) -> Option<(Labels, u64)> {
-        let asked = self.docker.inspect_container(&id, Some(InspectContainerOptions { size: true }));
-        match within("container size", SIZE_TIMEOUT.min(self.deadlines.call), asked).await {
+        match self.inspect_size(&id).await {
             Ok(answer) => sized(answer.config.and_then(|config| config.labels), answer.size_rw),
             Err(error) if error.is_not_found() => None,
             Err(error) => {

@@ -557,6 +557,13 @@ impl ContainerRuntime for FakeRuntime {
         self.perform(Call::DiskUsage, "", |state| Ok(state.disk_usage(labels))).await
     }
 
+    async fn root_usage(&self, id: &ContainerId) -> Result<u64, RuntimeError> {
+        let sum = |state: &mut State| {
+            Ok(state.container("root usage", id)?.files.values().map(|file| file.bytes.len() as u64).sum())
+        };
+        self.perform(Call::DiskUsage, &id.0, sum).await
+    }
+
     async fn create_volume(&self, name: &str, labels: &Labels) -> Result<(), RuntimeError> {
         check_name("volume", name)?;
         check_filter(labels)?;
