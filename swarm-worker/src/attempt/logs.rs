@@ -62,12 +62,12 @@ impl Attempt {
                 Ok(Some(end)) => return Ok(end),
                 Ok(None) => PAUSE,
                 Err(_) if self.control.borrow().stop >= Some(Stop::Recall) => return Err(End::Silently),
-                Err(_) if is_final && self.control.borrow().stop.is_some() => return Err(self.stop_asked()),
+                Err(_) if is_final && self.control.borrow().stop.is_some() => return Err(self.stop_asked().torn()),
                 Err(error) => {
                     tracing::error!(attempt = %self.id, %error, "the log cannot be spooled, trying again");
                     let ends_at = is_final.then(|| *given_up_at.get_or_insert_with(|| Instant::now() + SPOOL_AWAY_MAX));
                     if ends_at.is_some_and(|ends_at| Instant::now() >= ends_at) {
-                        return Err(spool_end(&error));
+                        return Err(spool_end(&error).torn());
                     }
                     let pause = spool_pause;
                     spool_pause = (pause * 2).min(SPOOL_PAUSE_MAX);
