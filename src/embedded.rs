@@ -125,6 +125,8 @@ pub(crate) fn worker_config(own: WorkerConfig, data: &Path, docker_host: Option<
         join_token: None,
         join_token_file: None,
         drain_on_stop: false,
+        // Known once it listens.
+        core: WorkerConfig::default().core,
         ..own
     }
 }

@@ -46,6 +46,7 @@ impl<'a> Alone<'a> {
         let mut spec = ContainerSpec::new(name, self.image, self.engine.labels.clone());
         spec.cmd = Some(words.iter().map(ToString::to_string).collect());
         spec.user = Some("65534:65534".to_owned());
+        (spec.cpu_millis, spec.memory_bytes) = (crate::CPU_MILLIS.into(), crate::MEMORY_BYTES);
         spec.network = network;
         spec
     }

@@ -17,6 +17,10 @@ use crate::alone::{Alone, Namespace};
 use crate::swarm::Measured;
 use crate::table::{Series, table};
 
+/// What each container may use, in a swarm and without: one that gets less starts slower.
+const CPU_MILLIS: u32 = 1000;
+const MEMORY_BYTES: u64 = 64 << 20;
+
 /// Containers that do nothing: how many a second, and how long one takes, in a swarm and by its engine alone
 #[derive(Debug, Parser)]
 #[command(name = "swarm-bench")]
@@ -49,18 +53,20 @@ async fn main() -> anyhow::Result<()> {
     let swarm = Measured::start(&cli.swarm, &image, cli.slots).await?;
     let mut rates = [Series::new("engine alone"), Series::new("engine alone, namespaces joined"), Series::new("swarm")];
     let mut times = rates.clone();
-    let (began, cpu) = (swarm.done(), swarm.cpu()?);
+    let (began, mut cpu) = (swarm.done(), Duration::ZERO);
     for round in 1..=cli.rounds {
         writeln!(std::io::stderr(), "round {round} of {}", cli.rounds)?;
         for (at, namespace) in [Namespace::Own, Namespace::Joined].into_iter().enumerate() {
             rates[at].add(per_second(cli.jobs, alone.many(cli.jobs, namespace).await?));
             times[at].add(millis(alone.one_by_one(cli.singles, namespace).await?));
         }
+        let before = swarm.cpu()?;
         rates[2].add(per_second(cli.jobs, swarm.many(cli.jobs).await?));
         times[2].add(millis(swarm.one_by_one(cli.singles).await?));
+        cpu += swarm.cpu()? - before;
     }
-    let each = (swarm.cpu()? - cpu).as_secs_f64() * 1000.0 / f64::from(swarm.done() - began);
-    swarm.stop()?;
+    let each = cpu.as_secs_f64() * 1000.0 / f64::from(swarm.done() - began);
+    swarm.stop().await?;
     alone.end().await?;
     let rates = table(&format!("containers a second, {} at a time", cli.slots), &rates);
     let times = table("one container, milliseconds (median of each round)", &times);

@@ -1,7 +1,7 @@
 //! What is measured: `swarm up` as a user starts it, on SQLite, with one worker on the local engine.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,19 +13,24 @@ use swarm_client::{Client, MemoryTokens};
 use swarm_protocol::TaskRange;
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::state::JobState;
+use swarm_worker::WorkerConfig;
+use swarm_worker::runtime::ContainerRuntime as _;
+use swarm_worker::runtime::docker::DockerRuntime;
 use swarm_worker::runtime::testimage::HostImage;
 
+use crate::CPU_MILLIS;
 use crate::table::median;
 
 const IMAGE: &str = "bench:1";
 /// How long any job may take that is measured.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Running; killed when it is dropped without [`stop`](Self::stop).
+/// Running; stopped in order when it is dropped.
 pub(crate) struct Measured {
     child: Child,
     client: Client,
     jobs: AtomicU32,
+    data: PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -35,14 +40,18 @@ impl Measured {
         let dir = tempfile::Builder::new().prefix("swarm-bench-").tempdir()?;
         let data = dir.path().join("data");
         let mut command = Command::new(program);
+        let config = dir.path().join("worker.toml");
+        // More cores than there may be: the rate is to be bounded by the places alone, as the baseline's is.
+        std::fs::write(&config, format!("cpu_millis = {}\n", slots * CPU_MILLIS))?;
         command.args(["up", "--listen", "127.0.0.1:0", "--slots", &slots.to_string()]);
+        command.arg("--worker-config").arg(&config);
         command.arg("--data-dir").arg(&data).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().with_context(|| program.display().to_string())?;
         let mut said = BufReader::new(child.stdout.take().context("it has a standard output")?).lines();
         let url = said.find_map(|line| line.ok()?.strip_prefix("swarm is up at ").map(str::to_owned));
         let client = Client::new(&url.context("the swarm did not start")?, Arc::new(MemoryTokens::default()))?;
-        let measured = Self { child, client, jobs: AtomicU32::new(0), _dir: dir };
-        let password = std::fs::read_to_string(data.join("admin-password"))?;
+        let measured = Self { child, client, jobs: AtomicU32::new(0), data, _dir: dir };
+        let password = std::fs::read_to_string(measured.data.join("admin-password"))?;
         measured.client.login("admin", password.trim_end()).await?;
         measured.client.upload_image(Some(IMAGE), image.archive(), Arc::new(|_| ())).await?;
         // The first one waits for the worker, and for the image to be loaded.
@@ -54,7 +63,7 @@ impl Measured {
     pub(crate) async fn many(&self, count: u32) -> anyhow::Result<Duration> {
         let mut spec = JobSpec::new(IMAGE);
         spec.command = Some(vec!["true".to_owned()]);
-        spec.resources = Resources { cpu_millis: 100, memory_bytes: 64 << 20 };
+        spec.resources = Resources { cpu_millis: CPU_MILLIS, memory_bytes: crate::MEMORY_BYTES };
         spec.array = TaskRange::new(0, count - 1);
         let began = Instant::now();
         let job = self.client.submit(&spec, None).await?.job;
@@ -93,10 +102,16 @@ impl Measured {
         Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
     }
 
-    /// Stops it in order.
-    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+    /// Stops it in order, and removes what it has on the engine.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status = self.child.wait()?;
+        let config = WorkerConfig { data: self.data.join("worker"), ..WorkerConfig::default() };
+        let engine = DockerRuntime::connect(config.engine_settings()).await?;
+        swarm_worker::run::remove_everything(&config, &engine).await?;
+        for image in engine.our_images().await? {
+            engine.remove_image(&image.config).await?;
+        }
         ensure!(status.success(), "the swarm ended with {status}");
         Ok(())
     }
@@ -104,7 +119,10 @@ impl Measured {
 
 impl Drop for Measured {
     fn drop(&mut self) {
-        // Of no effect on one that was awaited.
-        let _ = (self.child.kill(), self.child.wait());
+        // Of no effect on one that was awaited. The worker removes its sandboxes on the way.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
     }
 }

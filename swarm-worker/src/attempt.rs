@@ -275,8 +275,13 @@ impl Attempt {
     /// Spools the report; from then on the attempt has ended.
     async fn finish(&self, report: FinalReport) {
         // Without the report on disk nothing may be promised, so a full disk makes this wait and not lie.
+        let mut holds_disk = true;
         while let Err(error) = self.entry.keep_report(&report).await {
             tracing::error!(attempt = %self.id, %error, "the final report cannot be spooled, trying again");
+            // What the job wrote may be what fills the disk, and whatever was wanted of it is here already.
+            if std::mem::take(&mut holds_disk) {
+                self.clear_engine().await;
+            }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         tracing::info!(attempt = %self.id, outcome = %report.outcome.kind(), "the attempt ended");

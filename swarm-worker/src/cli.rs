@@ -24,7 +24,7 @@ pub struct WorkerArgs {
     #[command(subcommand)]
     command: Option<WorkerCommand>,
     /// A TOML file with settings.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "SWARM_WORKER_CONFIG")]
     config: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
@@ -94,7 +94,7 @@ enum WorkerCommand {
     /// not work.
     Doctor {
         /// A settings file (TOML).
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", env = "SWARM_WORKER_CONFIG")]
         config: Option<PathBuf>,
         #[command(flatten)]
         flags: Flags,

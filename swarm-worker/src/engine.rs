@@ -27,7 +27,12 @@ pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
 
 /// Asks the engine, and notes what came of it.
 pub(crate) async fn answers(ctx: &Ctx) -> bool {
-    let problem = match tokio::time::timeout(PATIENCE, ctx.runtime.ping()).await {
+    let pinged = tokio::time::timeout(PATIENCE, ctx.runtime.ping()).await;
+    if matches!(pinged, Ok(Ok(()))) && !ctx.hub.engine_answers() {
+        // It may come back as another version, or its machine as a larger one.
+        offer::look(ctx).await;
+    }
+    let problem = match pinged {
         // It may have come back with settings under which no job can run.
         Ok(Ok(())) => ctx.engine.borrow().check().err().map(|error| error.to_string()),
         Ok(Err(error)) => Some(error.to_string()),
@@ -36,13 +41,9 @@ pub(crate) async fn answers(ctx: &Ctx) -> bool {
     let answers = problem.is_none();
     if ctx.hub.set_engine_answers(answers) != answers {
         match problem {
-            None => {
-                tracing::info!("the container engine answers again");
-                // It may have come back as another version, or its machine as a larger one.
-                offer::look(ctx).await;
-            }
+            None => tracing::info!("the container engine can be used again"),
             Some(problem) => {
-                tracing::error!(problem, "the container engine does not answer: no work is taken until it does");
+                tracing::error!(problem, "the container engine cannot be used: no work is taken until it can");
             }
         }
     }

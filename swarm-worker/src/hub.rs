@@ -261,6 +261,11 @@ impl Hub {
         !state.draining && !state.engine_silent
     }
 
+    /// Whether the container engine answered last.
+    pub(crate) fn engine_answers(&self) -> bool {
+        !self.state().engine_silent
+    }
+
     /// Notes whether the container engine answers; what was noted before.
     pub(crate) fn set_engine_answers(&self, answers: bool) -> bool {
         !std::mem::replace(&mut self.state().engine_silent, !answers)

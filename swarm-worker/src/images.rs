@@ -18,6 +18,7 @@ use self::cache::InUse;
 use self::ledger::Ledger;
 use crate::attempt::Owner;
 use crate::context::Ctx;
+use crate::offer;
 use crate::runtime::archive::{ArchiveLayer, docker_archive};
 use crate::runtime::{ByteStream, RuntimeError};
 use crate::transfer::{Fault, TransferError};
@@ -174,13 +175,22 @@ async fn load(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcome
     });
     let archive = docker_archive(config, layers.collect());
     let loaded = ctx.runtime.load_image(archive, &order.image.config).await;
-    loaded.map_err(|error| fault.get().map_or_else(|| image_fault(&error), transfer))
+    let Err(error) = loaded else { return Ok(()) };
+    Err(match fault.get() {
+        Some(fault) => transfer(fault),
+        None => image_fault(ctx, &error).await,
+    })
 }
 
-fn image_fault(error: &RuntimeError) -> Outcome {
-    match error {
-        RuntimeError::ImageInvalid { .. } => refused(format!("{error}; push the image again")),
-        _ => engine(error),
+async fn image_fault(ctx: &Ctx, error: &RuntimeError) -> Outcome {
+    if !matches!(error, RuntimeError::ImageInvalid { .. }) {
+        return engine(error);
+    }
+    // An engine that was set up otherwise meanwhile may know images by other names.
+    offer::look(ctx).await;
+    match ctx.engine.borrow().check_images() {
+        Err(unfit) => engine(&unfit),
+        Ok(()) => refused(format!("{error}; push the image again")),
     }
 }
 

@@ -30,6 +30,22 @@ fn a_job_that_writes_too_much_is_ended_for_it() {
 }
 
 #[test]
+fn a_job_that_nests_directories_so_deeply_that_nobody_can_measure_them_is_ended() {
+    let swarm = shared();
+    // The path is short enough in the container, and too long where the engine keeps the volume.
+    let name = "d".repeat(202);
+    let script = format!("cd /out; n=0; while [ $n -lt 20 ]; do mkdir {name}; cd {name}; n=$((n+1)); done; sleep 600");
+    let mut spec = swarm.shell(&script);
+    spec.outputs.push(Output { path: "/out/x".into() });
+    let job = swarm.submit(&spec);
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Failed);
+    let attempt = swarm.task(job).attempts.remove(0);
+    assert_eq!(attempt.outcome, Some(OutcomeKind::OutOfDisk), "{attempt:?}");
+    assert!(attempt.detail.as_ref().is_some_and(|detail| detail.contains("cannot be measured")), "{attempt:?}");
+    swarm.judge("directories beyond measure", false);
+}
+
+#[test]
 fn limits_hold_in_the_container_and_usage_is_recorded() {
     let swarm = shared();
     let script = "ulimit -n; echo scratch > /tmp/a && cat /tmp/a; (echo x > /x) 2>/dev/null || echo read-only; \

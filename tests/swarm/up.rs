@@ -28,7 +28,8 @@ fn up_runs_jobs_survives_a_kill_and_stops_in_order() {
     // What is configured wins over what `up` would choose, at a later start too, and what is not for the worker to say in
     // here is passed over.
     let file = swarm.home().join("worker.toml");
-    let settings = "slots = 3\njoin_token_file = '/nowhere'\nname = '(none)'\n[labels]\nzone = 'a'\n";
+    let settings =
+        "slots = 3\njoin_token_file = '/nowhere'\nname = '(none)'\ncore = 'http://192.0.2.1'\n[labels]\nzone = 'a'\n";
     std::fs::write(&file, settings).expect("a file can be written");
     let file = file.to_str().expect("a plain path");
     swarm.start_core_in(&[("SWARM_CORE_ALLOW_ROOT", "false"), ("SWARM_WORKER_CONFIG", file)]);

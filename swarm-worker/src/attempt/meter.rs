@@ -42,7 +42,7 @@ impl Attempt {
     }
 
     fn seen_on_disk(&self, written: &mut watch::Receiver<Written>) -> Option<u64> {
-        written.borrow_and_update().get(&self.id).copied()
+        written.borrow_and_update().get(&self.id).copied().flatten()
     }
 
     /// What a job that failed had written to its root filesystem, if an engine with quotas let it write no more. A job
@@ -56,11 +56,12 @@ impl Attempt {
         (written >= limit - limit / NEARLY).then_some(written)
     }
 
-    /// Waits until the container has written more than it may: how much that is.
-    pub(super) async fn over_disk(&self) -> u64 {
+    /// Waits until the container has written more than it may: how much that is, if that can be told.
+    pub(super) async fn over_disk(&self) -> Option<u64> {
         let mut written = self.ctx.disk.subscribe();
         let limit = self.order.limits.disk_bytes;
-        let over = written.wait_for(|written| written.get(&self.id).is_some_and(|bytes| *bytes > limit)).await;
+        let is_over = |bytes: &Option<u64>| bytes.is_none_or(|bytes| bytes > limit);
+        let over = written.wait_for(|written| written.get(&self.id).is_some_and(is_over)).await;
         let bytes = over.ok().and_then(|written| written.get(&self.id).copied());
         match bytes {
             Some(bytes) => bytes,

@@ -68,8 +68,8 @@ fn now_us() -> u64 {
 enum Cause {
     Asked(Stop),
     TimedOut,
-    /// It had written so many bytes.
-    OutOfDisk(u64),
+    /// It had written so many bytes, if that can be told.
+    OutOfDisk(Option<u64>),
 }
 
 /// How a container ended.
@@ -150,7 +150,7 @@ impl Attempt {
         if matches!(outcome, Outcome::Failed { .. }) {
             // It ended by itself: whoever asks now for what has happened already changes nothing.
             match self.unless_stopped(async { Ok(self.filled_disk(id).await) }).await {
-                Ok(Some(bytes)) => outcome = out_of_disk(bytes),
+                Ok(Some(bytes)) => outcome = out_of_disk(Some(bytes)),
                 Err(End::Silently) => return Err(End::Silently),
                 Ok(None) | Err(_) => {}
             }
@@ -340,9 +340,14 @@ fn interrupted() -> Outcome {
     Outcome::Lost { reason: LossReason::Engine, detail: detail.to_owned() }
 }
 
-fn out_of_disk(bytes: u64) -> Outcome {
-    let reason =
-        format!("it had written {bytes} bytes when that was last measured; ask for more with `limits.disk_bytes`");
+fn out_of_disk(bytes: Option<u64>) -> Outcome {
+    let reason = match bytes {
+        Some(bytes) => {
+            format!("it had written {bytes} bytes when that was last measured; ask for more with `limits.disk_bytes`")
+        }
+        None => "what it has written cannot be measured, so no limit would hold; write less deeply nested directories"
+            .into(),
+    };
     Outcome::OutOfDisk { reason }
 }
 

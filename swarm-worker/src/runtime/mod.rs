@@ -476,10 +476,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// What a container uses now; `None` when it does not run.
     async fn reading(&self, id: &ContainerId) -> Result<Option<Reading>, RuntimeError>;
 
-    /// Bytes written by each container and into each volume that carries all these labels, with its labels. A container's
+    /// Bytes written by each container and into each volume that carries all these labels, with its labels; none where
+    /// they cannot be counted. A container's
     /// volumes count by themselves, and only where their files can be seen from here. Takes time in proportion to the
     /// number of files.
-    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError>;
+    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, Option<u64>)>, RuntimeError>;
 
     /// Bytes that a container has written to its root filesystem. Takes time in proportion to the number of files there.
     async fn root_usage(&self, id: &ContainerId) -> Result<u64, RuntimeError>;

@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How long one call to the engine may take. Until a container is dead a kill does not return, and it may wait for a copy
 /// of files to end before it begins.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the disk may take to note a kill: time that the kill itself has less.
+const NOTE_PATIENCE: Duration = Duration::from_millis(300);
 /// Held by a watchdog that watches.
 pub(super) const WATCHDOG_LOCK: &str = "watchdog.lock";
 
@@ -208,7 +210,7 @@ async fn end(
 /// must not keep a container alive.
 async fn note_killed(files: &WatchFiles, name: &str) -> std::io::Result<()> {
     let (files, name) = (files.clone(), name.to_owned());
-    let noted = tokio::time::timeout(PATIENCE, durable::blocking(move || files.note_killed(&name))).await;
+    let noted = tokio::time::timeout(NOTE_PATIENCE, durable::blocking(move || files.note_killed(&name))).await;
     noted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 

@@ -115,7 +115,7 @@ fn an_engine_that_crashes_or_stops_under_load_costs_attempts_and_never_a_job() {
     let foreign = Foreign::make(&swarm);
     let faults = [Fault::Killed(Part::Service), Fault::Stopped, Fault::Killed(Part::Daemon)];
     let (mut lost, mut jobs, mut slowest) = (0, 0, Duration::ZERO);
-    let faults: Vec<Fault> = faults.into_iter().cycle().take(if rounds(20) == 1 { 3 } else { 20 }).collect();
+    let faults: Vec<Fault> = faults.into_iter().cycle().take(if rounds(20) == 1 { 3 } else { 30 }).collect();
     for (round, fault) in faults.iter().enumerate() {
         let load = swarm.load();
         swarm.wait_started(load[0], 1);

@@ -245,6 +245,28 @@ async fn a_cancelled_job_does_not_wait_for_a_spool_that_refuses_its_log() {
     bench.end().await;
 }
 
+/// The container's files may be what fills the disk that the report has to go to.
+#[tokio::test]
+async fn a_report_that_cannot_be_spooled_does_not_keep_the_container_on_the_disk() {
+    let bench = Bench::start(Script::new).await;
+    let order = order(1);
+    let dir = bench.data.path().join("spool").join(order.attempt.to_string());
+    let place = dir.join("report");
+    bench.engine.program(move |_| {
+        // Over a directory no file can be put.
+        std::fs::create_dir(&place).unwrap();
+        Script::new().out("hello\n").exit(3)
+    });
+    bench.core.assign(&order).await;
+    bench.until_called(Call::Start).await;
+    bench.eventually("nothing is left on the engine", async || bench.engine.is_clean()).await;
+    assert!(bench.core.seen().finished.is_empty(), "nothing is promised that is not on disk");
+    std::fs::remove_dir(dir.join("report")).unwrap();
+    let report = bench.core.finished(order.attempt).await;
+    assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Failed { exit_code: 3 }, 0));
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn a_container_that_somebody_kills_when_its_lease_ends_is_no_failure_of_the_job() {
     let bench = Bench::start(|| Script::new().forever()).await;

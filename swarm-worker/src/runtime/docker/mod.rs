@@ -270,7 +270,7 @@ impl ContainerRuntime for DockerRuntime {
         self.read_usage(id_of(id)?).await
     }
 
-    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, Option<u64>)>, RuntimeError> {
         self.measure_disk(labels).await
     }
 

@@ -1,9 +1,10 @@
 //! What containers use: CPU and memory from the engine's statistics, disk from its sizes and from volumes' files.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::models::{ContainerInspectResponse, ContainerStatsResponse, ContainerSummary};
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptions, ListVolumesOptions, StatsOptions};
@@ -22,6 +23,12 @@ const SIZES_TIMEOUT: Duration = Duration::from_secs(30);
 const SIZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Containers measured one by one at the same time.
 const SIZES_AT_ONCE: usize = 4;
+
+/// How long one volume is walked: of one with more files the bytes seen until then count.
+const WALK_MAX: Duration = Duration::from_secs(10);
+
+/// Labels of a container or volume, and the bytes in it.
+type Measured = (Labels, Option<u64>);
 
 impl DockerRuntime {
     pub(super) async fn read_usage(&self, id: &str) -> Result<Option<Reading>, RuntimeError> {
@@ -54,14 +61,14 @@ impl DockerRuntime {
         tokio::task::spawn_blocking(look).await.unwrap_or(false)
     }
 
-    pub(super) async fn measure_disk(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+    pub(super) async fn measure_disk(&self, labels: &Labels) -> Result<Vec<Measured>, RuntimeError> {
         let (containers, volumes) = tokio::join!(self.measure_containers(labels), self.measure_volumes(labels));
         Ok(containers?.into_iter().chain(volumes?).collect())
     }
 
     /// All in one call, or one by one where that takes too long: of a container with very many files only its own size
     /// is not known then.
-    async fn measure_containers(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+    async fn measure_containers(&self, labels: &Labels) -> Result<Vec<Measured>, RuntimeError> {
         match self.list_sizes(labels, true, SIZES_TIMEOUT.min(self.deadlines.call)).await {
             Ok(containers) => Ok(containers.into_iter().filter_map(|one| sized(one.labels, one.size_rw)).collect()),
             Err(error) => {
@@ -95,7 +102,7 @@ impl DockerRuntime {
         within("container size", SIZE_TIMEOUT.min(self.deadlines.call), asked).await
     }
 
-    async fn measure_container(&self, id: String) -> Option<(Labels, u64)> {
+    async fn measure_container(&self, id: String) -> Option<Measured> {
         match self.inspect_size(&id).await {
             Ok(answer) => sized(answer.config.and_then(|config| config.labels), answer.size_rw),
             Err(error) if error.is_not_found() => None,
@@ -106,21 +113,24 @@ impl DockerRuntime {
         }
     }
 
-    async fn measure_volumes(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+    async fn measure_volumes(&self, labels: &Labels) -> Result<Vec<Measured>, RuntimeError> {
         let options = ListVolumesOptions { filters: Some(label_filter(labels)?) };
         let listed = self.call("list volumes", self.docker.list_volumes(Some(options))).await?;
         let volumes = listed.volumes.filter(|_| self.is_local).unwrap_or_default().into_iter();
         let walked = tokio::task::spawn_blocking(move || {
-            volumes
-                .filter_map(|one| Some((one.labels.into_iter().collect(), bytes_below(Path::new(&one.mountpoint))?)))
-                .collect()
+            let measured = volumes.filter_map(|one| {
+                let bytes = bytes_below(Path::new(&one.mountpoint), WALK_MAX)?;
+                Some((one.labels.into_iter().collect(), bytes.ok()))
+            });
+            measured.collect()
         });
         Ok(walked.await.unwrap_or_default())
     }
 }
 
-fn sized(labels: Option<HashMap<String, String>>, size_rw: Option<i64>) -> Option<(Labels, u64)> {
-    Some((labels?.into_iter().collect(), u64::try_from(size_rw?).ok()?))
+/// The engine says -1 where it cannot walk a container's files: when a job has nested its directories too deeply.
+fn sized(labels: Option<HashMap<String, String>>, size_rw: Option<i64>) -> Option<Measured> {
+    Some((labels?.into_iter().collect(), u64::try_from(size_rw.unwrap_or(0)).ok()))
 }
 
 /// None once the container has ended: the engine answers with zeros then.
@@ -134,12 +144,26 @@ fn reading(answer: ContainerStatsResponse) -> Option<Reading> {
     Some(Reading { cpu_ms: cpu_ns / 1_000_000, memory_bytes })
 }
 
-/// Bytes on disk of all files below `place`; none where it cannot be read. Follows no link and leaves no filesystem: what
-/// lies there was written by a job.
-fn bytes_below(place: &Path) -> Option<u64> {
+/// Bytes on disk of the files below `place`, of those at least that are seen within `time`; none where it cannot be read at
+/// all. Follows no link and leaves no filesystem: what lies there was written by a job.
+///
+/// # Errors
+/// Something below cannot be read: its path may be too long.
+fn bytes_below(place: &Path, time: Duration) -> Option<Result<u64, walkdir::Error>> {
     std::fs::read_dir(place).ok()?;
-    let entries = WalkDir::new(place).follow_links(false).same_file_system(true).into_iter().filter_map(Result::ok);
-    Some(entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks().saturating_mul(BLOCK_BYTES)).sum())
+    let (ends_at, mut bytes) = (Instant::now() + time, 0_u64);
+    for entry in WalkDir::new(place).follow_links(false).same_file_system(true) {
+        match entry.and_then(|entry| entry.metadata()) {
+            Ok(file) => bytes = bytes.saturating_add(file.blocks().saturating_mul(BLOCK_BYTES)),
+            // It was removed meanwhile.
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == ErrorKind::NotFound) => {}
+            Err(error) => return Some(Err(error)),
+        }
+        if Instant::now() >= ends_at {
+            break;
+        }
+    }
+    Some(Ok(bytes))
 }
 
 #[cfg(test)]
@@ -151,7 +175,7 @@ mod tests {
     use crate::runtime::ContainerRuntime;
     use crate::runtime::docker::{Deadlines, DockerSettings};
 
-    /// An engine that can measure its containers neither together nor, of the two, the one named `slow`.
+    /// An engine that cannot measure its containers together, nor the one named `slow`, nor walk the one named `deep`.
     async fn answer(mut caller: TcpStream) {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -164,8 +188,11 @@ mod tests {
             _ if path.ends_with("/version") => (200, r#"{"ApiVersion":"1.41"}"#.to_owned()),
             _ if path.contains("/volumes") => (200, r#"{"Volumes":[]}"#.to_owned()),
             _ if path.contains("/containers/json") && path.contains("size=true") => (500, "{}".to_owned()),
-            _ if path.contains("/containers/json") => (200, r#"[{"Id":"quick"},{"Id":"slow"}]"#.to_owned()),
+            _ if path.contains("/containers/json") => {
+                (200, r#"[{"Id":"quick"},{"Id":"slow"},{"Id":"deep"}]"#.to_owned())
+            }
             _ if path.contains("/containers/quick/") => (200, format!(r#"{{"Id":"quick","SizeRw":5,{labelled}}}"#)),
+            _ if path.contains("/containers/deep/") => (200, format!(r#"{{"Id":"deep","SizeRw":-1,{labelled}}}"#)),
             _ => std::future::pending().await,
         };
         let length = body.len();
@@ -187,20 +214,25 @@ mod tests {
         let settings = DockerSettings { host, deadlines, ..DockerSettings::default() };
         let engine = DockerRuntime::connect(settings).await.unwrap();
         let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
-        assert_eq!(engine.disk_usage(&labels).await, Ok(vec![(labels, 5)]));
+        let mut measured = engine.disk_usage(&labels).await.unwrap();
+        measured.sort();
+        assert_eq!(measured, [(labels.clone(), None), (labels, Some(5))]);
     }
 
     #[test]
     fn sparse_files_count_what_they_take_and_links_are_not_followed() {
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let empty = bytes_below(dir.path()).unwrap();
+        let bytes = |place: &Path| bytes_below(place, WALK_MAX).map(Result::unwrap);
+        let empty = bytes(dir.path()).unwrap();
         std::fs::write(outside.path().join("big"), vec![1; 1 << 20]).unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
         std::fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 30).unwrap();
         std::fs::write(dir.path().join("full"), vec![1; 256 << 10]).unwrap();
-        let grown = bytes_below(dir.path()).unwrap() - empty;
+        let grown = bytes(dir.path()).unwrap() - empty;
         assert!((256 << 10..512 << 10).contains(&grown), "{grown}");
-        assert_eq!(bytes_below(Path::new("/no/such/place")), None, "not seen is not empty");
+        assert_eq!(bytes(Path::new("/no/such/place")), None, "not seen is not empty");
+        let hurried = bytes_below(dir.path(), Duration::ZERO).unwrap().unwrap();
+        assert!(hurried < grown, "what was seen in time");
     }
 
     #[test]

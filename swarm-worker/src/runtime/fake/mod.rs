@@ -552,7 +552,7 @@ impl ContainerRuntime for FakeRuntime {
         .await
     }
 
-    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, u64)>, RuntimeError> {
+    async fn disk_usage(&self, labels: &Labels) -> Result<Vec<(Labels, Option<u64>)>, RuntimeError> {
         check_filter(labels)?;
         self.perform(Call::DiskUsage, "", |state| Ok(state.disk_usage(labels))).await
     }

@@ -222,12 +222,12 @@ impl State {
         }
     }
 
-    pub(super) fn disk_usage(&self, filter: &Labels) -> Vec<(Labels, u64)> {
+    pub(super) fn disk_usage(&self, filter: &Labels) -> Vec<(Labels, Option<u64>)> {
         let sum = |files: &Files| files.values().map(|file| file.bytes.len() as u64).sum();
         let containers = self.containers.values().map(|container| (&container.spec.labels, sum(&container.files)));
         let volumes = self.volumes.values().map(|volume| (&volume.labels, sum(&volume.files)));
         let ours = containers.chain(volumes).filter(|(labels, _)| matches(labels, filter));
-        ours.map(|(labels, bytes)| (labels.clone(), bytes)).collect()
+        ours.map(|(labels, bytes)| (labels.clone(), Some(bytes))).collect()
     }
 
     /// Ends a running container; any other is left alone.
