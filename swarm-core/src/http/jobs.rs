@@ -22,8 +22,9 @@ use crate::identity::Account;
 use crate::messages::{DispatcherMsg, ReceiverMsg, SchedulerMsg, Shape};
 use crate::store::{JobFilter, JobRecord, TaskRecord};
 
-/// How often a waiting reader looks.
-const WAIT_POLL: Duration = Duration::from_millis(200);
+/// A waiting reader looks often at first, so that short jobs are not made long, and less often the longer it has waited.
+const WAIT_POLL_MIN: Duration = Duration::from_millis(10);
+const WAIT_POLL_MAX: Duration = Duration::from_millis(500);
 const WAIT_S_MAX: u64 = 60;
 /// Tasks that are looked at for an answer to `why`.
 const WHY_TASKS: u32 = 100;
@@ -112,7 +113,8 @@ pub(super) async fn wait(
     state: &State<Arc<ApiState>>,
 ) -> Answer<Json<JobDetail>> {
     let timeout_s = optional("timeout_s", timeout_s)?.unwrap_or(30).min(WAIT_S_MAX);
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(timeout_s);
+    let began = tokio::time::Instant::now();
+    let deadline = began + Duration::from_secs(timeout_s);
     loop {
         let record = visible(state, &user.account, job).await?;
         let now = state.clock.now();
@@ -120,10 +122,15 @@ pub(super) async fn wait(
             return Ok(Json(job_detail(&record, now)));
         }
         tokio::select! {
-            () = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + WAIT_POLL)) => {}
+            () = tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + wait_poll(began.elapsed()))) => {}
             () = state.stop().cancelled() => return Err(unavailable("the core is stopping")),
         }
     }
+}
+
+/// Before the next look at a job that was waited for so long: a twentieth of that.
+fn wait_poll(waited: Duration) -> Duration {
+    (waited / 20).clamp(WAIT_POLL_MIN, WAIT_POLL_MAX)
 }
 
 #[get("/jobs/<job>/tasks?<limit>&<cursor>")]
