@@ -87,7 +87,7 @@ impl Stage {
             (Self::Unit, _) => 4,
             (Self::Clippy, _) => 6,
             (Self::Build, _) => 9,
-            (Self::Swarm, _) => 11,
+            (Self::Swarm, _) => 12,
         };
         Duration::from_secs(minutes * 60)
     }
