@@ -155,8 +155,7 @@ fn bytes_below(place: &Path, time: Duration) -> Option<Result<u64, walkdir::Erro
     for entry in WalkDir::new(place).follow_links(false).same_file_system(true) {
         match entry.and_then(|entry| entry.metadata()) {
             Ok(file) => bytes = bytes.saturating_add(file.blocks().saturating_mul(BLOCK_BYTES)),
-            // It was removed meanwhile.
-            Err(error) if error.io_error().is_some_and(|error| error.kind() == ErrorKind::NotFound) => {}
+            Err(error) if error.io_error().is_some_and(|error| is_passed_over(error.kind())) => {}
             Err(error) => return Some(Err(error)),
         }
         if Instant::now() >= ends_at {
@@ -164,6 +163,11 @@ fn bytes_below(place: &Path, time: Duration) -> Option<Result<u64, walkdir::Erro
         }
     }
     Some(Ok(bytes))
+}
+
+/// What was removed meanwhile; and what only root may see, where this worker is not root and says that it sees no volumes.
+fn is_passed_over(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]
@@ -231,6 +235,7 @@ mod tests {
         let grown = bytes(dir.path()).unwrap() - empty;
         assert!((256 << 10..512 << 10).contains(&grown), "{grown}");
         assert_eq!(bytes(Path::new("/no/such/place")), None, "not seen is not empty");
+        assert!(is_passed_over(ErrorKind::PermissionDenied) && !is_passed_over(ErrorKind::InvalidFilename));
         let hurried = bytes_below(dir.path(), Duration::ZERO).unwrap().unwrap();
         assert!(hurried < grown, "what was seen in time");
     }
