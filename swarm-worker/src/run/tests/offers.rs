@@ -120,3 +120,21 @@ async fn an_engine_that_came_back_as_one_that_can_run_no_job_gets_none() {
     bench.core.frame("it is given back", is_declined).await;
     bench.end().await;
 }
+
+/// What it then calls the image is not what the image is: nobody has to push it again.
+#[tokio::test]
+async fn an_image_that_an_unfit_engine_takes_for_another_is_not_the_jobs_failure() {
+    let bench = Bench::start(Script::new).await;
+    bench.core.until("a link", |seen| (seen.sessions == 1).then_some(())).await;
+    let config: &'static [u8] = br#"{"config":{},"other":1}"#;
+    bench.core.seen().blobs.insert(Digest::of(config), config.into());
+    let refusal = |config| RuntimeError::ImageInvalid { expect: Digest::of(config), message: "another image".into() };
+    bench.engine.plan(FaultPlan::new().on(Call::LoadImage, 1, Effect::Fail(refusal(config))));
+    let outcome = bench.outcome(&testing::order(1, config)).await;
+    assert!(matches!(outcome, Outcome::Refused { .. }), "the image is damaged: {outcome:?}");
+    bench.engine.plan(FaultPlan::new().on(Call::LoadImage, 1, Effect::Fail(refusal(config))));
+    bench.engine.keep_images_in_containerd();
+    let outcome = bench.outcome(&testing::order(2, config)).await;
+    assert!(matches!(outcome, Outcome::Lost { reason: LossReason::Engine, .. }), "{outcome:?}");
+    bench.end().await;
+}

@@ -1,6 +1,7 @@
 //! Against an engine that is nothing but a few answers, for what a real one cannot be brought to do in a test.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -11,11 +12,17 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Deadlines, DockerRuntime, DockerSettings};
 use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, Labels};
 
-/// A body, and whether more may follow: then the answer does not end.
-type Answer = (String, bool);
+/// What comes back.
+pub(super) enum Answer {
+    Whole(String),
+    /// More may follow: it does not end.
+    Open(String),
+    /// Status 500.
+    Failed,
+}
 
 /// An engine that gives these answers to paths with their queries.
-async fn engine(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> DockerRuntime {
+pub(super) async fn engine(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> DockerRuntime {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let host = Some(format!("tcp://{}", listener.local_addr().expect("an address")));
     let answer = Arc::new(answer);
@@ -37,18 +44,22 @@ async fn serve(stream: TcpStream, answer: &(dyn Fn(&str) -> Answer + Send + Sync
         header.clear();
     }
     let path = path.split(' ').nth(1).unwrap_or_default();
-    let (body, is_open) = if path.ends_with("/version") { ends(json!({"ApiVersion": "1.41"})) } else { answer(path) };
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
+    let answer = if path.ends_with("/version") { ends(json!({"ApiVersion": "1.41"})) } else { answer(path) };
+    let (status, body) = match &answer {
+        Answer::Whole(body) | Answer::Open(body) => (200, body.as_str()),
+        Answer::Failed => (500, "{}"),
+    };
+    let head = format!("HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n");
     lines.write_all(format!("{head}{body}").as_bytes()).await?;
     lines.flush().await?;
-    if is_open {
+    if matches!(answer, Answer::Open(_)) {
         std::future::pending::<()>().await;
     }
     Ok(())
 }
 
-fn ends(body: serde_json::Value) -> Answer {
-    (body.to_string(), false)
+pub(super) fn ends(body: serde_json::Value) -> Answer {
+    Answer::Whole(body.to_string())
 }
 
 #[tokio::test]
@@ -60,7 +71,7 @@ async fn containers_are_listed_while_the_engine_copies_files_of_one() {
             {"Id": "c3", "Names": ["/three"], "Labels": {"of": "us"}, "State": "exited"},
         ])),
         // To describe one, it would have to wait for the copy.
-        _ => (String::new(), true),
+        _ => Answer::Open(String::new()),
     })
     .await;
     let labels = Labels::from([("of".to_owned(), "us".to_owned())]);
@@ -92,7 +103,8 @@ async fn is_interrupted(clock_off: chrono::TimeDelta, was_killed: bool, remember
             let told =
                 events.iter().filter(|(action, is_there, at)| *is_there && path.contains(action) && *at <= until);
             let lines = told.map(|(action, ..)| json!({"Type": "container", "Action": action}).to_string() + "\n");
-            (lines.collect(), until > now() + chrono::TimeDelta::seconds(30))
+            let lines = lines.collect();
+            if until > now() + chrono::TimeDelta::seconds(30) { Answer::Open(lines) } else { Answer::Whole(lines) }
         }
         _ => {
             let stamp = finished.to_rfc3339_opts(SecondsFormat::Nanos, true);
@@ -111,4 +123,15 @@ async fn a_signal_is_seen_and_an_end_not_missed_whatever_the_two_clocks_show() {
         assert!(!is_interrupted(clock_off, false, true).await, "{clock_off}: it ended by itself");
         assert!(!is_interrupted(clock_off, false, false).await, "{clock_off}: the engine has forgotten");
     }
+}
+
+/// Such an engine refuses every container that is to have less than all cores.
+#[tokio::test]
+async fn an_engine_without_cpu_quotas_is_asked_for_none_and_says_so() {
+    let engine =
+        engine(|_| ends(json!({"NCPU": 4, "CpuCfsQuota": false, "PidsLimit": true, "MemoryLimit": true}))).await;
+    let facts = engine.facts().await.expect("it says");
+    assert_eq!((facts.unenforced.as_slice(), facts.cpus), (&["cpu"][..], 4));
+    facts.check().expect("jobs can run without");
+    assert_eq!(engine.cpu_limit.load(Ordering::Relaxed), 0);
 }

@@ -172,51 +172,25 @@ fn is_passed_over(kind: ErrorKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
+    use serde_json::json;
 
     use super::*;
     use crate::runtime::ContainerRuntime;
-    use crate::runtime::docker::{Deadlines, DockerSettings};
+    use crate::runtime::docker::scripted::{Answer, ends, engine};
 
-    /// An engine that cannot measure its containers together, nor the one named `slow`, nor walk the one named `deep`.
-    async fn answer(mut caller: TcpStream) {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let Ok(byte) = caller.read_u8().await else { return };
-            head.push(byte);
-        }
-        let path = String::from_utf8_lossy(&head).split(' ').nth(1).unwrap_or_default().to_owned();
-        let labelled = r#""Config":{"Labels":{"a":"b"}}"#;
-        let (status, body) = match path.as_str() {
-            _ if path.ends_with("/version") => (200, r#"{"ApiVersion":"1.41"}"#.to_owned()),
-            _ if path.contains("/volumes") => (200, r#"{"Volumes":[]}"#.to_owned()),
-            _ if path.contains("/containers/json") && path.contains("size=true") => (500, "{}".to_owned()),
-            _ if path.contains("/containers/json") => {
-                (200, r#"[{"Id":"quick"},{"Id":"slow"},{"Id":"deep"}]"#.to_owned())
-            }
-            _ if path.contains("/containers/quick/") => (200, format!(r#"{{"Id":"quick","SizeRw":5,{labelled}}}"#)),
-            _ if path.contains("/containers/deep/") => (200, format!(r#"{{"Id":"deep","SizeRw":-1,{labelled}}}"#)),
-            _ => std::future::pending().await,
-        };
-        let length = body.len();
-        let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n");
-        let answer = format!("{head}Content-Type: application/json\r\n\r\n{body}");
-        let _ = caller.write_all(answer.as_bytes()).await;
-    }
-
+    /// On an engine that cannot measure its containers together, nor the one named `slow`, nor walk the one named `deep`.
     #[tokio::test]
     async fn a_container_that_cannot_be_measured_keeps_no_other_from_it() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = Some(format!("tcp://{}", listener.local_addr().unwrap()));
-        tokio::spawn(async move {
-            while let Ok((caller, _)) = listener.accept().await {
-                tokio::spawn(answer(caller));
-            }
-        });
-        let deadlines = Deadlines { call: Duration::from_secs(3), ..Deadlines::default() };
-        let settings = DockerSettings { host, deadlines, ..DockerSettings::default() };
-        let engine = DockerRuntime::connect(settings).await.unwrap();
+        let sized = |bytes: i64| ends(json!({"SizeRw": bytes, "Config": {"Labels": {"a": "b"}}}));
+        let engine = engine(move |path| match path {
+            _ if path.contains("/volumes") => ends(json!({"Volumes": []})),
+            _ if path.contains("/containers/json") && path.contains("size=true") => Answer::Failed,
+            _ if path.contains("/containers/json") => ends(json!([{"Id": "quick"}, {"Id": "slow"}, {"Id": "deep"}])),
+            _ if path.contains("/containers/quick/") => sized(5),
+            _ if path.contains("/containers/deep/") => sized(-1),
+            _ => Answer::Open(String::new()),
+        })
+        .await;
         let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
         let mut measured = engine.disk_usage(&labels).await.unwrap();
         measured.sort();
