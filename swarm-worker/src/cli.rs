@@ -228,7 +228,12 @@ mod tests {
 
     #[test]
     fn flags_become_settings_and_no_flag_takes_a_secret() {
-        Cli::command().debug_assert();
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for of in [&command, command.find_subcommand("doctor").unwrap()] {
+            let config = of.get_arguments().find(|flag| flag.get_id() == "config").unwrap();
+            assert_eq!(config.get_env(), Some("SWARM_WORKER_CONFIG".as_ref()), "{}", of.get_name());
+        }
         let cli = Cli::try_parse_from(["w", "--name", "a", "--slots", "3", "--drain"]).unwrap();
         let config = WorkerConfig::settle(None, &cli.args.flags).unwrap();
         assert_eq!((config.name.as_str(), config.slots, config.drain_on_stop), ("a", Some(3), true));

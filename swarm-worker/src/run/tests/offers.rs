@@ -138,3 +138,17 @@ async fn an_image_that_an_unfit_engine_takes_for_another_is_not_the_jobs_failure
     assert!(matches!(outcome, Outcome::Lost { reason: LossReason::Engine, .. }), "{outcome:?}");
     bench.end().await;
 }
+
+#[tokio::test]
+async fn there_are_never_more_sandboxes_than_slots_however_the_machine_changes() {
+    let bench = Bench::start_on(FakeRuntime::new(), None, 9, |_| Script::new().forever()).await;
+    let run = async |count: usize| bench.eventually("sandboxes", async || bench.engine.running() == count).await;
+    run(4).await;
+    bench.engine.cpus(2);
+    bench.engine_comes_back().await;
+    run(2).await;
+    bench.engine.cpus(3);
+    bench.engine_comes_back().await;
+    run(3).await;
+    bench.end().await;
+}
