@@ -287,7 +287,11 @@ pub(crate) struct OneJob {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What the task wrote to standard output and error goes to those of this command: as it is when they are files or pipes,
-with control characters made visible when they are a terminal. With --output json each record is one line.")]
+with control characters made visible when they are a terminal. With --output json each record is one line.
+
+To go on with a log of which a part was printed already, give the same flags and tell how many bytes there are:
+  logs -f --attempt 1 --skip-stdout $(stat -c %s task.log) 42.7 >> task.log
+or, with --output json, `--from` and the `next` of the last whole line: then what lies before is not even read.")]
 pub(crate) struct Logs {
     /// A job or a task of it, such as 42 or 42.7
     pub(crate) task: TaskId,
@@ -300,6 +304,17 @@ pub(crate) struct Logs {
     /// Begin each line with the time it was written, in UTC
     #[arg(short, long)]
     pub(crate) timestamps: bool,
+    /// Begin at this position: 0, or the `next` of a record that --output json printed (needs --attempt)
+    #[arg(long, value_name = "POSITION", default_value_t = 0, hide_default_value = true, requires = "attempt")]
+    pub(crate) from: u64,
+    /// Leave out the first bytes of what goes to standard output (needs --attempt)
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true, requires = "attempt")]
+    #[arg(conflicts_with = "from")]
+    pub(crate) skip_stdout: u64,
+    /// Leave out the first bytes that the task wrote to standard error (needs --attempt)
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true, requires = "attempt")]
+    #[arg(conflicts_with = "from")]
+    pub(crate) skip_stderr: u64,
     #[command(flatten)]
     pub(crate) format: ShortFormat,
 }

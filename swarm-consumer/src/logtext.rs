@@ -26,17 +26,26 @@ struct Side {
     /// The beginning of a character that the next record may end.
     rest: Vec<u8>,
     line_begins: bool,
+    /// Bytes still to leave out, of those that would be written.
+    skip: u64,
 }
 
 impl Side {
     const fn new(terminal: bool) -> Self {
-        Self { terminal, rest: Vec::new(), line_begins: true }
+        Self { terminal, rest: Vec::new(), line_begins: true, skip: 0 }
     }
 
     /// What is left when nothing more comes: the beginning of a character that nobody ended.
     fn finish(&mut self) -> Vec<u8> {
         self.line_begins = true;
         sanitise_bytes(&std::mem::take(&mut self.rest), true).into_bytes()
+    }
+
+    /// What of the next bytes is to be written.
+    fn unskipped<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let left_out = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+        self.skip -= left_out as u64;
+        &bytes[left_out..]
     }
 
     fn render(&mut self, bytes: &[u8], stamp: Option<&str>) -> Vec<u8> {
@@ -86,20 +95,30 @@ impl LogText {
         }
     }
 
-    /// Writes one record where it belongs.
-    pub(crate) fn write(&mut self, attempt: u16, record: &LogRecord) -> Done<()> {
+    /// Leaves out the first bytes that would be written to each stream; notes about the log are not counted.
+    pub(crate) fn skipping(mut self, stdout: u64, stderr: u64) -> Self {
+        (self.stdout.skip, self.stderr.skip) = (stdout, stderr);
+        self
+    }
+
+    /// Writes one record where it belongs; `next` is the position in the log after it.
+    pub(crate) fn write(&mut self, attempt: u16, record: &LogRecord, next: u64) -> Done<()> {
         let at = i64::try_from(record.at_us).ok().and_then(DateTime::<Utc>::from_timestamp_micros).unwrap_or_default();
         let stamp = at.to_rfc3339_opts(SecondsFormat::Millis, true);
         if let Some(task) = self.json {
-            let line = json_text(&json_line(task, attempt, &stamp, record));
-            return write_stdout(format!("{line}\n").as_bytes());
+            let line = json_text(&json_line(task, attempt, &stamp, record, next));
+            return write_stdout(self.stdout.unskipped(format!("{line}\n").as_bytes()));
         }
         let stamp = self.timestamps.then_some(stamp.as_str());
         match record.stream {
-            LogStream::Stdout => write_stdout(&self.stdout.render(&record.bytes, stamp)),
+            LogStream::Stdout => {
+                let text = self.stdout.render(&record.bytes, stamp);
+                write_stdout(self.stdout.unskipped(&text))
+            }
             LogStream::Stderr => {
                 // A closed standard error must not keep the rest of the log from being shown.
-                let _ = io::stderr().write_all(&self.stderr.render(&record.bytes, stamp));
+                let text = self.stderr.render(&record.bytes, stamp);
+                let _ = io::stderr().write_all(self.stderr.unskipped(&text));
                 Ok(())
             }
             LogStream::Cut => {
@@ -112,8 +131,9 @@ impl LogText {
     /// Ends an attempt's log; another attempt's may follow.
     pub(crate) fn finish(&mut self) -> Done<()> {
         // A closed standard error must not keep the rest of the log from being shown.
-        let _ = io::stderr().write_all(&self.stderr.finish());
-        write_stdout(&self.stdout.finish())
+        let (out, err) = (self.stdout.finish(), self.stderr.finish());
+        let _ = io::stderr().write_all(self.stderr.unskipped(&err));
+        write_stdout(self.stdout.unskipped(&out))
     }
 }
 
@@ -123,14 +143,14 @@ fn write_stdout(bytes: &[u8]) -> Done<()> {
 }
 
 /// `text` is readable, `hex` is exact and there only when the bytes are not UTF-8.
-fn json_line(task: TaskId, attempt: u16, stamp: &str, record: &LogRecord) -> serde_json::Value {
+fn json_line(task: TaskId, attempt: u16, stamp: &str, record: &LogRecord, next: u64) -> serde_json::Value {
     let stream = match record.stream {
         LogStream::Stdout => "stdout",
         LogStream::Stderr => "stderr",
         LogStream::Cut => "cut",
     };
     let mut line = json!({
-        "task": task.to_string(), "attempt": attempt, "at": stamp, "stream": stream,
+        "task": task.to_string(), "attempt": attempt, "at": stamp, "stream": stream, "next": next,
         "text": String::from_utf8_lossy(&record.bytes),
     });
     if std::str::from_utf8(&record.bytes).is_err() {
@@ -167,6 +187,17 @@ mod tests {
         assert_eq!(side.finish(), "\u{fffd}".as_bytes());
         assert_eq!(side.render(b"\x93b\n", None), "\u{fffd}b\n".as_bytes());
         assert_eq!(side.finish(), b"");
+    }
+
+    #[test]
+    fn what_was_written_before_is_left_out_to_the_byte() {
+        let mut side = Side { skip: 4, ..Side::new(false) };
+        let mut text = Vec::new();
+        for record in ["ab", "", "cde", "f\n"] {
+            let rendered = side.render(record.as_bytes(), None);
+            text.extend_from_slice(side.unskipped(&rendered));
+        }
+        assert_eq!(text, b"ef\n");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Logs end to end: what a container wrote is what a reader gets, or the loss is counted.
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use swarm_checker::{LogRead, Op, Verdict};
-use swarm_protocol::TaskId;
 use swarm_protocol::state::JobState;
+use swarm_protocol::{JobId, TaskId};
 
-use crate::harness::{Log, PATIENCE, Proc, Setup, Swarm, log_read, now_us, report, rounds};
+use crate::harness::{Log, PATIENCE, Proc, Setup, Swarm, eventually, log_read, now_us, report, rounds, shared};
 
 #[test]
 fn a_log_over_the_limit_is_cut_where_that_is_and_the_rest_is_counted() {
@@ -46,6 +48,84 @@ fn a_long_log_within_the_limit_is_whole() {
     swarm.judge("long log", true);
 }
 
+/// What a follower of one log has printed so far.
+struct Followed {
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Followed {
+    fn new(swarm: &Swarm, name: &str) -> Self {
+        let path = |stream: &str| swarm.home().join(format!("{name}.{stream}"));
+        let followed = Self { stdout: path("stdout"), stderr: path("stderr") };
+        for path in [&followed.stdout, &followed.stderr] {
+            File::create(path).expect("a file can be made");
+        }
+        followed
+    }
+
+    /// Goes on with `logs -f` and these flags, killed when it has printed `more` bytes; without, to the log's end.
+    fn follow(&self, swarm: &Swarm, job: &str, flags: &[&str], more: Option<u64>) {
+        let mut command = swarm.consumer_command(&[&["logs", "-f", "--attempt", "1", job], flags].concat());
+        let append = |path: &Path| File::options().append(true).open(path).expect("a file can be opened");
+        command.stdout(append(&self.stdout)).stderr(append(&self.stderr));
+        let wanted = more.map(|more| length(&self.stdout) + more);
+        let mut child = command.spawn().expect("the consumer can be started");
+        eventually("the follower gets on", PATIENCE, || match wanted {
+            Some(wanted) => (length(&self.stdout) >= wanted).then(|| child.kill().expect("a child can be killed")),
+            None => child.try_wait().expect("a child can be asked").map(|status| assert!(status.success(), "{status}")),
+        });
+        child.wait().expect("a child can be waited for");
+    }
+}
+
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).expect("the file is there").len()
+}
+
+#[test]
+fn a_follower_that_is_killed_and_started_again_misses_nothing_and_doubles_nothing() {
+    let swarm = shared();
+    let script = "i=0; while [ $i -lt 400 ]; do echo line $i; echo oops $i >&2; sleep 0.03; i=$((i+1)); done";
+    let mut spec = swarm.shell(script);
+    spec.resources.cpu_millis = 500;
+    let job = swarm.submit(&spec);
+    let (plain, json) = (Followed::new(&swarm, "plain"), Followed::new(&swarm, "json"));
+    let word = job.to_string();
+    let flags =
+        |skip: [u64; 2]| ["--skip-stdout".into(), skip[0].to_string(), "--skip-stderr".into(), skip[1].to_string()];
+    let mut from = 0;
+    for round in 0..3 {
+        let more = (round < 2).then_some(500);
+        let skip = flags([length(&plain.stdout), length(&plain.stderr)]);
+        plain.follow(&swarm, &word, &skip.each_ref().map(String::as_str), more);
+        json.follow(&swarm, &word, &["--output", "json", "--from", &from.to_string()], more.map(|more| more * 10));
+        from = keep_whole_lines(&json.stdout);
+    }
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+    let lines = |word: &str| (0..400).map(|n| format!("{word} {n}\n")).collect::<String>();
+    swarm.check_log(TaskId { job, task: 0 }, lines("line").as_bytes(), lines("oops").as_bytes());
+    let printed = |path: &Path| std::fs::read_to_string(path).expect("text");
+    assert_eq!(printed(&plain.stdout), lines("line"));
+    assert_eq!(printed(&plain.stderr), lines("oops"));
+    let records: Vec<serde_json::Value> =
+        printed(&json.stdout).lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+    for (stream, word) in [("stdout", "line"), ("stderr", "oops")] {
+        let of_stream = records.iter().filter(|record| record["stream"] == stream);
+        assert_eq!(of_stream.map(|record| record["text"].as_str().expect("text")).collect::<String>(), lines(word));
+    }
+    swarm.judge("followers killed", false);
+}
+
+/// Takes off a line that was cut; the position after the last whole one.
+fn keep_whole_lines(path: &Path) -> u64 {
+    let text = std::fs::read_to_string(path).expect("text");
+    let whole = &text[..text.rfind('\n').map_or(0, |at| at + 1)];
+    std::fs::write(path, whole).expect("a file can be written");
+    let last = whole.lines().last().expect("a record");
+    serde_json::from_str::<serde_json::Value>(last).expect("a record")["next"].as_u64().expect("a position")
+}
+
 /// Resident memory of a process in bytes.
 fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
@@ -60,11 +140,12 @@ fn a_flood_of_output_stays_bounded_everywhere_and_is_counted() {
     let swarm = Swarm::start(Setup { core_env, ..Setup::default() });
     let job = swarm.submit(&swarm.shell(&format!("head -c {bytes} /dev/zero")));
     let pids = [swarm.core().as_ref().map(Proc::pid), swarm.worker().as_ref().map(Proc::pid)];
-    let (mut peak, mut spooled) = (0, 0);
+    let (mut peak, mut spooled, mut in_engine) = (0, 0, 0);
     let detail = swarm.expect(job, "it ends", Duration::from_secs(1800), || {
         peak = pids.iter().flatten().map(|pid| resident_bytes(*pid)).max().unwrap_or(0).max(peak);
         let log = swarm.home().join("worker/spool").join(format!("{job}.0.1")).join("log");
         spooled = std::fs::metadata(log).map_or(0, |file| file.len()).max(spooled);
+        in_engine = engine_log_bytes(&swarm, job).max(in_engine);
         swarm.try_detail(job).filter(|detail| detail.job.state.is_final())
     });
     assert_eq!(detail.job.state, JobState::Succeeded);
@@ -76,15 +157,30 @@ fn a_flood_of_output_stays_bounded_everywhere_and_is_counted() {
     let whole = if log.cut_at_least { kept + counted <= bytes } else { kept + counted == bytes };
     assert!(counted > 0 && whole, "{kept} kept, {counted} counted of {bytes}, at least: {}", log.cut_at_least);
     assert!(spooled <= 2 << 20, "{spooled} bytes in the worker's spool");
+    // Two files of 16 MiB, and the one that is being packed when they are full.
+    assert!((1 << 20..=48 << 20).contains(&in_engine), "{in_engine} bytes of log in the engine");
     assert!(peak < 400 << 20, "{} MiB of memory", peak >> 20);
     swarm.recorder.add(start, Verdict::Ok, Op::Log(read_of(task, bytes, &log)));
     report(&format!(
-        "flood of {} MB: {kept} bytes kept, {counted} counted as cut (at least: {}), peak memory {} MiB",
+        "flood of {} MB: {kept} bytes kept, {counted} counted as cut (at least: {}), peak memory {} MiB, at most {spooled} \
+         bytes in the spool and {in_engine} in the engine's files",
         bytes / 1_000_000,
         log.cut_at_least,
         peak >> 20
     ));
     swarm.judge("flood of output", true);
+}
+
+/// What the engine keeps of the log of a job's container, in files that only root sees.
+fn engine_log_bytes(swarm: &Swarm, job: JobId) -> u64 {
+    let label = format!("label=io.swarm-sync.job={job}");
+    let swarm_label = format!("label=io.swarm-sync.swarm={}", swarm.id().unwrap_or_default());
+    let words = ["ps", "--all", "--quiet", "--no-trunc", "--filter", &label, "--filter", &swarm_label];
+    let container = swarm.docker().run(&words).unwrap_or_default();
+    let root = swarm.docker().run(&["info", "--format", "{{.DockerRootDir}}"]).unwrap_or_default();
+    let files = Path::new(root.trim()).join("containers").join(container.trim()).join("local-logs");
+    let files = std::fs::read_dir(files).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
 }
 
 fn read_of(task: TaskId, written_bytes: u64, log: &Log) -> LogRead {

@@ -3,6 +3,7 @@
 //! `REPORT ` are figures.
 
 mod demo;
+mod doctor;
 mod ends;
 mod faults;
 mod files;

@@ -171,7 +171,7 @@ async fn follow_log(client: &Client, job: JobId, mut waiting: Waiting) -> Done<(
                 note(&format!("attempt {} on worker {}", attempt.attempt, sanitise(&attempt.worker, false)));
             }
             shown = attempt.attempt;
-            logs::print(client, task, shown, true, &mut text).await?;
+            logs::print(client, task, shown, 0, true, &mut text).await?;
             waiting = Waiting::new(false);
         } else if view.phase == TaskPhase::Ended {
             line.finish_and_clear();
