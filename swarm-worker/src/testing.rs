@@ -1,6 +1,7 @@
 //! What tests of this crate share.
 
 mod core;
+mod proxy;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use swarm_protocol::link::{FinalReport, ImageOrder, InputOrder, TaskOrder};
 use swarm_protocol::{AttemptId, Digest, GroupId, JobId, Outcome};
 
 pub(crate) use self::core::{DEADLINE, ScriptedCore, Seen};
+pub(crate) use self::proxy::{Fate, Proxy};
 use crate::lease::{BootClock, Clock};
 
 /// A plain order for the image whose config blob is `config`.

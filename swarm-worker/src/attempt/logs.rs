@@ -48,6 +48,28 @@ struct Replays {
     away_until: Option<Instant>,
 }
 
+/// How long a spool that takes no more is waited for.
+struct SpoolPatience {
+    pause: Duration,
+    given_up_at: Option<Instant>,
+}
+
+impl SpoolPatience {
+    const fn new() -> Self {
+        Self { pause: SPOOL_PAUSE, given_up_at: None }
+    }
+
+    /// The pause before the next try of what was refused `now`; none when it is given up, which counts from the first
+    /// refusal after the container has ended (`is_final`).
+    fn pause(&mut self, is_final: bool, now: Instant) -> Option<Duration> {
+        if is_final && now >= *self.given_up_at.get_or_insert(now + SPOOL_AWAY_MAX) {
+            return None;
+        }
+        let next = (self.pause * 2).min(SPOOL_PAUSE_MAX);
+        Some(std::mem::replace(&mut self.pause, next))
+    }
+}
+
 impl Attempt {
     /// Copies the whole log; `exited` turns true when the container has ended. A spool that takes no more is waited for:
     /// the engine has the log meanwhile.
@@ -55,7 +77,7 @@ impl Attempt {
     /// # Errors
     /// The spool takes no more, and the container has ended some time ago or nobody wants its result.
     pub(super) async fn copy_log(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Result<LogEnd, End> {
-        let (mut replays, mut spool_pause, mut given_up_at) = (Replays::default(), SPOOL_PAUSE, None);
+        let (mut replays, mut patience) = (Replays::default(), SpoolPatience::new());
         loop {
             let is_final = *exited.borrow();
             let pause = match self.replay(id, &mut replays, &exited, is_final).await {
@@ -65,13 +87,10 @@ impl Attempt {
                 Err(_) if is_final && self.control.borrow().stop.is_some() => return Err(self.stop_asked().torn()),
                 Err(error) => {
                     tracing::error!(attempt = %self.id, %error, "the log cannot be spooled, trying again");
-                    let ends_at = is_final.then(|| *given_up_at.get_or_insert_with(|| Instant::now() + SPOOL_AWAY_MAX));
-                    if ends_at.is_some_and(|ends_at| Instant::now() >= ends_at) {
-                        return Err(spool_end(&error).torn());
+                    match patience.pause(is_final, Instant::now()) {
+                        Some(pause) => pause,
+                        None => return Err(spool_end(&error).torn()),
                     }
-                    let pause = spool_pause;
-                    spool_pause = (pause * 2).min(SPOOL_PAUSE_MAX);
-                    pause
                 }
             };
             tokio::select! {
@@ -158,6 +177,26 @@ mod tests {
 
     use super::*;
     use crate::runtime::LogItem;
+
+    #[test]
+    fn a_spool_that_takes_no_more_is_given_up_ten_minutes_after_the_container_s_end_and_never_before_it() {
+        let (mut patience, began) = (SpoolPatience::new(), Instant::now());
+        let mut tries = |is_final: bool, from: Instant| {
+            let (mut now, mut pauses) = (from, Vec::new());
+            while let Some(pause) = patience.pause(is_final, now) {
+                pauses.push(pause.as_secs());
+                now += pause;
+                if pauses.len() == 1000 {
+                    break;
+                }
+            }
+            (now, pauses)
+        };
+        let (ended, pauses) = tries(false, began);
+        assert_eq!((pauses.len(), &pauses[..7]), (1000, &[2, 4, 8, 16, 32, 60, 60][..]), "it runs: there is no hurry");
+        let (given_up, pauses) = tries(true, ended);
+        assert_eq!((given_up - ended, pauses), (Duration::from_secs(600), vec![60; 10]));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_rest_of_a_log_is_waited_for_and_a_silent_one_is_not() {

@@ -4,6 +4,7 @@ mod engines;
 mod faults;
 mod images;
 mod offers;
+mod real;
 mod sandboxes;
 mod stops;
 mod users;

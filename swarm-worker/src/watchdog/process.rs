@@ -299,6 +299,32 @@ mod tests {
         assert!(bench.files.was_killed(NAME));
     }
 
+    #[tokio::test]
+    async fn a_disk_that_hangs_does_not_keep_an_overdue_container_alive() {
+        let bench = Bench::new(Script::new().forever()).await;
+        bench.engine.start(&bench.id).await.unwrap();
+        // Nobody reads what is written there first, so whoever opens it for the note waits.
+        let note = bench.data.path().join("watchdog/killed").join(format!(".{NAME}.tmp"));
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &note, mode).unwrap();
+        let began = Instant::now();
+        let is_dead = async {
+            while bench.engine.inspect(&bench.id).await.unwrap().phase == ContainerPhase::Running {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let killed = tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::select! { () = is_dead => {} () = bench.watch() => {} }
+        });
+        let killed = killed.await;
+        // A reader lets the note's thread end, whatever was found.
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+        let _reader = rustix::fs::open(&note, flags, rustix::fs::Mode::empty()).unwrap();
+        killed.expect("it waits for the disk");
+        assert!(began.elapsed() >= NOTE_PATIENCE, "the note is tried first");
+        assert!(!bench.files.was_killed(NAME) && bench.engine.count(Call::Kill) == 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_container_that_ended_by_itself_holds_no_watchdog_and_is_no_kill() {
         let bench = Bench::new(Script::new().exit(3)).await;
