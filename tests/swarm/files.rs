@@ -7,11 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use swarm_protocol::OutcomeKind;
+use swarm_protocol::state::JobState;
+use swarm_protocol::{Digest, JobId, OutcomeKind, TaskId};
 use tar::EntryType;
 
-use crate::harness::{report, shared};
+use crate::harness::{Proc, Setup, Swarm, now_us, report, run, shared};
 
 /// The names of a directory's files, with their bytes.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -129,7 +131,7 @@ fn an_upload_that_breaks_off_goes_on_where_it_was() {
     let told = Arc::clone(&progress);
     let note = Arc::new(move |bytes| told.lock().unwrap().push(bytes));
     let file = swarm.block(client.upload_file(&path, note)).expect("it arrives at last");
-    assert_eq!((file.digest, file.size_bytes), (swarm_protocol::Digest::of(&bytes), 20_000_000));
+    assert_eq!((file.digest, file.size_bytes), (Digest::of(&bytes), 20_000_000));
     let sent = sent.load(Ordering::SeqCst);
     report(&format!("upload of 20,000,000 bytes cut off at 12,000,000: {sent} bytes sent in all"));
     assert!(sent < 24_000_000, "it began again: {sent} bytes");
@@ -138,4 +140,91 @@ fn an_upload_that_breaks_off_goes_on_where_it_was() {
     let (ended, _) = swarm.run(&["-i", &input], &["sh", "-c", "wc -c < /in/data"]);
     assert_eq!(String::from_utf8_lossy(&ended.stdout).trim(), "20000000", "{}", ended.stderr);
     swarm.judge("upload cut off", false);
+}
+
+#[test]
+fn an_output_that_is_missing_or_over_the_bound_is_named_with_the_bound() {
+    let core_env = vec![("SWARM_CORE_LIMITS__OUTPUT_BYTES", "1000000")];
+    let swarm = Swarm::start(Setup { core_env, ..Setup::default() });
+    let flags = ["-o", "/out/small", "-o", "/out/big"];
+    let cases = [
+        (
+            "head -c 600000 /etc/noise > /out/small; head -c 400001 /etc/noise > /out/big",
+            "/out/big: it has more than the 400000 bytes",
+        ),
+        ("head -c 600000 /etc/noise > /out/small", "/out/big: the container did not leave it there"),
+    ];
+    for (script, words) in cases {
+        let (ended, job) = swarm.run(&flags, &["sh", "-c", script]);
+        assert!(ended.code != Some(0) && ended.stderr.contains(words), "{ended:?}");
+        let attempt = swarm.task(job).attempts.remove(0);
+        assert_eq!(attempt.outcome, Some(OutcomeKind::OutputMissing));
+        assert!(attempt.detail.as_ref().is_some_and(|why| why.contains(words)), "{attempt:?}");
+    }
+    let (ended, _) = swarm
+        .run(&flags, &["sh", "-c", "head -c 600000 /etc/noise > /out/small; head -c 400000 /etc/noise > /out/big"]);
+    assert_eq!(ended.code, Some(0), "exactly the bound is not over it: {}", ended.stderr);
+    swarm.judge("outputs over the bound", true);
+}
+
+/// A figure of a process's memory in bytes, such as `VmRSS`.
+fn memory_bytes(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("the kernel counts it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+fn a_file_far_larger_than_what_core_and_worker_keep_in_memory_goes_in_and_out() {
+    const BYTES: usize = 64 << 20;
+    /// An unoptimised program on a busy machine seals some megabytes a second.
+    const MINUTES: Duration = Duration::from_secs(300);
+    let swarm = Swarm::start(Setup::default());
+    let (file, into) = (swarm.home().join("large"), swarm.home().join("large-out"));
+    let mut state = 88_172_645_463_325_252_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    let bytes: Vec<u8> = words.take(BYTES / 8).flatten().collect();
+    std::fs::write(&file, &bytes).unwrap();
+    let digest = Digest::of(&bytes);
+    let pid = |part: &Option<Proc>| part.as_ref().expect("it runs").pid();
+    let pids = [pid(&swarm.core()), pid(&swarm.worker())];
+    // From here on the kernel keeps the peak anew.
+    for pid in pids {
+        std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the peak can be reset");
+    }
+    let before = pids.map(|pid| memory_bytes(pid, "VmRSS"));
+    let input = format!("{}:/in/large", file.display());
+    let start = now_us();
+    let job = ["submit", "-i", &input, "-o", "/out/large", "--memory", "32MiB", &swarm.image, "sh", "-c"];
+    let script = "sha256sum < /in/large; cat /in/large > /out/large";
+    let ended = run(swarm.consumer_command(&[&job[..], &[script]].concat()), swarm.home(), MINUTES);
+    let job = String::from_utf8_lossy(&ended.stdout).trim().parse().map(JobId);
+    let job = job.unwrap_or_else(|_| panic!("no number of a job: {ended:?}"));
+    swarm.note_submitted(job, start);
+    assert_eq!(swarm.wait_ended(job, MINUTES).job.state, JobState::Succeeded);
+    let in_container = String::from_utf8(swarm.log(TaskId { job, task: 0 }).stdout).expect("text");
+    assert_eq!(in_container.split_whitespace().next(), Some(digest.hex().as_str()), "what the container was given");
+    let output = &swarm.task(job).attempts[0].outputs[0];
+    assert_eq!((output.digest, output.size_bytes), (digest, BYTES as u64), "what the core was given");
+    let fetch = ["fetch", &job.to_string(), "--into", into.to_str().unwrap()];
+    let ended = run(swarm.consumer_command(&fetch), swarm.home(), MINUTES);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(Digest::of(&std::fs::read(into.join("large")).unwrap()), digest, "what came back");
+    let peaks = pids.map(|pid| memory_bytes(pid, "VmHWM"));
+    let mib = |bytes: u64| bytes >> 20;
+    for (part, (before, peak)) in ["core", "worker"].iter().zip(before.into_iter().zip(peaks)) {
+        report(&format!(
+            "64 MiB in and out: memory of the {part} {} MiB before, {} MiB at most",
+            mib(before),
+            mib(peak)
+        ));
+        assert!(peak - before < 24 << 20, "the {part} took {} MiB more for 64 MiB", mib(peak - before));
+    }
+    swarm.judge("large file", true);
 }

@@ -3,7 +3,7 @@
 use swarm_protocol::JobId;
 use swarm_protocol::state::JobState;
 
-use crate::harness::{PATIENCE, Setup, Swarm, docker, eventually, now_us};
+use crate::harness::{OwnEngine, PATIENCE, Proc, Setup, Swarm, docker, eventually, now_us};
 
 /// Submits a job that requires this label; its number and what was said about it.
 fn submit_for(swarm: &Swarm, label: &str) -> (JobId, String) {
@@ -50,4 +50,22 @@ fn a_job_waits_for_a_worker_with_the_labels_it_requires() {
     assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
     assert_eq!(labels()["zone"], "a");
     swarm.judge("labels", true);
+}
+
+#[test]
+fn what_an_engine_learns_while_its_worker_runs_reaches_the_core_and_the_job_that_waits_for_it() {
+    let engine = OwnEngine::start(&[]);
+    let swarm = Swarm::start(Setup { engine: engine.docker().host, ..Setup::default() });
+    let labels = || swarm.block(swarm.client.workers()).expect("workers can be listed").items.remove(0).labels;
+    let found = eventually("the worker says what it is", PATIENCE, || Some(labels()).filter(|all| !all.is_empty()));
+    assert!(found.contains_key("runtime.runc") && !found.contains_key("runtime.fast"), "{found:?}");
+    let (job, said) = submit_for(&swarm, "runtime.fast=true");
+    assert!(said.contains("runtime.fast"), "{said}");
+    let worker = swarm.worker().as_ref().expect("a worker runs").pid();
+    engine.configure(r#"{"runtimes": {"fast": {"path": "runc"}}}"#);
+    // It asks every minute.
+    assert_eq!(swarm.wait_ended(job, PATIENCE + PATIENCE).job.state, JobState::Succeeded);
+    assert_eq!(labels()["runtime.fast"], "true");
+    assert_eq!(swarm.worker().as_ref().map(Proc::pid), Some(worker), "nothing was started anew");
+    swarm.judge("labels that change", true);
 }

@@ -73,6 +73,12 @@ impl OwnEngine {
         *self.child() = Some(child);
     }
 
+    /// Has it read other settings while it runs, as an operator does.
+    pub(crate) fn configure(&self, settings: &str) {
+        fs::write(self.dir.path().join("daemon.json"), settings).expect("a file can be written");
+        self.signal(Signal::HUP);
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&self, part: Part) -> Death {
         self.with_child(|child| child.kill().expect("a child can be killed"));

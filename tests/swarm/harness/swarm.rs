@@ -58,9 +58,27 @@ pub(crate) struct Swarm {
     runtime: tokio::runtime::Runtime,
 }
 
-const PROGRAMS: [&str; 19] = [
-    "sh", "cat", "sleep", "id", "env", "head", "dd", "mkdir", "od", "wc", "date", "echo", "chmod", "cp", "ln",
-    "mkfifo", "setsid", "stat", "truncate",
+const PROGRAMS: [&str; 20] = [
+    "sh",
+    "cat",
+    "sleep",
+    "id",
+    "env",
+    "head",
+    "dd",
+    "mkdir",
+    "od",
+    "wc",
+    "date",
+    "echo",
+    "chmod",
+    "cp",
+    "ln",
+    "mkfifo",
+    "setsid",
+    "sha256sum",
+    "stat",
+    "truncate",
 ];
 
 /// Held while ports are chosen and taken, so that two swarms of this process do not choose the same.
