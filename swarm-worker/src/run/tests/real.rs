@@ -36,9 +36,16 @@ impl Real {
         (Self::start_on(engine, runtime, |_| ()).await, proxy)
     }
 
-    async fn start_on(engine: TestEngine, runtime: Arc<DockerRuntime>, change: impl FnOnce(&mut WorkerConfig)) -> Self {
+    async fn start_on(
+        mut engine: TestEngine,
+        runtime: Arc<DockerRuntime>,
+        change: impl FnOnce(&mut WorkerConfig),
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (core, data, stop) = (ScriptedCore::start().await, tempfile::tempdir().unwrap(), CancellationToken::new());
+        // What the worker makes goes with the engine's guard, should a test panic.
+        let ours = Labels::from([("io.swarm-sync.swarm".to_owned(), core.swarm.to_string())]);
+        engine.labels = ours;
         let (worker, gone) = spawn_real(&core, runtime, data.path(), stop.clone(), change);
         Self { core, engine, data, stop, worker, gone }
     }
@@ -101,10 +108,6 @@ impl Real {
         }
     }
 
-    fn ours(&self) -> Labels {
-        Labels::from([("io.swarm-sync.swarm".to_owned(), self.core.swarm.to_string())])
-    }
-
     /// The images that this worker keeps.
     async fn images(&self) -> Vec<Digest> {
         self.engine.runtime.our_images().await.unwrap().into_iter().map(|image| image.config).collect()
@@ -116,12 +119,12 @@ impl Real {
 
     /// Stops the worker, which leaves no container or volume behind.
     async fn end(mut self) {
-        let (runtime, ours) = (&self.engine.runtime, self.ours());
+        let (runtime, ours) = (&self.engine.runtime, &self.engine.labels);
         self.until_clean().await;
         self.stop.cancel();
         (&mut self.worker).await.unwrap().unwrap();
-        assert_eq!(runtime.list_ours(&ours).await.unwrap(), []);
-        assert_eq!(runtime.list_our_volumes(&ours).await.unwrap(), []);
+        assert_eq!(runtime.list_ours(ours).await.unwrap(), []);
+        assert_eq!(runtime.list_our_volumes(ours).await.unwrap(), []);
     }
 }
 
@@ -259,7 +262,7 @@ async fn a_stop_and_a_kill_that_the_engine_never_answers_are_tried_again_until_t
     real.cancel(&order, Duration::from_secs(1)).await;
     assert_eq!(real.finished(&order).await, Outcome::Cancelled);
     // Reported when it was gone, not before.
-    let running = real.engine.runtime.list_ours(&real.ours()).await.unwrap();
+    let running = real.engine.runtime.list_ours(&real.engine.labels).await.unwrap();
     assert!(running.iter().all(|one| one.phase != ContainerPhase::Running), "{running:?}");
     assert_eq!(*signals.lock().unwrap(), ["SIGTERM", "SIGKILL", "SIGKILL"]);
     real.end().await;
