@@ -20,13 +20,13 @@ mod user;
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_host::blocking;
 use swarm_protocol::link::{FinalReport, HeldPhase, TaskOrder, ToCore};
 use swarm_protocol::{AttemptId, LossReason, Outcome};
 use tokio::sync::watch;
 
 pub(crate) use self::user::Owner;
 use crate::context::Ctx;
-use crate::durable;
 use crate::engine;
 use crate::hub::{Control, Stop};
 use crate::images::cache::Claim;
@@ -138,6 +138,7 @@ pub(crate) fn spawn(ctx: &Arc<Ctx>, order: TaskOrder, control: watch::Receiver<C
         // A panic here must not leave an attempt that nobody looks after: the worker stops and starts anew.
         let guard = stop.clone().drop_guard();
         tokio::select! {
+            biased;
             // The container lives on and is adopted by the next start.
             () = stop.cancelled() => {}
             () = attempt.live(stage) => {}
@@ -166,7 +167,7 @@ impl Attempt {
             report::run(&self.ctx, self.id, self.entry.log(), self.progress.subscribe(), self.control.clone());
         tokio::join!(self.work(stage), reporter);
         let entry = self.entry.clone();
-        if let Err(error) = durable::blocking(move || entry.remove()).await {
+        if let Err(error) = blocking::run(move || entry.remove()).await {
             tracing::warn!(attempt = %self.id, %error, "the spool of an attempt that is over cannot be removed");
         }
         self.ctx.hub.forget(self.id);
@@ -242,7 +243,7 @@ impl Attempt {
     /// Passes the point of no return. An at-most-once attempt waits until its start is committed; its mark is written
     /// before it asks, so a restart in between never starts it.
     async fn commit_start(&self) -> Result<(), End> {
-        let begin = || self.ctx.hub.begin_start(self.id, self.ctx.clock.now_ns());
+        let begin = || self.ctx.hub.begin_start(self.id, self.ctx.machine.now_ns());
         if !begin() {
             return Err(self.stop_asked());
         }
@@ -262,7 +263,7 @@ impl Attempt {
     }
 
     async fn mark_start(&self) -> Result<(), End> {
-        let mark = StartMark { machine_boot: self.ctx.machine_boot.clone(), boot_ns: self.ctx.clock.now_ns() };
+        let mark = StartMark { machine_boot: self.ctx.machine_boot.clone(), boot_ns: self.ctx.machine.now_ns() };
         self.entry.mark_start(mark).await.map_err(|error| spool_end(&error))
     }
 

@@ -7,18 +7,21 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::chance::Chance;
 use crate::config::WorkerConfig;
-use crate::disk::DiskWatch;
+use crate::disk::Written;
 use crate::hub::Hub;
 use crate::identity::{DataDir, Identity};
 use crate::images::Images;
-use crate::lease::Clock;
+use crate::latest::Latest;
+use crate::machine::Machine;
+use crate::network::Network;
 use crate::offer;
 use crate::runtime::{ContainerRuntime, EngineFacts, Labels};
 use crate::sandbox::Sandboxes;
 use crate::spool::Spool;
 use crate::transfer::Transfer;
-use crate::watchdog::WatchFiles;
+use crate::watchdog::{Launch, WatchFiles};
 
 /// See the module.
 pub(crate) struct Ctx {
@@ -32,13 +35,18 @@ pub(crate) struct Ctx {
     /// What the engine has, as last found out.
     pub(crate) engine: watch::Sender<EngineFacts>,
     pub(crate) runtime: Arc<dyn ContainerRuntime>,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) chance: Chance,
     pub(crate) hub: Hub,
     pub(crate) spool: Spool,
     pub(crate) transfer: Transfer,
     pub(crate) watch: WatchFiles,
+    /// How a watchdog is started, if not as the settings say.
+    pub(crate) launch_watchdog: Option<Launch>,
     pub(crate) images: Images,
-    pub(crate) disk: DiskWatch,
+    /// The last look at what attempts have written.
+    pub(crate) disk: Latest<Written>,
     pub(crate) sandboxes: Sandboxes,
     /// One permit for each container that may run.
     pub(crate) slots: Arc<Semaphore>,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_protocol::AttemptId;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::context::{Ctx, attempt_of, ours};
@@ -29,22 +28,12 @@ const UNTOLD_MAX: u32 = 3;
 /// Bytes written by each attempt, as last seen; none where that cannot be told, again and again.
 pub(crate) type Written = Arc<HashMap<AttemptId, Option<u64>>>;
 
-/// Where the last look is published.
-#[derive(Debug, Default)]
-pub(crate) struct DiskWatch(watch::Sender<Written>);
-
-impl DiskWatch {
-    /// The looks from now on.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Written> {
-        self.0.subscribe()
-    }
-}
-
 /// Looks until the worker stops; while nothing is held there is nothing to look at.
 pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     let (mut pause, mut untold) = (PAUSE_MIN, HashMap::new());
     loop {
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
@@ -53,7 +42,7 @@ pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
         }
         let began = Instant::now();
         match look(&ctx).await {
-            Ok(measured) => drop(ctx.disk.0.send_replace(Arc::new(by_attempt(measured, &mut untold)))),
+            Ok(measured) => ctx.disk.set(Arc::new(by_attempt(measured, &mut untold))),
             Err(error) => tracing::warn!(%error, "what containers have written to disk cannot be measured"),
         }
         pause = rest_after(began.elapsed());

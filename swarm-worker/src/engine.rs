@@ -15,10 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) async fn keep_looking(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(EVERY) => {}
         }
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             _ = answers(&ctx) => {}
         }

@@ -8,6 +8,7 @@ use swarm_protocol::AttemptId;
 use swarm_protocol::link::{HeldAttempt, HeldPhase, LiveSet, ToCore, live_hash};
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::latest::{Follower, Latest};
 use crate::lease::kill_at_ns;
 
 /// Why an attempt must stop; a later variant overrides an earlier one.
@@ -100,7 +101,7 @@ pub(crate) struct Renewal {
 #[derive(Debug)]
 pub(crate) struct Hub {
     state: Mutex<State>,
-    session: watch::Sender<Option<Session>>,
+    session: Latest<Option<Session>>,
     /// Wakes the link to send a state report.
     pub(crate) report_due: Notify,
     /// The send time of the last answered renewal, for the watchdog.
@@ -112,7 +113,7 @@ impl Hub {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::default(),
-            session: watch::Sender::new(None),
+            session: Latest::default(),
             report_due: Notify::new(),
             renewed: watch::Sender::new(0),
             empty: watch::Sender::new(true),
@@ -278,17 +279,17 @@ impl Hub {
 
     /// The link came up or went down.
     pub(crate) fn set_session(&self, session: Option<Session>) {
-        self.session.send_replace(session);
+        self.session.set(session);
     }
 
     /// Follows the link's ups and downs.
-    pub(crate) fn sessions(&self) -> watch::Receiver<Option<Session>> {
-        self.session.subscribe()
+    pub(crate) fn sessions(&self) -> Follower<Option<Session>> {
+        self.session.follow()
     }
 
     /// Sends a frame if the link is up. What must not be lost is sent by the attempt's reporter instead.
     pub(crate) async fn say(&self, frame: ToCore) {
-        let session = self.session.borrow().clone();
+        let session = self.session.get();
         if let Some(session) = session {
             // A link that broke meanwhile makes a state report, which says the same.
             let _ = session.out.send(frame).await;

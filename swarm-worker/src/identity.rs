@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use swarm_host::{blocking, files};
+use swarm_protocol::api::JoinRequest;
 use swarm_protocol::{SwarmId, WorkerId};
 use tokio_util::sync::CancellationToken;
 
+use crate::chance::{Backoff, Chance};
 use crate::config::WorkerConfig;
-use crate::durable;
-use crate::transfer::{self, JoinError};
+use crate::network::{CallError, Network};
 
 /// The data directory, locked as long as this lives.
 #[derive(Debug)]
@@ -53,6 +55,7 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+const UNJOINED: &str = "stopped before the worker had joined";
 const IDENTITY: &str = "identity.json";
 
 /// Whether `data` holds an identity.
@@ -95,36 +98,37 @@ impl Identity {
     /// Keeps this identity in `data`, mode 0600, synced.
     pub(crate) fn save(&self, data: &Path) -> anyhow::Result<()> {
         let kept = Kept { worker: self.worker, key: self.key.expose_secret().to_owned(), swarm: self.swarm };
-        durable::write(&data.join(IDENTITY), &serde_json::to_vec(&kept)?).context("cannot keep the identity")
+        files::write(&data.join(IDENTITY), &serde_json::to_vec(&kept)?).context("cannot keep the identity")
     }
 }
 
 /// The identity in `data`; joins first if there is none. Waits for a core that is not there yet.
-pub(crate) async fn obtain(config: &WorkerConfig, data: &Path, stop: &CancellationToken) -> anyhow::Result<Identity> {
+pub(crate) async fn obtain(
+    config: &WorkerConfig,
+    data: &Path,
+    network: &dyn Network,
+    chance: &Chance,
+    stop: &CancellationToken,
+) -> anyhow::Result<Identity> {
     if let Some(identity) = Identity::load(data)? {
         return Ok(identity);
     }
     let settings = config.clone();
     // Apart from the runtime's own threads: standard input may say nothing for long, and a stop must not wait for it.
-    let read = tokio::task::spawn_blocking(move || join_token(&settings));
-    let token = tokio::select! {
-        token = read => token??,
-        () = stop.cancelled() => bail!("stopped before the worker had joined"),
-    };
-    let mut backoff = transfer::Backoff::default();
+    let read = blocking::run(move || join_token(&settings));
+    let Some(token) = stop.run_until_cancelled(read).await else { bail!(UNJOINED) };
+    let request = JoinRequest { token: token?.expose_secret().to_owned(), worker: config.name.clone() };
+    let mut backoff = Backoff::new(chance);
     let answer = loop {
-        match transfer::join(&config.core, token.expose_secret(), &config.name).await {
+        match network.join(&request).await {
             Ok(answer) => break answer,
-            Err(JoinError::Refused(problem)) => {
+            Err(CallError::Refused(problem)) => {
                 bail!("the core refused the join: {problem}{}", hint(&problem));
             }
-            Err(JoinError::Unreachable(error)) => {
-                tracing::warn!(core = %config.core, error = %format!("{error:#}"), "cannot join yet, trying again");
-            }
+            Err(error) => tracing::warn!(core = %config.core, %error, "cannot join yet, trying again"),
         }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.next_pause()) => {}
-            () = stop.cancelled() => bail!("stopped before the worker had joined"),
+        if stop.run_until_cancelled(tokio::time::sleep(backoff.next_pause())).await.is_none() {
+            bail!(UNJOINED);
         }
     };
     let identity = Identity { worker: answer.worker, key: answer.key.into(), swarm: None };

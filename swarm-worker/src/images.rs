@@ -91,7 +91,7 @@ pub(crate) async fn ensure(ctx: &Ctx, order: &TaskOrder) -> Result<Arc<ImageFact
     let mut known = slot.lock().await;
     let held = ctx.runtime.image_exists(&config).await.map_err(|error| engine(&error))?;
     if let (true, Some(facts)) = (held, known.as_ref()) {
-        ctx.images.ledger.touch(config, now_ms());
+        ctx.images.ledger.touch(config, ctx.machine.wall_us() / 1000);
         return Ok(facts.clone());
     }
     if order.image.config_bytes > CONFIG_BYTES_MAX {
@@ -107,7 +107,7 @@ pub(crate) async fn ensure(ctx: &Ctx, order: &TaskOrder) -> Result<Arc<ImageFact
         bring(ctx, order, blob).await?;
     }
     // Only now: what the engine does not hold is forgotten.
-    ctx.images.ledger.touch(config, now_ms());
+    ctx.images.ledger.touch(config, ctx.machine.wall_us() / 1000);
     *known = Some(facts.clone());
     Ok(facts)
 }
@@ -118,11 +118,6 @@ pub(crate) async fn have(ctx: &Ctx, image: Digest, archive: impl FnOnce() -> Byt
         true => ctx.runtime.tag_image(&image).await,
         false => ctx.runtime.load_image(archive(), &image).await,
     }
-}
-
-/// Unix time in milliseconds.
-fn now_ms() -> u64 {
-    std::time::UNIX_EPOCH.elapsed().map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Keeps to the bounds, and keeps what is known of the images.

@@ -7,22 +7,23 @@ mod renewals;
 mod session;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use swarm_protocol::link::FrameError;
 use swarm_protocol::text::sanitise;
+use tokio::time::Instant;
 
 pub(crate) use renewals::Renewals;
 
+use crate::chance::Backoff;
 use crate::context::Ctx;
-use crate::transfer::Backoff;
 
 /// Why a link session ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     /// No connection, or it broke.
     #[error("the connection to the core failed: {0}")]
-    Socket(#[from] Box<tokio_tungstenite::tungstenite::Error>),
+    Socket(#[from] std::io::Error),
     /// The key is not accepted.
     #[error("the core does not accept this worker's key ({0}): it may have been revoked")]
     Unauthorised(u16),
@@ -68,10 +69,11 @@ impl LinkError {
 
 /// Keeps the link up until the worker stops. Returns an error only when trying again cannot help.
 pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(&ctx.chance);
     loop {
         let began = Instant::now();
         let ended = tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => Ok(()),
             ended = session::run(&ctx) => ended.map(|never| match never {}),
         };
@@ -90,6 +92,7 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
         let pause = backoff.next_pause();
         tracing::warn!(core = %ctx.config.core, %error, pause_ms = pause.as_millis() as u64, "the link is down, trying again");
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }

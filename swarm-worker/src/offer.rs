@@ -52,6 +52,7 @@ pub(crate) fn is_news(told: &WorkerFacts, now: &WorkerFacts) -> bool {
 pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(REFRESH) => {}
         }

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use swarm_host::blocking;
 use swarm_protocol::link::HeldPhase;
 use swarm_protocol::{AttemptId, SwarmId, WorkerId};
 
 use crate::attempt::{self, Stage};
+use crate::chance::Backoff;
 use crate::context::{Ctx, attempt_of, ours, sandbox_of};
+use crate::images;
 use crate::runtime::{
     ContainerId, ContainerPhase, ContainerRuntime, ContainerState, Labels, OurContainer, RuntimeError,
 };
 use crate::spool::{Found, StartMark};
-use crate::transfer::Backoff;
-use crate::{durable, images};
 
 /// Between two sweeps; a leftover lives twice as long at most.
 const SWEEP: Duration = Duration::from_secs(25);
@@ -33,12 +34,12 @@ type Held = (ContainerId, ContainerState);
 /// a mark but without a started container may have run, so it is reported as lost and never started again here.
 pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
     let spool = ctx.spool.clone();
-    let found = durable::blocking(move || spool.scan()).await?;
+    let found = blocking::run(move || spool.scan()).await?;
     // Without a welcome there was never an order.
     if ctx.swarm.get().is_none() {
         return Ok(());
     }
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(&ctx.chance);
     let containers = loop {
         match containers(ctx).await {
             Ok(containers) => break containers,
@@ -47,6 +48,7 @@ pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
             }
         }
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(backoff.next_pause()) => {}
         }
@@ -87,7 +89,7 @@ async fn describe(ctx: &Ctx, listed: OurContainer) -> Option<Held> {
 
 fn resume(ctx: &Arc<Ctx>, found: Found, container: Option<&Held>) {
     let attempt = found.order.attempt;
-    let (stage, phase) = stage_of(&found, container);
+    let (stage, phase) = stage_of(&found, container, || ctx.machine.wall_us());
     let runs = container.is_some_and(|(_, state)| state.phase == ContainerPhase::Running);
     let name = ctx.container_name(attempt);
     // A running container keeps the lease it had: the watchdog counts the same.
@@ -101,8 +103,8 @@ fn resume(ctx: &Arc<Ctx>, found: Found, container: Option<&Held>) {
     }
 }
 
-/// How a spooled attempt goes on.
-fn stage_of(found: &Found, container: Option<&Held>) -> (Stage, HeldPhase) {
+/// How a spooled attempt goes on. `now_us` is asked for Unix time in microseconds where the engine does not tell it.
+fn stage_of(found: &Found, container: Option<&Held>, now_us: impl FnOnce() -> u64) -> (Stage, HeldPhase) {
     if let Some(report) = &found.report {
         return (Stage::Reported(Box::new(report.clone())), HeldPhase::Ended);
     }
@@ -112,7 +114,6 @@ fn stage_of(found: &Found, container: Option<&Held>) -> (Stage, HeldPhase) {
             // The mark is written before the start; if the disk lost it, only the clock of this boot is unknown.
             let mark = mark.clone().unwrap_or(StartMark { machine_boot: String::new(), boot_ns: 0 });
             // An engine that did not describe it keeps the true one to itself.
-            let now_us = || chrono::Utc::now().timestamp_micros().unsigned_abs();
             let started_at_us = state.started_at_us.unwrap_or_else(now_us);
             (Stage::Adopted(id.clone(), state.clone(), mark), HeldPhase::Running { started_at_us })
         }
@@ -125,6 +126,7 @@ fn stage_of(found: &Found, container: Option<&Held>) -> (Stage, HeldPhase) {
 pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(SWEEP) => {}
         }
@@ -220,7 +222,8 @@ mod tests {
         let running = container(ContainerPhase::Running);
         let exited = container(ContainerPhase::Exited);
         let created = container(ContainerPhase::Created);
-        let stage = |found: &Found, container| stage_of(found, container).0;
+        let now_us = || 1_700_000_000_000_001;
+        let stage = |found: &Found, container| stage_of(found, container, now_us).0;
         let marked = found(Some(mark.clone()), false);
         assert!(matches!(stage(&found(None, false), None), Stage::Found));
         assert!(matches!(stage(&found(None, false), Some(&created)), Stage::Found));
@@ -230,9 +233,11 @@ mod tests {
         assert!(matches!(stage(&marked, Some(&exited)), Stage::Adopted(..)));
         assert!(matches!(stage(&found(None, false), Some(&running)), Stage::Adopted(..)));
         assert!(matches!(stage(&found(Some(mark), true), Some(&running)), Stage::Reported(_)));
-        assert_eq!(stage_of(&marked, Some(&running)).1, HeldPhase::Running { started_at_us: 7 });
+        assert_eq!(stage_of(&marked, Some(&running), now_us).1, HeldPhase::Running { started_at_us: 7 });
         let undescribed = (running.0.clone(), ContainerState::of(ContainerPhase::Running));
-        let HeldPhase::Running { started_at_us } = stage_of(&marked, Some(&undescribed)).1 else { panic!("it runs") };
-        assert!(started_at_us > 1_700_000_000_000_000, "nothing started in 1970");
+        let HeldPhase::Running { started_at_us } = stage_of(&marked, Some(&undescribed), now_us).1 else {
+            panic!("it runs")
+        };
+        assert_eq!(started_at_us, now_us(), "nothing started in 1970");
     }
 }

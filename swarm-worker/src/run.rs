@@ -4,29 +4,61 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use swarm_protocol::BootId;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::chance::{Backoff, Chance};
 use crate::config::WorkerConfig;
 use crate::context::Ctx;
-use crate::disk::DiskWatch;
 use crate::hub::Hub;
 use crate::identity::{self, DataDir};
 use crate::images::Images;
-use crate::lease::{self, BootClock, Clock};
+use crate::latest::Latest;
+use crate::machine::{Machine, ThisMachine};
+use crate::network::{HttpNetwork, Network};
 use crate::runtime::{ContainerRuntime, EngineFacts};
 use crate::sandbox::{self, Sandboxes};
 use crate::spool::Spool;
-use crate::transfer::{Backoff, Transfer};
-use crate::watchdog::{self, WatchFiles};
+use crate::transfer::Transfer;
+use crate::watchdog::{self, Launch, WatchFiles};
 use crate::{disk, engine, link, offer, reconcile};
 
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
 /// How long tasks may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a worker is made of beside its settings.
+#[derive(Clone)]
+pub struct Parts {
+    /// Runs its containers.
+    pub runtime: Arc<dyn ContainerRuntime>,
+    /// The way to its core.
+    pub network: Arc<dyn Network>,
+    /// The machine it runs on.
+    pub machine: Arc<dyn Machine>,
+    /// Decides about pauses and the id of its start.
+    pub chance: Chance,
+    /// Starts its watchdog in place of the process that the settings name.
+    pub launch_watchdog: Option<Launch>,
+}
+
+impl Parts {
+    /// As [`run`] takes them. Install a rustls crypto provider before the call.
+    ///
+    /// # Errors
+    /// When the TLS backend cannot be set up.
+    pub fn of_this_machine(config: &WorkerConfig, runtime: Arc<dyn ContainerRuntime>) -> anyhow::Result<Self> {
+        Ok(Self {
+            runtime,
+            network: Arc::new(HttpNetwork::new(config)?),
+            machine: Arc::new(ThisMachine),
+            chance: Chance::of_the_system(),
+            launch_watchdog: None,
+        })
+    }
+}
 
 /// Runs a worker until `stop`. Containers then live on and are adopted by the next start on the same data directory,
 /// unless the settings say to drain first. Install a rustls crypto provider before the call.
@@ -38,7 +70,9 @@ pub async fn run(
     runtime: Arc<dyn ContainerRuntime>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    run_with(config, runtime, stop, Arc::new(BootClock)).await
+    config.check()?;
+    let parts = Parts::of_this_machine(&config, runtime)?;
+    run_with(config, parts, stop).await
 }
 
 /// Removes every container and volume this worker ever made, running or not, and the image of its sandboxes: for a worker
@@ -57,15 +91,14 @@ pub async fn remove_everything(config: &WorkerConfig, runtime: &dyn ContainerRun
     Ok(sandbox::remove_image(runtime).await?)
 }
 
-/// As [`run`], with a clock of the caller's choice.
-pub(crate) async fn run_with(
-    config: WorkerConfig,
-    runtime: Arc<dyn ContainerRuntime>,
-    stop: CancellationToken,
-    clock: Arc<dyn Clock>,
-) -> anyhow::Result<()> {
+/// As [`run`], of parts of the caller's choice. On a runtime of one thread with paused time, what it does depends on its
+/// parts alone, if blocking work is simulated too and no job has outputs named by a glob: these are read on a thread.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(config: WorkerConfig, parts: Parts, stop: CancellationToken) -> anyhow::Result<()> {
     config.check()?;
-    let Some(ctx) = prepare(config, runtime, &stop, clock).await? else { return Ok(()) };
+    let Some(ctx) = prepare(config, parts, &stop).await? else { return Ok(()) };
     // Whatever ends this function, a panic or a drop included, ends the tasks.
     let _stop_all = ctx.stop.clone().drop_guard();
     reconcile::take_up(&ctx).await.context("what an earlier start left cannot be taken up")?;
@@ -79,17 +112,15 @@ pub(crate) async fn run_with(
     core.spawn("engine", engine::keep_looking(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
+        biased;
+        () = ctx.stop.cancelled() => {}
         () = stop.cancelled() => {
             if ctx.config.drain_on_stop {
                 tracing::info!("draining: waiting until everything held has ended");
                 ctx.hub.set_draining(true);
-                tokio::select! {
-                    () = drained(&ctx) => {}
-                    () = ctx.stop.cancelled() => {}
-                }
+                ctx.stop.run_until_cancelled(drained(&ctx)).await;
             }
         }
-        () = ctx.stop.cancelled() => {}
     }
     ctx.stop.cancel();
     core.tasks.close();
@@ -110,17 +141,13 @@ async fn drained(ctx: &Ctx) {
 }
 
 /// Everything up to the first task; `None` when stopped meanwhile.
-async fn prepare(
-    config: WorkerConfig,
-    runtime: Arc<dyn ContainerRuntime>,
-    stop: &CancellationToken,
-    clock: Arc<dyn Clock>,
-) -> anyhow::Result<Option<Arc<Ctx>>> {
+async fn prepare(config: WorkerConfig, parts: Parts, stop: &CancellationToken) -> anyhow::Result<Option<Arc<Ctx>>> {
+    let Parts { runtime, network, machine, chance, launch_watchdog } = parts;
     let data = DataDir::open(&config.data)?;
     // First, so that no token is spent on a worker that cannot work.
-    let Some(engine) = engine_facts(runtime.as_ref(), stop).await else { return Ok(None) };
+    let Some(engine) = engine_facts(runtime.as_ref(), &chance, stop).await else { return Ok(None) };
     engine.check().context("the container engine cannot be used")?;
-    let identity = identity::obtain(&config, &data.path, stop).await?;
+    let identity = identity::obtain(&config, &data.path, &*network, &chance, stop).await?;
     let slots = offer::slots(&config, &engine);
     let spool = Spool::open(&data.path).context("the spool cannot be opened")?;
     let watch = WatchFiles::new(&data.path);
@@ -128,39 +155,43 @@ async fn prepare(
     let swarm = identity.swarm.map_or_else(OnceLock::new, OnceLock::from);
     Ok(Some(Arc::new(Ctx {
         images: Images::open(&config.data),
-        transfer: Transfer::new(config.core.clone(), identity.key.clone())?,
+        transfer: Transfer::new(network.clone(), identity.key.clone(), chance.clone()),
         slots: Arc::new(Semaphore::new(slots as usize)),
         sandboxes: Sandboxes::new(&config),
         config,
         data,
         identity,
         swarm,
-        boot: BootId::random(),
-        machine_boot: lease::machine_boot(),
+        boot: chance.boot_id(),
+        machine_boot: machine.boot(),
         engine: watch::Sender::new(engine),
         runtime,
-        clock,
+        network,
+        machine,
+        chance,
         hub: Hub::new(),
         spool,
         watch,
-        disk: DiskWatch::default(),
+        launch_watchdog,
+        disk: Latest::default(),
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
     })))
 }
 
 /// Asks the engine about itself until it answers: without an engine a worker is of no use.
-async fn engine_facts(runtime: &dyn ContainerRuntime, stop: &CancellationToken) -> Option<EngineFacts> {
-    let mut backoff = Backoff::default();
+async fn engine_facts(
+    runtime: &dyn ContainerRuntime,
+    chance: &Chance,
+    stop: &CancellationToken,
+) -> Option<EngineFacts> {
+    let mut backoff = Backoff::new(chance);
     loop {
         match runtime.facts().await {
             Ok(facts) => return Some(facts),
             Err(error) => tracing::error!(%error, "the container engine does not answer, trying again"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(backoff.next_pause()) => {}
-        }
+        stop.run_until_cancelled(tokio::time::sleep(backoff.next_pause())).await?;
     }
 }
 
@@ -169,8 +200,9 @@ async fn leases(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
-            _ = tick.tick() => ctx.hub.expire(ctx.clock.now_ns()),
+            _ = tick.tick() => ctx.hub.expire(ctx.machine.now_ns()),
         }
     }
 }

@@ -125,10 +125,11 @@ pub(crate) async fn keep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
             report("sandboxes cannot be made or removed yet", tend(&ctx, &image).await);
         }
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => {}
             () = ctx.sandboxes.0.changed.notified() => {}
             // The first welcome names the swarm.
-            _ = sessions.changed() => {}
+            () = sessions.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
     }

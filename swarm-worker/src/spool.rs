@@ -7,10 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use swarm_host::{blocking, files};
 use swarm_protocol::AttemptId;
 use swarm_protocol::link::{FinalReport, TaskOrder};
-
-use crate::durable;
 
 /// The first byte of spooled orders and reports: readers refuse what they do not know.
 const FORMAT: u8 = 1;
@@ -51,8 +50,8 @@ impl Spool {
     /// Opens (and makes) the spool in `data`.
     pub(crate) fn open(data: &Path) -> io::Result<Self> {
         let root = data.join("spool");
-        std::fs::create_dir_all(&root)?;
-        durable::sync_dir(data)?;
+        files::create_dir_all(&root)?;
+        files::sync_dir(data)?;
         Ok(Self { root })
     }
 
@@ -67,18 +66,20 @@ impl Spool {
             let entry = self.entry(order.attempt);
             // A recalled attempt's remains would be mistaken for this one's.
             entry.remove()?;
-            std::fs::create_dir_all(entry.dir.join("outputs"))?;
-            durable::write(&entry.dir.join("order"), &encode(order))?;
+            files::create_dir_all(&entry.dir.join("outputs"))?;
+            files::write(&entry.dir.join("order"), &encode(order))?;
         }
-        durable::sync_dir(&self.root)
+        files::sync_dir(&self.root)
     }
 
-    /// Everything in the spool. What is damaged or of an unknown format was never accepted, or cannot be run: it is
+    /// Everything in the spool, by name. What is damaged or of an unknown format was never accepted, or cannot be run: it is
     /// removed with a warning. Blocking.
     pub(crate) fn scan(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
-        for dir in std::fs::read_dir(&self.root)? {
-            let entry = Entry { dir: dir?.path() };
+        let mut dirs = std::fs::read_dir(&self.root)?.map(|dir| Ok(dir?.path())).collect::<io::Result<Vec<_>>>()?;
+        dirs.sort();
+        for dir in dirs {
+            let entry = Entry { dir };
             match entry.read_order() {
                 Ok(order) => found.push(Found { start: entry.start_mark(), report: entry.read_report(), order }),
                 Err(error) => {
@@ -140,12 +141,12 @@ impl Entry {
 
     async fn write(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
         let path = self.dir.join(name);
-        durable::blocking(move || durable::write(&path, &bytes)).await
+        blocking::run(move || files::write(&path, &bytes)).await
     }
 
     /// Forgets the attempt.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.dir) {
+        match files::remove_dir_all(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }

@@ -1,6 +1,7 @@
 //! What tests of this crate share.
 
 mod core;
+mod memory;
 mod proxy;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +11,9 @@ use swarm_protocol::link::{FinalReport, ImageOrder, InputOrder, TaskOrder};
 use swarm_protocol::{AttemptId, Digest, GroupId, JobId, Outcome};
 
 pub(crate) use self::core::{DEADLINE, ScriptedCore, Seen};
+pub(crate) use self::memory::{MemoryCore, TokioMachine};
 pub(crate) use self::proxy::{Fate, Proxy};
-use crate::lease::{BootClock, Clock};
+use crate::machine::{Machine, ThisMachine};
 
 /// A plain order for the image whose config blob is `config`.
 pub(crate) fn order(job: u64, config: &[u8]) -> TaskOrder {
@@ -63,7 +65,7 @@ pub(crate) fn report(attempt: AttemptId, outcome: Outcome, log_bytes: u64) -> Fi
 /// The config blob of the image that tests run.
 pub(crate) const CONFIG: &[u8] = br#"{"config":{}}"#;
 
-/// CLOCK_BOOTTIME, moved forward by hand.
+/// This machine with a CLOCK_BOOTTIME that is moved forward by hand.
 #[derive(Debug, Default)]
 pub(crate) struct MovedClock(AtomicU64);
 
@@ -73,8 +75,20 @@ impl MovedClock {
     }
 }
 
-impl Clock for MovedClock {
+impl Machine for MovedClock {
     fn now_ns(&self) -> u64 {
-        BootClock.now_ns() + self.0.load(Ordering::SeqCst)
+        ThisMachine.now_ns() + self.0.load(Ordering::SeqCst)
+    }
+
+    fn wall_us(&self) -> u64 {
+        ThisMachine.wall_us()
+    }
+
+    fn boot(&self) -> String {
+        ThisMachine.boot()
+    }
+
+    fn load_millis(&self) -> u32 {
+        ThisMachine.load_millis()
     }
 }

@@ -1,62 +1,28 @@
-//! Bytes between worker and core over HTTP: the join, blobs down and outputs up, both resumed and verified.
-//!
-//! Blobs come from `GET /api/v1/link/attempts/{job}/{task}/{attempt}/blobs/{digest}` (with `Range: bytes=N-` after a
-//! break), outputs go to `POST …/outputs` with `Digest-Expected` (after a break with `Upload-Offset` too, as
-//! `GET …/outputs/{digest}` tells it), all with the worker's key. Breaks and 5xx answers are retried with backoff for as
-//! long as the caller waits (an attempt's lease bounds that); other refusals are final.
+//! Bytes between worker and core: blobs down and outputs up, both resumed and verified. What breaks off is tried again with
+//! backoff for as long as the caller waits (an attempt's lease bounds that); refusals are final.
 
 use std::io;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use rand::RngExt;
-use reqwest::{Method, Response, StatusCode};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
-use swarm_client::{Http, Timeouts, UploadError, read_from};
-use swarm_protocol::api::{FileView, JoinAnswer, JoinRequest, UploadView};
+use swarm_host::blocking;
 use swarm_protocol::problem::Problem;
-use swarm_protocol::text::sanitise;
 use swarm_protocol::{AttemptId, Digest};
-use url::Url;
 
+use crate::chance::{Backoff, Chance};
+use crate::network::{CallError, Network, Rest};
 use crate::runtime::ByteStream;
 
-/// For a whole join.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Growing, jittered pauses: 0.2 s doubling up to 15 s, each times 0.5 to 1.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    /// How long to wait before the next try.
-    pub(crate) fn next_pause(&mut self) -> Duration {
-        let full = 0.2 * 2f64.powi(self.failures.min(16) as i32);
-        self.failures += 1;
-        Duration::from_secs_f64(full.min(15.0) * rand::rng().random_range(0.5..1.0))
-    }
-
-    /// Something worked: begin again with short pauses.
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
-    }
-}
-
-/// Why a join gave no key.
-#[derive(Debug)]
-pub(crate) enum JoinError {
-    /// Trying again cannot help.
-    Refused(Box<Problem>),
-    /// No answer, or one that says to come again.
-    Unreachable(anyhow::Error),
-}
+/// The HTTP status that says so.
+const PAYLOAD_TOO_LARGE: u16 = 413;
+/// Read from a file at a time.
+const READ_BYTES: usize = 256 << 10;
 
 /// Why a transfer was given up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,73 +49,17 @@ pub(crate) enum TransferError {
 /// What spoilt a stream handed to the engine, for whoever sees only the engine's complaint.
 pub(crate) type Fault = Arc<OnceLock<TransferError>>;
 
-/// Asks for this worker's key.
-pub(crate) async fn join(core: &Url, token: &str, worker: &str) -> Result<JoinAnswer, JoinError> {
-    let unreachable = |error: reqwest::Error| JoinError::Unreachable(error.without_url().into());
-    let request = JoinRequest { token: token.to_owned(), worker: worker.to_owned() };
-    let url = core.join("/api/v1/workers/join").map_err(|error| JoinError::Unreachable(error.into()))?;
-    let call = http(core, Timeouts::default()).map_err(unreachable)?.call(Method::POST, url);
-    let answer = call.json(&request).timeout(JOIN_TIMEOUT).send().await.map_err(unreachable)?;
-    if answer.status().is_success() {
-        return answer.json().await.map_err(unreachable);
-    }
-    let again = is_transient(answer.status());
-    let problem = problem_of(answer).await;
-    Err(if again {
-        JoinError::Unreachable(anyhow::anyhow!("{problem}"))
-    } else {
-        JoinError::Refused(Box::new(problem))
-    })
-}
-
-fn http(core: &Url, timeouts: Timeouts) -> Result<Http, reqwest::Error> {
-    Http::new(timeouts, core.scheme() == "http")
-}
-
-fn is_transient(status: StatusCode) -> bool {
-    status.is_server_error()
-        || matches!(
-            status,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::PRECONDITION_FAILED
-        )
-}
-
-/// The problem in an error answer, or one made of its status.
-async fn problem_of(mut answer: Response) -> Problem {
-    let status = answer.status();
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > 64 << 10 {
-            break;
-        }
-    }
-    let plain = || Problem::new(status.as_u16(), "http", "The request failed", status.to_string());
-    let mut problem: Problem = serde_json::from_slice(&body).unwrap_or_else(|_| plain());
-    problem.detail = sanitise(&problem.detail, false);
-    problem
-}
-
-/// The worker's file routes.
-#[derive(Debug, Clone)]
+/// The worker's way to the core's files.
+#[derive(Clone)]
 pub(crate) struct Transfer {
-    http: Http,
-    core: Url,
+    network: Arc<dyn Network>,
     key: SecretString,
+    chance: Chance,
 }
 
 impl Transfer {
-    pub(crate) fn new(core: Url, key: SecretString) -> anyhow::Result<Self> {
-        Self::with_timeouts(core, key, Timeouts::default())
-    }
-
-    fn with_timeouts(core: Url, key: SecretString, timeouts: Timeouts) -> anyhow::Result<Self> {
-        Ok(Self { http: http(&core, timeouts)?, core, key })
-    }
-
-    fn url(&self, attempt: AttemptId, rest: &str) -> String {
-        let AttemptId { job, task, attempt } = attempt;
-        format!("{}api/v1/link/attempts/{job}/{task}/{attempt}/{rest}", self.core)
+    pub(crate) fn new(network: Arc<dyn Network>, key: SecretString, chance: Chance) -> Self {
+        Self { network, key, chance }
     }
 
     /// A blob as a stream that resumes after breaks and ends with an error unless the bytes have this digest and size:
@@ -165,7 +75,7 @@ impl Transfer {
             hasher: Sha256::new(),
             body: None,
             held_back: None,
-            backoff: Backoff::default(),
+            backoff: Backoff::new(&self.chance),
         };
         stream::try_unfold(fetch, |mut fetch| async move {
             match fetch.next().await {
@@ -204,55 +114,49 @@ impl Transfer {
         digest: Digest,
         size_bytes: u64,
     ) -> Result<(), TransferError> {
-        let (mut backoff, mut offset) = (Backoff::default(), 0);
+        let (mut backoff, mut offset) = (Backoff::new(&self.chance), 0);
         loop {
             let bytes = read_from(path, offset).await.map_err(|error| TransferError::Spool(error.to_string()))?;
-            let mut request = self
-                .http
-                .upload_call(Method::POST, self.url(attempt, "outputs"))
-                .bearer_auth(self.key.expose_secret())
-                .header("Digest-Expected", digest.to_string());
-            if offset > 0 {
-                request = request.header("Upload-Offset", offset);
-            }
-            let rest = Some(size_bytes.saturating_sub(offset));
-            let why = match self.http.upload(request, rest, bytes, Arc::new(|_| ())).await {
-                Ok(answer) if answer.status().is_success() => match answer.json::<FileView>().await {
-                    Ok(view) if view.digest == digest => return Ok(()),
-                    Ok(_) => return Err(TransferError::Corrupt(digest)),
-                    Err(error) => error.without_url().to_string(),
-                },
-                Ok(answer) => {
-                    let (status, problem) = (answer.status(), problem_of(answer).await);
-                    // The core ends an upload that comes too slowly, and says that more of it is welcome.
-                    if !problem.retryable && !is_transient(status) {
-                        return Err(refusal(status, problem.detail));
-                    }
-                    status.to_string()
-                }
-                Err(UploadError::Broken(error)) => error.without_url().to_string(),
-                Err(UploadError::Source(error)) => return Err(TransferError::Spool(error.to_string())),
-                Err(stalled @ UploadError::Stalled(_)) => stalled.to_string(),
+            let rest = Rest { digest, offset, size_bytes: size_bytes.saturating_sub(offset), bytes };
+            let why = match self.network.upload(&self.key, attempt, rest).await {
+                Ok(stored) if stored == digest => return Ok(()),
+                Ok(_) => return Err(TransferError::Corrupt(digest)),
+                Err(CallError::Source(error)) => return Err(TransferError::Spool(error.to_string())),
+                Err(CallError::Refused(problem)) => return Err(refusal(*problem)),
+                Err(CallError::Again(why)) => why,
             };
             tracing::warn!(%attempt, why, "an output could not be stored, trying again");
             tokio::time::sleep(backoff.next_pause()).await;
-            offset = self.sent(attempt, digest).await.min(size_bytes);
+            // A core that does not say how much of it is there has nothing.
+            offset = self.network.sent(&self.key, attempt, digest).await.unwrap_or(0).min(size_bytes);
         }
-    }
-
-    /// How much of an output that broke off the core has; 0 when it does not say.
-    async fn sent(&self, attempt: AttemptId, digest: Digest) -> u64 {
-        let request = self.http.call(Method::GET, self.url(attempt, &format!("outputs/{digest}")));
-        let answer = request.bearer_auth(self.key.expose_secret()).send().await.and_then(Response::error_for_status);
-        let Ok(answer) = answer else { return 0 };
-        answer.json::<UploadView>().await.map_or(0, |there| there.offset)
     }
 }
 
-fn refusal(status: StatusCode, detail: String) -> TransferError {
-    match status {
-        StatusCode::PAYLOAD_TOO_LARGE => TransferError::TooLarge(detail),
-        _ => TransferError::Refused { status: status.as_u16(), detail },
+/// The bytes of a file from `offset` on.
+async fn read_from(path: &Path, offset: u64) -> io::Result<ByteStream> {
+    let path = path.to_owned();
+    let file = blocking::run(move || {
+        let mut file = std::fs::File::open(path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        io::Result::Ok(file)
+    });
+    let bytes = stream::try_unfold(file.await?, |mut file| async {
+        blocking::run(move || {
+            let mut piece = vec![0; READ_BYTES];
+            let length = file.read(&mut piece)?;
+            piece.truncate(length);
+            Ok((length > 0).then(|| (Bytes::from(piece), file)))
+        })
+        .await
+    });
+    Ok(bytes.boxed())
+}
+
+fn refusal(problem: Problem) -> TransferError {
+    match problem.status {
+        PAYLOAD_TOO_LARGE => TransferError::TooLarge(problem.detail),
+        status => TransferError::Refused { status, detail: problem.detail },
     }
 }
 
@@ -265,7 +169,7 @@ struct Fetch {
     fault: Fault,
     offset: u64,
     hasher: Sha256,
-    body: Option<Response>,
+    body: Option<ByteStream>,
     held_back: Option<Bytes>,
     backoff: Backoff,
 }
@@ -280,8 +184,8 @@ impl Fetch {
                 self.open().await?;
                 continue;
             };
-            match body.chunk().await {
-                Ok(Some(chunk)) => {
+            match body.next().await {
+                Some(Ok(chunk)) => {
                     self.offset += chunk.len() as u64;
                     if self.offset > self.size_bytes {
                         return Err(TransferError::Corrupt(self.digest));
@@ -293,7 +197,7 @@ impl Fetch {
                     }
                 }
                 // An early end and a break are resumed alike.
-                Ok(None) | Err(_) => {
+                None | Some(Err(_)) => {
                     self.body = None;
                     if self.offset < self.size_bytes {
                         tokio::time::sleep(self.backoff.next_pause()).await;
@@ -314,26 +218,16 @@ impl Fetch {
     /// Opens the rest of the blob, however often it takes.
     async fn open(&mut self) -> Result<(), TransferError> {
         loop {
-            let url = self.transfer.url(self.attempt, &format!("blobs/{}", self.digest));
-            let key = self.transfer.key.expose_secret();
-            let mut request = self.transfer.http.call(Method::GET, url).bearer_auth(key);
-            if self.offset > 0 {
-                request = request.header("Range", format!("bytes={}-", self.offset));
-            }
-            let expected = if self.offset > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
-            let why = match request.send().await {
-                Ok(answer) if answer.status() == expected => {
-                    self.body = Some(answer);
+            let Transfer { network, key, .. } = &self.transfer;
+            let why = match network.blob(key, self.attempt, self.digest, self.offset).await {
+                Ok(body) => {
+                    self.body = Some(body);
                     return Ok(());
                 }
-                Ok(answer) if is_transient(answer.status()) => answer.status().to_string(),
-                Ok(answer) => {
-                    let status = answer.status();
-                    return Err(refusal(status, problem_of(answer).await.detail));
-                }
-                Err(error) => error.without_url().to_string(),
+                Err(CallError::Refused(problem)) => return Err(refusal(*problem)),
+                Err(error) => error,
             };
-            tracing::warn!(attempt = %self.attempt, digest = %self.digest.short(), why, "a blob could not be fetched, trying again");
+            tracing::warn!(attempt = %self.attempt, digest = %self.digest.short(), %why, "a blob could not be fetched, trying again");
             tokio::time::sleep(self.backoff.next_pause()).await;
         }
     }

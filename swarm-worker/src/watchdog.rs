@@ -15,11 +15,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use launch::Launch;
 pub(crate) use launch::supervise;
 pub(crate) use process::watch;
+pub use process::watch_with;
 
-use crate::durable;
 use crate::lease::kill_at_ns;
+use swarm_host::files;
 
 /// When the last answered renewal was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +69,8 @@ impl WatchFiles {
 
     /// Makes the directories.
     pub(crate) fn prepare(&self) -> io::Result<()> {
-        std::fs::create_dir_all(self.dir.join("containers"))?;
-        std::fs::create_dir_all(self.dir.join("killed"))
+        files::create_dir_all(&self.dir.join("containers"))?;
+        files::create_dir_all(&self.dir.join("killed"))
     }
 
     fn container(&self, name: &str) -> PathBuf {
@@ -81,13 +83,13 @@ impl WatchFiles {
 
     /// Has a container watched that is about to be created. Synced: the promise outlives a crash.
     pub(crate) fn add(&self, watched: &Watched) -> io::Result<()> {
-        durable::write(&self.container(&watched.name), &serde_json::to_vec(watched)?)
+        files::write(&self.container(&watched.name), &serde_json::to_vec(watched)?)
     }
 
     /// A container is gone.
     pub(crate) fn remove(&self, name: &str) {
         for path in [self.container(name), self.killed(name)] {
-            if let Err(error) = std::fs::remove_file(&path)
+            if let Err(error) = files::remove(&path)
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(path = %path.display(), %error, "a watchdog note cannot be removed");
@@ -98,7 +100,7 @@ impl WatchFiles {
     /// Notes a renewal.
     pub(crate) fn renew(&self, machine_boot: &str, at_ns: u64) -> io::Result<()> {
         let renewed = Renewed { machine_boot: machine_boot.to_owned(), at_ns };
-        durable::replace(&self.dir.join("renewed"), &serde_json::to_vec(&renewed)?)
+        files::replace(&self.dir.join("renewed"), &serde_json::to_vec(&renewed)?)
     }
 
     /// The send time of the last renewal answered in this boot of the machine; 0 if there was none.
@@ -115,7 +117,7 @@ impl WatchFiles {
         serde_json::from_slice(&std::fs::read(self.container(name)).ok()?).ok()
     }
 
-    /// Every container noted. One whose note is damaged counts as overdue: it must not run unwatched.
+    /// Every container noted, by name. One whose note is damaged counts as overdue: it must not run unwatched.
     pub(crate) fn all(&self) -> io::Result<Vec<Watched>> {
         let mut all = Vec::new();
         for file in std::fs::read_dir(self.dir.join("containers"))? {
@@ -128,16 +130,17 @@ impl WatchFiles {
             let found = self.watched(&name).or_else(|| self.container(&name).exists().then(damaged));
             all.extend(found);
         }
+        all.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(all)
     }
 
     fn note_killed(&self, name: &str) -> io::Result<()> {
-        durable::write(&self.killed(name), b"")
+        files::write(&self.killed(name), b"")
     }
 
     /// It was not killed after all.
     fn forget_killed(&self, name: &str) {
-        if let Err(error) = std::fs::remove_file(self.killed(name)) {
+        if let Err(error) = files::remove(&self.killed(name)) {
             tracing::warn!(container = name, %error, "a watchdog note cannot be removed");
         }
     }

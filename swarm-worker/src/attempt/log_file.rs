@@ -6,15 +6,15 @@
 //! entry away, timestamps must decide, and the same mark is made.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
+use swarm_host::blocking;
 use swarm_protocol::Digest;
 use swarm_protocol::logs::{HEADER_BYTES, LogDecoder, LogRecord, LogStream, PAYLOAD_BYTES_MAX};
-use tokio::io::AsyncWriteExt;
 
-use crate::durable;
 use crate::runtime::LogItem;
 
 /// Room kept for the final cut mark: its header, `>=` and the digits of any count.
@@ -47,7 +47,7 @@ struct Past {
 
 /// The log of an attempt, open for the entries the engine replays.
 pub(super) struct LogFile {
-    file: tokio::fs::File,
+    file: Arc<File>,
     hasher: Sha256,
     bytes: u64,
     bytes_max: u64,
@@ -71,7 +71,7 @@ impl LogFile {
     /// Opens the log at `path` for a replay from the engine's first entry. What is torn at the file's end is cut off.
     pub(super) async fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
         let owned = path.to_owned();
-        let (file, past) = durable::blocking(move || open_past(&owned)).await?;
+        let (file, past) = blocking::run(move || open_past(&owned)).await?;
         let replay = match past.first {
             None => Replay::Live,
             Some(first) => {
@@ -80,7 +80,7 @@ impl LogFile {
             }
         };
         Ok(Self {
-            file: tokio::fs::File::from_std(file),
+            file: Arc::new(file),
             hasher: past.hasher,
             bytes: past.bytes,
             bytes_max,
@@ -120,7 +120,7 @@ impl LogFile {
                 self.admit(&piece, &mut out);
             }
         }
-        self.write(&out).await
+        self.write(out).await
     }
 
     fn admit(&mut self, record: &LogRecord, out: &mut Vec<u8>) {
@@ -153,13 +153,13 @@ impl LogFile {
         !self.full
     }
 
-    async fn write(&mut self, out: &[u8]) -> io::Result<()> {
+    async fn write(&mut self, out: Vec<u8>) -> io::Result<()> {
         if out.is_empty() {
             return Ok(());
         }
-        self.file.write_all(out).await?;
-        self.file.flush().await?;
-        self.hasher.update(out);
+        let file = self.file.clone();
+        let out = blocking::run(move || (&*file).write_all(&out).map(|()| out)).await?;
+        self.hasher.update(&out);
         self.bytes += out.len() as u64;
         Ok(())
     }
@@ -181,7 +181,7 @@ impl LogFile {
             let text = format!("{at_least}{}", self.dropped.max(1));
             mark(self.last_at_us, text.into_bytes()).encode(&mut out);
         }
-        self.write(&out).await?;
+        self.write(out).await?;
         Ok(LogEnd { bytes: self.bytes, digest: Digest(self.hasher.finalize().into()), cut_bytes })
     }
 }

@@ -94,8 +94,9 @@ impl Attempt {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 Ok(_) = exited.wait_for(|exited| *exited), if !is_final => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::Attempt;
 use crate::disk::Written;
+use crate::latest::Follower;
 use crate::runtime::{ContainerId, DiskQuota};
 
 /// From the start to the first reading: the shortest containers are not worth a call.
@@ -21,13 +22,13 @@ impl Attempt {
     pub(super) async fn measure(&self, id: &ContainerId, mut exited: watch::Receiver<bool>) -> Usage {
         let input_bytes = self.order.inputs.iter().map(|input| input.size_bytes).sum();
         let mut usage = Usage { input_bytes, ..Usage::default() };
-        let mut written = self.ctx.disk.subscribe();
+        let mut written = self.ctx.disk.follow();
         let mut pause = FIRST;
         loop {
             tokio::select! {
                 biased;
                 () = async { drop(exited.wait_for(|exited| *exited).await) } => break,
-                Ok(()) = written.changed() => usage.observe(None, None, self.seen_on_disk(&mut written)),
+                () = written.changed() => usage.observe(None, None, self.seen_on_disk(&mut written)),
                 () = tokio::time::sleep(pause) => {
                     pause = EVERY;
                     // A reading that fails says nothing; what was seen before still holds.
@@ -41,8 +42,8 @@ impl Attempt {
         usage
     }
 
-    fn seen_on_disk(&self, written: &mut watch::Receiver<Written>) -> Option<u64> {
-        written.borrow_and_update().get(&self.id).copied().flatten()
+    fn seen_on_disk(&self, written: &mut Follower<Written>) -> Option<u64> {
+        written.get().get(&self.id).copied().flatten()
     }
 
     /// What a job that failed had written to its root filesystem, if an engine with quotas let it write no more. A job
@@ -58,15 +59,14 @@ impl Attempt {
 
     /// Waits until the container has written more than it may: how much that is, if that can be told.
     pub(super) async fn over_disk(&self) -> Option<u64> {
-        let mut written = self.ctx.disk.subscribe();
+        let mut written = self.ctx.disk.follow();
         let limit = self.order.limits.disk_bytes;
-        let is_over = |bytes: &Option<u64>| bytes.is_none_or(|bytes| bytes > limit);
-        let over = written.wait_for(|written| written.get(&self.id).is_some_and(is_over)).await;
-        let bytes = over.ok().and_then(|written| written.get(&self.id).copied());
-        match bytes {
-            Some(bytes) => bytes,
-            // Nobody looks any more: the worker stops.
-            None => std::future::pending().await,
+        loop {
+            match written.get().get(&self.id) {
+                Some(None) => return None,
+                Some(Some(bytes)) if *bytes > limit => return Some(*bytes),
+                Some(Some(_)) | None => written.changed().await,
+            }
         }
     }
 }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use sha2::{Digest as _, Sha256};
+use swarm_host::blocking;
 use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::link::OutputReport;
 use swarm_protocol::validate::bounds::COLLECTED_MAX;
 use swarm_protocol::{Digest, Outcome};
 use tar::EntryType;
-use tokio::io::AsyncWriteExt;
 
 use super::{Attempt, End, engine_end, spool_end};
 use crate::images;
@@ -23,6 +23,8 @@ use crate::transfer::TransferError;
 
 /// What a tar stream has beyond a single file's bytes.
 const TAR_OVERHEAD_BYTES: u64 = 16 << 10;
+/// Pieces of an archive written together at most.
+const PIECES_MAX: usize = 64;
 /// Tar's unit.
 const BLOCK_BYTES: u64 = 512;
 
@@ -88,7 +90,8 @@ impl Attempt {
             _ => End::With(images::transfer(&error)),
         })?;
         // A failure only leaves it to the removal of the whole spool entry.
-        let _ = tokio::fs::remove_file(&kept.file).await;
+        let file = kept.file.clone();
+        let _ = blocking::run(move || std::fs::remove_file(file)).await;
         Ok(OutputReport {
             path,
             digest: kept.digest,
@@ -111,7 +114,7 @@ impl Attempt {
             Err(Broken::Spool(error)) => return Err(spool_end(&error)),
         }
         let spool = spool.to_owned();
-        blocking(move || keep(&archive, &spool, bytes_max)).await.map_err(|unkept| unkept.end(path))
+        blocking::run(move || keep(&archive, &spool, bytes_max)).await.map_err(|unkept| unkept.end(path))
     }
 
     /// What the engine has at `path` of the container; `None` when there is nothing.
@@ -128,11 +131,6 @@ impl Unkept {
             Self::Spool(error) => spool_end(&error),
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Unkept> + Send + 'static) -> Result<T, Unkept> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|panicked| Err(Unkept::Spool(io::Error::other(panicked))))
 }
 
 fn broken_archive(error: &io::Error) -> End {
@@ -158,16 +156,18 @@ enum Broken {
 }
 
 /// Writes a stream to `path`; false when it has more than `bytes_max`.
-async fn spool_stream(mut stream: ByteStream, path: &Path, bytes_max: u64) -> Result<bool, Broken> {
-    let mut file = tokio::fs::File::create(path).await.map_err(Broken::Spool)?;
-    let mut left = bytes_max;
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(Broken::Engine)?;
-        let Some(rest) = left.checked_sub(chunk.len() as u64) else { return Ok(false) };
+async fn spool_stream(stream: ByteStream, path: &Path, bytes_max: u64) -> Result<bool, Broken> {
+    let path = path.to_owned();
+    let mut file = blocking::run(|| File::create(path)).await.map_err(Broken::Spool)?;
+    let (mut left, mut pieces) = (bytes_max, stream.ready_chunks(PIECES_MAX));
+    while let Some(pieces) = pieces.next().await {
+        let pieces: Vec<_> = pieces.into_iter().collect::<Result<_, _>>().map_err(Broken::Engine)?;
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let Some(rest) = left.checked_sub(bytes) else { return Ok(false) };
         left = rest;
-        file.write_all(&chunk).await.map_err(Broken::Spool)?;
+        let written = blocking::run(move || pieces.iter().try_for_each(|piece| file.write_all(piece)).map(|()| file));
+        file = written.await.map_err(Broken::Spool)?;
     }
-    file.flush().await.map_err(Broken::Spool)?;
     Ok(true)
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use swarm_host::blocking;
 use swarm_protocol::Outcome;
 use swarm_protocol::globs::dir_of;
 use swarm_protocol::link::{InputOrder, TaskOrder};
@@ -142,7 +143,7 @@ impl Attempt {
         match self.ctx.runtime.start(&ready.id).await {
             Err(RuntimeError::JoinRefused { message }) if ready.seat.is_some() => {
                 self.leave_sandbox(ready, &message).await?;
-                if !self.ctx.hub.begin_start(self.id, self.ctx.clock.now_ns()) {
+                if !self.ctx.hub.begin_start(self.id, self.ctx.machine.now_ns()) {
                     return Err(self.stop_asked());
                 }
                 Ok(self.ctx.runtime.start(&ready.id).await)
@@ -193,7 +194,7 @@ impl Attempt {
     /// The watchdog knows of the container before it exists.
     async fn have_watched(&self) -> Result<(), End> {
         let granted_ns = self.ctx.hub.renewed_ns(self.id);
-        if self.ctx.clock.now_ns() >= kill_at_ns(granted_ns, self.order.lease_ms) {
+        if self.ctx.machine.now_ns() >= kill_at_ns(granted_ns, self.order.lease_ms) {
             return Err(End::With(super::lease_expired()));
         }
         let watched = Watched {
@@ -203,7 +204,7 @@ impl Attempt {
             machine_boot: self.ctx.machine_boot.clone(),
         };
         let files = self.ctx.watch.clone();
-        let added = crate::durable::blocking(move || files.add(&watched)).await;
+        let added = blocking::run(move || files.add(&watched)).await;
         added.map_err(|error| super::spool_end(&error))
     }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use swarm_host::blocking;
 use swarm_protocol::AttemptId;
 use swarm_protocol::link::{LOG_CHUNK_BYTES_MAX, ToCore};
 use tokio::sync::watch;
@@ -12,7 +13,6 @@ use tokio::time::Instant;
 
 use super::Progress;
 use crate::context::Ctx;
-use crate::durable;
 use crate::hub::{Control, Session};
 
 /// Log bytes sent ahead of what the core has stored.
@@ -61,7 +61,7 @@ pub(super) async fn run(
 ) {
     let mut sessions = ctx.hub.sessions();
     loop {
-        let session = sessions.borrow_and_update().clone();
+        let session = sessions.get();
         let served = async {
             match session {
                 Some(session) => serve(attempt, &log, &session, &mut progress, &mut control).await,
@@ -72,14 +72,15 @@ pub(super) async fn run(
             }
         };
         tokio::select! {
+            biased;
+            () = sessions.changed() => {}
             over = served => {
                 if over {
                     return;
                 }
                 // The session's queue is closed: the next session is on its way.
-                let _ = sessions.changed().await;
+                sessions.changed().await;
             }
-            _ = sessions.changed() => {}
         }
     }
 }
@@ -130,12 +131,13 @@ async fn serve(
             }
         }
         tokio::select! {
-            changed = progress.changed() => if changed.is_err() { return true },
-            changed = control.changed() => if changed.is_err() { return true },
+            biased;
             () = tokio::time::sleep_until(repeat_at) => {
                 said.unsay(stored);
                 repeat_at = Instant::now() + REPEAT;
             }
+            changed = control.changed() => if changed.is_err() { return true },
+            changed = progress.changed() => if changed.is_err() { return true },
         }
     }
 }
@@ -176,7 +178,7 @@ fn next_chunk(sent: u64, stored: u64, written: u64) -> Option<usize> {
 
 async fn read(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let path = path.to_owned();
-    durable::blocking(move || {
+    blocking::run(move || {
         let mut bytes = vec![0; length];
         std::fs::File::open(path)?.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)

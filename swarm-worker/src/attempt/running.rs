@@ -43,7 +43,7 @@ impl Running {
     pub(super) fn adopted(ctx: &Ctx, container: &ContainerState, mark: &StartMark) -> Self {
         let asked_ns = (mark.machine_boot == ctx.machine_boot).then_some(mark.boot_ns);
         let found_ended = container.phase != ContainerPhase::Running;
-        Self { asked_ns, seen_ns: ctx.clock.now_ns(), is_adopted: true, found_ended }
+        Self { asked_ns, seen_ns: ctx.machine.now_ns(), is_adopted: true, found_ended }
     }
 
     /// What its time limit counts from, as far as that is known.
@@ -57,10 +57,6 @@ impl Running {
 struct Noticed {
     boot_ns: u64,
     at_us: u64,
-}
-
-fn now_us() -> u64 {
-    chrono::Utc::now().timestamp_micros().unsigned_abs()
 }
 
 /// Why a container was made to end.
@@ -82,7 +78,7 @@ enum Gone {
 impl Attempt {
     /// Starts the container.
     pub(super) async fn start(&self, ready: &mut Ready) -> Result<Running, End> {
-        let asked_ns = Some(self.ctx.clock.now_ns());
+        let asked_ns = Some(self.ctx.machine.now_ns());
         let started = self.start_container(ready).await?;
         let id = &ready.id;
         match started {
@@ -97,10 +93,10 @@ impl Attempt {
             },
             Err(error) => return Err(engine_end(&error)),
         }
-        let seen_ns = self.ctx.clock.now_ns();
+        let seen_ns = self.ctx.machine.now_ns();
         let container = self.ctx.runtime.inspect(id).await;
         let stamp = container.ok().and_then(|container| container.started_at_us);
-        self.started(stamp.unwrap_or_else(now_us));
+        self.started(stamp.unwrap_or_else(|| self.ctx.machine.wall_us()));
         Ok(Running { asked_ns, seen_ns, is_adopted: false, found_ended: false })
     }
 
@@ -109,7 +105,8 @@ impl Attempt {
         let (exited, ended) = (watch::Sender::new(false), watch::Sender::new(None));
         let waiting = async {
             let (gone, cause) = self.until_gone(id, running).await;
-            ended.send_replace(Some(Noticed { boot_ns: self.ctx.clock.now_ns(), at_us: now_us() }));
+            let machine = &self.ctx.machine;
+            ended.send_replace(Some(Noticed { boot_ns: machine.now_ns(), at_us: machine.wall_us() }));
             exited.send_replace(true);
             (gone, cause)
         };
@@ -163,7 +160,7 @@ impl Attempt {
     /// that, an overdue lease tells the same.
     fn killer(&self, exit: Option<&ExitInfo>, running: Running) -> Option<Outcome> {
         let lease_ends = self.control.borrow().stop >= Some(Stop::LeaseExpired)
-            || self.ctx.hub.is_overdue(self.id, self.ctx.clock.now_ns());
+            || self.ctx.hub.is_overdue(self.id, self.ctx.machine.now_ns());
         if lease_ends || self.ctx.watch.was_killed(&self.name) {
             return Some(lease_expired());
         }
@@ -195,6 +192,7 @@ impl Attempt {
                 let _ = control.wait_for(|control| control.stop >= Some(Stop::LeaseExpired)).await;
             };
             let asked = tokio::select! {
+                biased;
                 gone = self.ask_to_end(id, Duration::from_millis(grace_ms.into())) => gone,
                 () = urgent => None,
             };
@@ -226,7 +224,7 @@ impl Attempt {
         let now = Instant::now();
         let far = now + Duration::from_secs(365 * 86_400);
         let Some(timeout_ms) = self.order.timeout_ms else { return far };
-        let ran_ns = running.limit_from_ns().map_or(0, |from_ns| self.ctx.clock.now_ns().saturating_sub(from_ns));
+        let ran_ns = running.limit_from_ns().map_or(0, |from_ns| self.ctx.machine.now_ns().saturating_sub(from_ns));
         let left = Duration::from_millis(timeout_ms).saturating_sub(Duration::from_nanos(ran_ns));
         now.checked_add(left).unwrap_or(far)
     }

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use swarm_host::files;
 use swarm_protocol::Digest;
-
-use crate::durable;
 
 const FILE: &str = "images.json";
 
@@ -86,7 +85,7 @@ impl Ledger {
     /// Writes the file, in full or not at all.
     pub(crate) fn save(&self) -> io::Result<()> {
         let text = serde_json::to_vec(&*self.lock())?;
-        durable::replace(&self.path, &text)
+        files::replace(&self.path, &text)
     }
 }
 

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
+use swarm_host::blocking;
 use swarm_protocol::AttemptId;
 use swarm_protocol::link::{HeldPhase, TaskOrder, ToCore, ToWorker};
 
 use super::session::Shared;
 use crate::attempt::{self, Stage};
 use crate::context::Ctx;
-use crate::durable;
 use crate::hub::Stop;
 
 /// Orders held at most, beyond what can run: the core prefetches a few for each slot.
@@ -62,9 +62,7 @@ async fn keep_orders(ctx: &Ctx, frames: &[ToWorker]) -> Result<(), String> {
         return Ok(());
     }
     let spool = ctx.spool.clone();
-    durable::blocking(move || spool.keep(&orders))
-        .await
-        .map_err(|error| format!("the spool cannot be written: {error}"))
+    blocking::run(move || spool.keep(&orders)).await.map_err(|error| format!("the spool cannot be written: {error}"))
 }
 
 fn is_wanted(ctx: &Ctx, attempt: AttemptId) -> bool {

@@ -1,22 +1,18 @@
 //! One life of the link, from the handshake to the break.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use secrecy::ExposeSecret;
 use swarm_protocol::heartbeat::{Handshake, WorkerEnd};
 use swarm_protocol::labels::Labels;
 use swarm_protocol::link::{
-    HANDSHAKE, Hello, LABELS_SINCE, MESSAGE_BYTES_MAX, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, WorkerFacts,
-    decode, encode,
+    HANDSHAKE, Hello, LABELS_SINCE, ToCore, ToWorker, VERSION, VERSION_MIN, Welcome, WorkerFacts, decode, encode,
 };
 use tokio::sync::{mpsc, watch};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::frames::Batches;
 use super::{LinkError, Renewals, orders};
@@ -24,6 +20,7 @@ use crate::config::WorkerConfig;
 use crate::context::Ctx;
 use crate::hub::Session;
 use crate::labels::labels;
+use crate::network::{ConnectError, Link};
 use crate::runtime::EngineFacts;
 use crate::{heartbeat, offer};
 
@@ -72,13 +69,13 @@ impl Shared {
     fn report(&self, ctx: &Ctx) -> ToCore {
         // What is taken in between the two looks is in the report but not covered, which only errs towards caution.
         let covered = ctx.hub.renewal();
-        let seq = lock(&self.reports).send(covered, ctx.clock.now_ns());
+        let seq = lock(&self.reports).send(covered, ctx.machine.now_ns());
         ToCore::StateReport { seq, attempts: ctx.hub.report() }
     }
 
     fn renewal(&self, ctx: &Ctx) -> ToCore {
         let renewal = ctx.hub.renewal();
-        let seq = lock(&self.renewals).send(renewal, ctx.clock.now_ns());
+        let seq = lock(&self.renewals).send(renewal, ctx.machine.now_ns());
         ToCore::Renew { seq, live: renewal.live }
     }
 }
@@ -89,13 +86,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Connects, shakes hands and serves until something breaks.
 pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
-    let began_ns = ctx.clock.now_ns();
+    let began_ns = ctx.machine.now_ns();
     let mut engine = ctx.engine.subscribe();
     let found = engine.borrow_and_update().clone();
     let offer = offer::facts(&ctx.config, &found);
     let shaken = tokio::time::timeout(CONNECT_TIMEOUT, shake_hands(ctx, &offer)).await;
-    let (socket, welcomed) = shaken.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;
-    let (sink, stream) = socket.split();
+    let (Link { to_core, from_core }, welcomed) = shaken.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;
     let (out, queue) = mpsc::channel(QUEUE_FRAMES);
     let shared = Shared {
         out: out.clone(),
@@ -114,13 +110,15 @@ pub(super) async fn run(ctx: &Arc<Ctx>) -> Result<Infallible, LinkError> {
     ctx.hub.set_session(Some(Session { out }));
     tracing::info!(core = %ctx.config.core, epoch = %welcomed.epoch, "the link is up");
     let interval = welcomed.interval;
+    // What keeps leases alive comes first, and what may flood last.
     tokio::select! {
-        ended = read(ctx, &shared, stream, welcomed.version, silence_max(interval)) => ended,
-        ended = write(sink, queue, welcomed.version) => ended,
+        biased;
         ended = renew(ctx, &shared, interval) => ended,
+        ended = heartbeat::run(ctx, welcomed.end, welcomed.port, interval) => ended.map_err(LinkError::Heartbeat),
         ended = report(ctx, &shared) => ended,
         ended = tell_news(&ctx.config, engine, told, &shared.out) => ended,
-        ended = heartbeat::run(ctx, welcomed.end, welcomed.port, interval) => ended.map_err(LinkError::Heartbeat),
+        ended = write(to_core, queue, welcomed.version) => ended,
+        ended = read(ctx, &shared, from_core, welcomed.version, silence_max(interval)) => ended,
     }
 }
 
@@ -137,14 +135,12 @@ struct Welcomed {
     interval: Duration,
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
-
-async fn shake_hands(ctx: &Ctx, offer: &WorkerFacts) -> Result<(Socket, Welcomed), LinkError> {
-    let mut socket = connect(ctx).await?;
+async fn shake_hands(ctx: &Ctx, offer: &WorkerFacts) -> Result<(Link, Welcomed), LinkError> {
+    let mut link = connect(ctx).await?;
     let nonce: [u8; 32] = rand::random();
     let hello = Hello { version_min: VERSION_MIN, version_max: VERSION, boot: ctx.boot, nonce, facts: offer.clone() };
-    socket.send(Message::binary(encode(HANDSHAKE, &[hello]))).await.map_err(Box::new)?;
-    let message = next_message(&mut socket).await?;
+    link.to_core.send(encode(HANDSHAKE, &[hello]).into()).await?;
+    let message = next_message(&mut link.from_core).await?;
     let welcome = decode::<Welcome>(HANDSHAKE, &message)?.into_iter().next().ok_or(LinkError::Closed)?;
     let (version, swarm, worker, epoch, session, core_nonce, secret, port, interval_ms) = match welcome {
         Welcome::Refused { reason, retry } => return Err(LinkError::Refused { reason, retry }),
@@ -168,7 +164,7 @@ async fn shake_hands(ctx: &Ctx, offer: &WorkerFacts) -> Result<(Socket, Welcomed
     let end = WorkerEnd::new(&secret, &handshake);
     // A hostile or broken core must not make this worker spin or sleep for ever.
     let interval = Duration::from_millis(u64::from(interval_ms).clamp(50, 60_000));
-    Ok((socket, Welcomed { version, epoch, end, port, interval }))
+    Ok((link, Welcomed { version, epoch, end, port, interval }))
 }
 
 /// The first welcome names the swarm for good; any other swarm or number is refused from then on.
@@ -183,50 +179,25 @@ fn settle_swarm(ctx: &Ctx, swarm: swarm_protocol::SwarmId, worker: swarm_protoco
     Ok(())
 }
 
-async fn connect(ctx: &Ctx) -> Result<Socket, LinkError> {
-    let url = format!("ws{}api/v1/link", ctx.config.core.as_str().trim_start_matches("http"));
-    let mut request = url.into_client_request().map_err(Box::new)?;
-    let bearer = HeaderValue::from_str(&format!("Bearer {}", ctx.identity.key.expose_secret()));
-    let mut bearer = bearer.map_err(|error| LinkError::Identity(format!("the kept key is damaged: {error}")))?;
-    bearer.set_sensitive(true);
-    request.headers_mut().insert("Authorization", bearer);
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(MESSAGE_BYTES_MAX))
-        .max_write_buffer_size(3 * MESSAGE_BYTES_MAX);
-    match tokio_tungstenite::connect_async_with_config(request, Some(config), true).await {
-        Ok((socket, _)) => Ok(socket),
-        Err(WsError::Http(answer)) if matches!(answer.status().as_u16(), 401 | 403) => {
-            Err(LinkError::Unauthorised(answer.status().as_u16()))
-        }
-        Err(error) => Err(Box::new(error).into()),
-    }
+async fn connect(ctx: &Ctx) -> Result<Link, LinkError> {
+    ctx.network.link(&ctx.identity.key).await.map_err(|error| match error {
+        ConnectError::Unauthorised(status) => LinkError::Unauthorised(status),
+        ConnectError::Damaged(_) => LinkError::Identity(error.to_string()),
+        ConnectError::Broken(error) => error.into(),
+    })
 }
 
-/// The next binary message; pings are answered on the way.
-async fn next_message<S>(stream: &mut S) -> Result<bytes::Bytes, LinkError>
-where
-    S: Stream<Item = Result<Message, WsError>> + Unpin,
-{
-    loop {
-        match stream.next().await.transpose().map_err(Box::new)? {
-            Some(Message::Binary(bytes)) => return Ok(bytes),
-            Some(Message::Ping(_) | Message::Pong(_)) => {}
-            Some(_) | None => return Err(LinkError::Closed),
-        }
-    }
+async fn next_message(stream: &mut (impl Stream<Item = io::Result<Bytes>> + Unpin)) -> Result<Bytes, LinkError> {
+    Ok(stream.next().await.transpose()?.ok_or(LinkError::Closed)?)
 }
 
-async fn read<S>(
+async fn read(
     ctx: &Arc<Ctx>,
     shared: &Shared,
-    mut stream: S,
+    mut stream: impl Stream<Item = io::Result<Bytes>> + Unpin,
     version: u8,
     silence_max: Duration,
-) -> Result<Infallible, LinkError>
-where
-    S: Stream<Item = Result<Message, WsError>> + Unpin,
-{
+) -> Result<Infallible, LinkError> {
     loop {
         let message = tokio::time::timeout(silence_max, next_message(&mut stream)).await;
         let message = message.map_err(|_| LinkError::Silent(silence_max))??;
@@ -234,13 +205,14 @@ where
     }
 }
 
-async fn write<S>(mut sink: S, queue: mpsc::Receiver<ToCore>, version: u8) -> Result<Infallible, LinkError>
-where
-    S: Sink<Message, Error = WsError> + Unpin,
-{
+async fn write(
+    mut sink: impl Sink<Bytes, Error = io::Error> + Unpin,
+    queue: mpsc::Receiver<ToCore>,
+    version: u8,
+) -> Result<Infallible, LinkError> {
     let mut batches = Batches::new(queue);
     while let Some(batch) = batches.next().await {
-        sink.send(Message::binary(encode(version, &batch))).await.map_err(Box::new)?;
+        sink.send(encode(version, &batch).into()).await?;
     }
     Err(LinkError::Closed)
 }

@@ -5,6 +5,7 @@ mod faults;
 mod images;
 mod offers;
 mod real;
+mod repeats;
 mod sandboxes;
 mod stops;
 mod users;
@@ -45,9 +46,21 @@ struct HeldClock {
     _gone: DropGuard,
 }
 
-impl Clock for HeldClock {
+impl Machine for HeldClock {
     fn now_ns(&self) -> u64 {
         self.clock.now_ns()
+    }
+
+    fn wall_us(&self) -> u64 {
+        self.clock.wall_us()
+    }
+
+    fn boot(&self) -> String {
+        self.clock.boot()
+    }
+
+    fn load_millis(&self) -> u32 {
+        self.clock.load_millis()
     }
 }
 
@@ -115,7 +128,7 @@ impl Bench {
     /// Waits until the worker has noted an answered renewal that it sent from now on.
     async fn until_renewed(&self) {
         let (notes, now_ns) = (WatchFiles::new(self.data.path()), self.clock.now_ns());
-        let is_renewed = || notes.renewed_ns(&lease::machine_boot()) >= now_ns;
+        let is_renewed = || notes.renewed_ns(&ThisMachine.boot()) >= now_ns;
         self.core.until("a renewal that counts", |_| is_renewed().then_some(())).await;
     }
 
@@ -158,7 +171,8 @@ fn spawn(
     let clock = HeldClock { clock: clock.clone(), _gone: gone.clone().drop_guard() };
     let config =
         WorkerConfig { slots, drain_on_stop, sandboxes: Some(sandboxes), sandbox_joins: 2, ..config_of(core, data) };
-    (tokio::spawn(run_with(config, Arc::new(engine.clone()), stop, Arc::new(clock))), gone)
+    let parts = Parts::of_this_machine(&config, Arc::new(engine.clone())).unwrap();
+    (tokio::spawn(run_with(config, Parts { machine: Arc::new(clock), ..parts }, stop)), gone)
 }
 
 fn all() -> Labels {

@@ -1,5 +1,5 @@
 //! The container engine as the worker sees it: one object-safe trait, [`ContainerRuntime`], with Docker behind it
-//! ([`docker::DockerRuntime`]) and an in-memory engine for tests ([`fake::FakeRuntime`]).
+//! ([`docker::DockerRuntime`]) and an in-memory engine for tests (`fake::FakeRuntime`, with the feature `testing`).
 //!
 //! Nothing here decides what may run: a [`ContainerSpec`] only has fields that are safe to offer, and the hardening
 //! (no capabilities, no network, no swap, default seccomp) is fixed in the implementation, not asked for by callers.
@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod docker;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 mod spec;
 #[doc(hidden)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use swarm_protocol::api::{FileView, JoinAnswer, UploadView};
-use swarm_protocol::heartbeat::{CoreEnd, DATAGRAM_BYTES_MAX, Handshake, HeartbeatAnswer};
+use swarm_protocol::heartbeat::{CoreEnd, DATAGRAM_BYTES_MAX, Handshake, Heartbeat, HeartbeatAnswer};
 use swarm_protocol::link::{
     FinalReport, HANDSHAKE, Hello, TaskOrder, ToCore, ToWorker, VERSION, Welcome, WorkerFacts, decode, encode,
 };
@@ -83,39 +83,8 @@ impl ScriptedCore {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let seen = Seen {
-            offers: Vec::new(),
-            frames: Vec::new(),
-            logs: HashMap::new(),
-            finished: HashMap::new(),
-            uploads: HashMap::new(),
-            blobs: HashMap::from([(Digest::of(super::CONFIG), Bytes::from_static(super::CONFIG))]),
-            unreadable: 0,
-            sessions: 0,
-            joins: 0,
-            heartbeats: 0,
-            version: VERSION,
-            welcome: |welcome| welcome,
-            judges_reports: true,
-            answers_link: true,
-            answers_heartbeats: true,
-            commits_starts: true,
-            stores_finishes: true,
-            cut_after: None,
-            uploads_begun: 0,
-            uploads_ignored: 0,
-            upload_cut_after: None,
-            says_cut_short: false,
-            loses_uploads: false,
-            upload_offsets: Vec::new(),
-            upload_kept: Vec::new(),
-            upload_takes: Duration::ZERO,
-            abandons: Vec::new(),
-            link: None,
-            ends: HashMap::new(),
-        };
         let core = Self {
-            seen: Arc::new(Mutex::new(seen)),
+            seen: Arc::new(Mutex::new(Seen::healthy())),
             changes: Arc::new(watch::Sender::new(0)),
             swarm: SwarmId(uuid::Uuid::new_v4()),
             address: listener.local_addr().unwrap(),
@@ -209,7 +178,7 @@ impl ScriptedCore {
             epoch: Epoch(1),
             link_version: version,
         };
-        self.seen().ends.insert(session, CoreEnd::new(&[2; 32], &handshake));
+        self.seen().keep_end(SessionId(session), CoreEnd::new(&[2; 32], &handshake));
         let welcome = Welcome::Accepted {
             version,
             swarm: self.swarm,
@@ -257,14 +226,8 @@ impl ScriptedCore {
     async fn answer_heartbeats(self, udp: UdpSocket) {
         let mut datagram = [0; DATAGRAM_BYTES_MAX];
         while let Ok((length, from)) = udp.recv_from(&mut datagram).await {
-            let answer = self.change(|seen| {
-                let session = swarm_protocol::heartbeat::session_of(&datagram[..length])?;
-                let end = seen.ends.get_mut(&session.0)?;
-                let beat = end.open(&datagram[..length]).ok()?;
-                seen.heartbeats += 1;
-                seen.answers_heartbeats.then(|| end.seal(&HeartbeatAnswer { seq: beat.seq, renewed: true }).unwrap())
-            });
-            if let Some(answer) = answer {
+            let heard = self.change(|seen| seen.hear_beat(&datagram[..length]));
+            if let Some((_, Some(answer))) = heard {
                 let _ = udp.send_to(&answer, from).await;
             }
         }
@@ -372,8 +335,62 @@ impl ScriptedCore {
 }
 
 impl Seen {
+    /// Of a core that was told nothing yet, and answers everything.
+    pub(super) fn healthy() -> Self {
+        Self {
+            offers: Vec::new(),
+            frames: Vec::new(),
+            logs: HashMap::new(),
+            finished: HashMap::new(),
+            uploads: HashMap::new(),
+            blobs: HashMap::from([(Digest::of(super::CONFIG), Bytes::from_static(super::CONFIG))]),
+            unreadable: 0,
+            sessions: 0,
+            joins: 0,
+            heartbeats: 0,
+            version: VERSION,
+            welcome: |welcome| welcome,
+            judges_reports: true,
+            answers_link: true,
+            answers_heartbeats: true,
+            commits_starts: true,
+            stores_finishes: true,
+            cut_after: None,
+            uploads_begun: 0,
+            uploads_ignored: 0,
+            upload_cut_after: None,
+            says_cut_short: false,
+            loses_uploads: false,
+            upload_offsets: Vec::new(),
+            upload_kept: Vec::new(),
+            upload_takes: Duration::ZERO,
+            abandons: Vec::new(),
+            link: None,
+            ends: HashMap::new(),
+        }
+    }
+
+    /// Renews no lease, or renews them again.
+    pub(crate) fn fall_silent(&mut self, is_silent: bool) {
+        (self.answers_link, self.answers_heartbeats, self.judges_reports) = (!is_silent, !is_silent, !is_silent);
+    }
+
+    pub(super) fn keep_end(&mut self, session: SessionId, end: CoreEnd) {
+        self.ends.insert(session.0, end);
+    }
+
+    /// Opens a datagram: what it says, and what is answered if anything.
+    pub(super) fn hear_beat(&mut self, datagram: &[u8]) -> Option<(Heartbeat, Option<Vec<u8>>)> {
+        let session = swarm_protocol::heartbeat::session_of(datagram)?;
+        let end = self.ends.get_mut(&session.0)?;
+        let beat: Heartbeat = end.open(datagram).ok()?;
+        self.heartbeats += 1;
+        let answer = HeartbeatAnswer { seq: beat.seq, renewed: true };
+        Some((beat, self.answers_heartbeats.then(|| end.seal(&answer).unwrap())))
+    }
+
     /// Notes a frame; the result is what a healthy core would answer.
-    fn hear(&mut self, frame: ToCore) -> Vec<ToWorker> {
+    pub(super) fn hear(&mut self, frame: ToCore) -> Vec<ToWorker> {
         self.frames.push(frame.clone());
         match frame {
             ToCore::Log { attempt, offset, bytes } => self.hear_log(attempt, offset, &bytes),

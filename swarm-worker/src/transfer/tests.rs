@@ -1,6 +1,11 @@
+use std::time::Duration;
+
+use swarm_client::Timeouts;
 use tokio::time::Instant;
 
 use super::*;
+use crate::config::WorkerConfig;
+use crate::network::HttpNetwork;
 use crate::testing::{ScriptedCore, order};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -9,8 +14,9 @@ const SHORT: Duration = Duration::from_millis(200);
 /// Sends `bytes` as an output of a worker with these timeouts.
 async fn upload(core: &ScriptedCore, timeouts: Timeouts, bytes: &[u8]) -> Result<(), TransferError> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let url = format!("http://{}", core.address).parse().unwrap();
-    let transfer = Transfer::with_timeouts(url, "swk_test".to_owned().into(), timeouts).unwrap();
+    let config = WorkerConfig { core: format!("http://{}", core.address).parse().unwrap(), ..WorkerConfig::default() };
+    let network = Arc::new(HttpNetwork::with_timeouts(&config, timeouts).unwrap());
+    let transfer = Transfer::new(network, "swk_test".to_owned().into(), Chance::of_the_system());
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
     let attempt = order(1, b"image").attempt;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use swarm_host::blocking;
 
 use super::process::WATCHDOG_LOCK;
 use crate::context::Ctx;
@@ -15,6 +16,9 @@ use crate::runtime::{ContainerId, ContainerRuntime, RuntimeError, Sibling};
 
 /// How often the worker looks whether its watchdog lives.
 const CHECK: Duration = Duration::from_secs(1);
+
+/// Starts a watchdog for this worker's data directory, or does nothing where that is impossible.
+pub type Launch = Arc<dyn Fn() + Send + Sync>;
 
 /// Where a watchdog is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,28 +55,36 @@ pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     let (mut check, mut site) = (tokio::time::interval(CHECK), Site::find());
     loop {
         tokio::select! {
+            biased;
             () = ctx.stop.cancelled() => return Ok(()),
+            _ = check.tick() => ensure(&ctx, &mut site).await?,
             changed = renewed.changed() => {
                 changed?;
                 let (files, boot, at_ns) = (ctx.watch.clone(), ctx.machine_boot.clone(), *renewed.borrow_and_update());
-                let noted = crate::durable::blocking(move || files.renew(&boot, at_ns)).await;
+                let noted = blocking::run(move || files.renew(&boot, at_ns)).await;
                 // Not fatal: without the note the watchdog kills too early, never too late.
                 if let Err(error) = noted {
                     tracing::error!(%error, "a renewal cannot be noted for the watchdog");
                 }
             }
-            _ = check.tick() => ensure(&ctx, &mut site).await?,
         }
     }
 }
 
 /// Starts a watchdog if none holds the lock.
 async fn ensure(ctx: &Ctx, site: &mut Site) -> anyhow::Result<()> {
-    let Some(words) = &ctx.config.watchdog else { return Ok(()) };
+    if ctx.launch_watchdog.is_none() && ctx.config.watchdog.is_none() {
+        return Ok(());
+    }
     let Some(free) = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")? else {
         return Ok(());
     };
     drop(free);
+    if let Some(launch) = &ctx.launch_watchdog {
+        launch();
+        return Ok(());
+    }
+    let words = ctx.config.watchdog.as_deref().unwrap_or_default();
     let program = std::env::current_exe()?;
     let words = command(&program, words, &ctx.data.path, ctx.config.docker_host.as_deref());
     if !started_beside(&*ctx.runtime, site, &words, &ctx.data.path).await {

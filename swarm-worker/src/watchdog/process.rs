@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use swarm_host::blocking;
 use tokio::time::Instant;
 
 use super::{WatchFiles, Watched, overdue};
-use crate::durable;
 use crate::identity::{LOCK, try_lock};
-use crate::lease::{BootClock, Clock, machine_boot};
+use crate::machine::{Machine, ThisMachine};
 use crate::runtime::docker::{DockerRuntime, DockerSettings};
 use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, RuntimeError};
 
@@ -37,17 +37,23 @@ pub(crate) async fn watch(data: &Path, docker_host: Option<String>) -> anyhow::R
         let engine = DockerRuntime::connect(settings.clone()).await?;
         Ok(Arc::new(engine) as Arc<dyn ContainerRuntime>)
     };
-    watch_with(data, connect).await
+    watch_with(data, &ThisMachine, connect).await
 }
 
-async fn watch_with(
+/// As the process that [`run`](crate::run) starts, for the worker in `data`: on a machine of the caller's choice, with
+/// `connect` as the way to its engine.
+///
+/// # Errors
+/// When its notes or locks cannot be read.
+pub async fn watch_with(
     data: &Path,
+    machine: &dyn Machine,
     connect: impl AsyncFn() -> Result<Arc<dyn ContainerRuntime>, RuntimeError>,
 ) -> anyhow::Result<()> {
     let Some(_held) = take_lock(data).await? else { return Ok(()) };
     let files = WatchFiles::new(data);
     files.prepare()?;
-    let (boot, worker_lock) = (machine_boot(), data.join(LOCK));
+    let (boot, worker_lock) = (machine.boot(), data.join(LOCK));
     let (mut cases, mut tries) = (Cases::default(), FuturesUnordered::new());
     let mut engine: Option<Arc<dyn ContainerRuntime>> = None;
     loop {
@@ -56,7 +62,7 @@ async fn watch_with(
         if all.iter().all(|one| cases.is_closed(one)) && try_lock(&worker_lock)?.is_some() {
             return Ok(());
         }
-        let due = overdue(&all, files.renewed().as_ref(), &boot, BootClock.now_ns());
+        let due = overdue(&all, files.renewed().as_ref(), &boot, machine.now_ns());
         let open: Vec<&Watched> = due.into_iter().filter(|one| cases.is_open(one)).collect();
         if !open.is_empty() && engine.is_none() {
             match within("connect", connect()).await {
@@ -76,6 +82,7 @@ async fn watch_with(
         let next_poll = Instant::now() + POLL;
         loop {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(next_poll) => break,
                 Some((answer, one)) = tries.next() => cases.note(&one, answer),
             }
@@ -210,7 +217,7 @@ async fn end(
 /// must not keep a container alive.
 async fn note_killed(files: &WatchFiles, name: &str) -> std::io::Result<()> {
     let (files, name) = (files.clone(), name.to_owned());
-    let noted = tokio::time::timeout(NOTE_PATIENCE, durable::blocking(move || files.note_killed(&name))).await;
+    let noted = tokio::time::timeout(NOTE_PATIENCE, blocking::run(move || files.note_killed(&name))).await;
     noted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
@@ -248,7 +255,7 @@ mod tests {
 
         async fn watch(&self) {
             let connect = || async { Ok(Arc::new(self.engine.clone()) as Arc<dyn ContainerRuntime>) };
-            watch_with(self.data.path(), connect).await.unwrap();
+            watch_with(self.data.path(), &ThisMachine, connect).await.unwrap();
         }
 
         async fn leaves(&self) {
@@ -378,12 +385,12 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let files = WatchFiles::new(data.path());
         files.prepare().unwrap();
-        let granted_ns = BootClock.now_ns();
-        files.add(&Watched { name: name.clone(), lease_ms: 4_000, granted_ns, machine_boot: machine_boot() }).unwrap();
+        let (granted_ns, machine_boot) = (ThisMachine.now_ns(), ThisMachine.boot());
+        files.add(&Watched { name: name.clone(), lease_ms: 4_000, granted_ns, machine_boot }).unwrap();
         let id = engine.runtime.create(&spec).await.unwrap();
         engine.runtime.start(&id).await.unwrap();
         let watchdog = watch(data.path(), None);
-        let ended = async { (engine.runtime.wait(&id).await.unwrap(), BootClock.now_ns()) };
+        let ended = async { (engine.runtime.wait(&id).await.unwrap(), ThisMachine.now_ns()) };
         let both = async { tokio::join!(watchdog, ended) };
         let (left, (exit, ended_ns)) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
         left.unwrap();

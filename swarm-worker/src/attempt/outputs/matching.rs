@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
+use swarm_host::blocking;
 use swarm_protocol::globs::OutputGlob;
 use swarm_protocol::text::sanitise;
 use swarm_protocol::validate::is_output_path;
@@ -11,7 +12,7 @@ use tar::EntryType;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tokio_util::sync::CancellationToken;
 
-use super::{BLOCK_BYTES, Kept, Room, Unkept, blocking, copy, cut_short, missing, too_large, too_many};
+use super::{BLOCK_BYTES, Kept, Room, Unkept, copy, cut_short, missing, too_large, too_many};
 use crate::attempt::{Attempt, End};
 use crate::runtime::ContainerId;
 
@@ -41,7 +42,7 @@ impl Attempt {
         let _stop_when_dropped = stop.clone().drop_guard();
         let tar = SyncIoBridge::new(StreamReader::new(tar.take_until(stop.cancelled_owned()).boxed()));
         let (of, place) = (glob.clone(), spool.to_owned());
-        let picked = blocking(move || pick(tar, &of, &place, room)).await;
+        let picked = blocking::run(move || pick(tar, &of, &place, room)).await;
         let Picked { mut files, links } = picked.map_err(|unkept| unkept.end(path))?;
         let mut left = files.iter().fold(room.bytes, |left, (_, kept)| left.saturating_sub(kept.size_bytes));
         for link in links {

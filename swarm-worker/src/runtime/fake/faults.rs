@@ -47,13 +47,19 @@ pub enum Effect {
     Hang,
     /// It is done, this much later.
     Delay(Duration),
+    /// Nothing is done, and the error is answered this much later, as at the end of a call's deadline.
+    FailLate(Duration, RuntimeError),
 }
 
+/// Decides about each call.
+type Chooser = Box<dyn FnMut(Call) -> Option<Effect> + Send>;
+
 /// Which calls go wrong, and how.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct FaultPlan {
     faults: HashMap<(Call, u32), Effect>,
     counts: HashMap<Call, u32>,
+    chooser: Option<Chooser>,
 }
 
 impl FaultPlan {
@@ -70,10 +76,16 @@ impl FaultPlan {
         self
     }
 
+    /// Where nothing else was planned, `choose` is asked at each call whether it goes wrong.
+    #[must_use]
+    pub fn choosing(choose: impl FnMut(Call) -> Option<Effect> + Send + 'static) -> Self {
+        Self { chooser: Some(Box::new(choose)), ..Self::default() }
+    }
+
     pub(super) fn next(&mut self, call: Call) -> Option<Effect> {
         let count = self.counts.entry(call).or_default();
         *count += 1;
-        self.faults.remove(&(call, *count))
+        self.faults.remove(&(call, *count)).or_else(|| self.chooser.as_mut().and_then(|choose| choose(call)))
     }
 }
 

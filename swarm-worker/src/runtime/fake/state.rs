@@ -7,8 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use swarm_protocol::ids::Digest;
 use swarm_protocol::logs::LogStream;
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use super::events::{Action, EngineEvent};
 use super::faults::{CallRecord, FaultPlan};
 use super::script::{Program, Script};
 use crate::runtime::spec::invalid;
@@ -77,7 +79,10 @@ pub(super) struct State {
     pub(super) containers: BTreeMap<ContainerId, Container>,
     pub(super) volumes: BTreeMap<String, Volume>,
     pub(super) history: Vec<CallRecord>,
+    pub(super) events: Vec<EngineEvent>,
     pub(super) faults: FaultPlan,
+    /// Where containers live, if not with whoever starts them.
+    pub(super) home: Option<Handle>,
     pub(super) program: Program,
     pub(super) down: bool,
     /// What the disk holds, where it can be seen.
@@ -99,7 +104,9 @@ impl Default for State {
             containers: BTreeMap::new(),
             volumes: BTreeMap::new(),
             history: Vec::new(),
+            events: Vec::new(),
             faults: FaultPlan::new(),
+            home: None,
             program: Box::new(|_| Script::new()),
             down: false,
             disk_bytes: None,
@@ -139,7 +146,7 @@ impl State {
         named.map_or_else(|| id.clone(), |(id, _)| id.clone())
     }
 
-    pub(super) fn create(&mut self, spec: &ContainerSpec) -> Result<ContainerId, RuntimeError> {
+    pub(super) fn create(&mut self, spec: &ContainerSpec, now_us: u64) -> Result<ContainerId, RuntimeError> {
         spec.check()?;
         let Some(image) = self.images.get(&spec.image) else {
             return Err(not_found("create", &spec.image.to_string()));
@@ -176,6 +183,7 @@ impl State {
             player: None,
         };
         self.containers.insert(id.clone(), container);
+        self.note(&id, Action::Create, now_us);
         Ok(id)
     }
 
@@ -242,6 +250,14 @@ impl State {
         container.oom_killed = oom_killed;
         if let Some(player) = container.player.take() {
             player.abort();
+        }
+        self.note(id, Action::Die, now_us);
+    }
+
+    pub(super) fn note(&mut self, id: &ContainerId, action: Action, at_us: u64) {
+        if let Ok(container) = self.container("event", id) {
+            let (name, labels) = (container.spec.name.clone(), container.spec.labels.clone());
+            self.events.push(EngineEvent { name, labels, action, at_us });
         }
     }
 
