@@ -1,0 +1,104 @@
+//! Files that survive a crash: written beside, synced, renamed, and the directory synced. All calls may block.
+//!
+//! Whoever must not lose a file, or must not see a lost one again, changes it through this module alone, for only then
+//! does a simulated power cut know what the disk may have kept.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "testing")]
+pub mod simulated;
+
+/// Tells the simulation, if there is one, what became of a path.
+macro_rules! note {
+    ($($note:tt)*) => {
+        #[cfg(feature = "testing")]
+        simulated::$($note)*;
+    };
+}
+
+/// Replaces `path` by `bytes` (mode 0600); when this returns, either crash leaves the old or the new content, and after
+/// it the new one.
+///
+/// # Errors
+/// As the file system's; the old content stays, but for an error of the last sync.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = beside(path);
+    write_to(&temporary, bytes)?.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    note!(synced_write(path, bytes));
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// As [`write()`] without syncing: for what is worthless after a reboot, yet must never be seen half-written.
+///
+/// # Errors
+/// As the file system's; the old content stays.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = beside(path);
+    write_to(&temporary, bytes)?;
+    std::fs::rename(&temporary, path)?;
+    note!(unsynced_write(path, bytes));
+    Ok(())
+}
+
+/// A hidden name in the same directory: whoever lists the directory skips it.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.tmp"))
+}
+
+fn write_to(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// Makes the names in `dir` durable.
+///
+/// # Errors
+/// As the file system's.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()?;
+    note!(synced_dir(dir));
+    Ok(())
+}
+
+/// Makes a directory and those above it; their names are durable once the directories they are in are synced.
+///
+/// # Errors
+/// As the file system's.
+pub fn create_dir_all(dir: &Path) -> io::Result<()> {
+    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty() && !above.exists()) {
+        create_dir_all(above)?;
+    }
+    match std::fs::create_dir(dir) {
+        Ok(()) => {
+            note!(made_dir(dir));
+            Ok(())
+        }
+        Err(_) if dir.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a file; it may be there again after a crash.
+///
+/// # Errors
+/// As the file system's.
+pub fn remove(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)?;
+    note!(removed(path));
+    Ok(())
+}
+
+/// Removes a directory and all it holds, which may be there again after a crash, in whole or in part.
+///
+/// # Errors
+/// As the file system's.
+pub fn remove_dir_all(dir: &Path) -> io::Result<()> {
+    note!(removed_all(dir));
+    std::fs::remove_dir_all(dir)
+}
