@@ -11,10 +11,10 @@ use swarm_protocol::Epoch;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::blocking::Thread;
 use crate::messages::LedgerEntry;
 use crate::store::{Refusal, Store, StoreError, Transition, Verdict};
 use crate::supervise::Gauge;
+use swarm_host::blocking::Thread;
 
 /// Transitions in one transaction.
 const BATCH_MAX: usize = 1000;

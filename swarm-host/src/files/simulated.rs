@@ -168,11 +168,7 @@ fn restore(path: &Path, state: Option<&[u8]>) -> io::Result<()> {
 }
 
 /// Files that nobody synced: each stays, is cut short or gone.
-fn lose_unnoted(
-    dir: &Path,
-    noted: &BTreeMap<PathBuf, Past>,
-    choose: &mut dyn FnMut(usize) -> usize,
-) -> io::Result<()> {
+fn lose_unnoted(dir: &Path, noted: &BTreeMap<PathBuf, Past>, choose: &mut dyn FnMut(usize) -> usize) -> io::Result<()> {
     let mut entries = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
