@@ -17,12 +17,14 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::TimeDelta;
+use swarm_host::blocking;
 use swarm_protocol::api::Launch;
 use swarm_protocol::{JobId, ScheduleId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -56,7 +58,7 @@ pub struct Deps {
 /// [`crate::recover`] found them.
 ///
 /// # Errors
-/// When reading a schedule panics.
+/// None; the signature is that of all modules.
 pub async fn run(
     mut inbox: mpsc::Receiver<HibernatorMsg>,
     deps: Deps,
@@ -83,7 +85,7 @@ pub async fn run(
     }
     let mut batch = Vec::with_capacity(BATCH);
     loop {
-        hibernator.read_changed().await?;
+        hibernator.read_changed().await;
         if hibernator.look().await.is_err() {
             return until_stopped(&stop).await;
         }
@@ -210,14 +212,14 @@ impl Hibernator {
 
     /// Reads the schedules that changed. One that cannot be read now goes on as it was known, as the store guards its
     /// launches, and is read again at a later look.
-    async fn read_changed(&mut self) -> anyhow::Result<()> {
+    async fn read_changed(&mut self) {
         if self.read_after.is_some_and(|after| Instant::now() < after) {
-            return Ok(());
+            return;
         }
         self.read_after = None;
         while let Some(schedule) = self.changed.pop_first() {
             let store = Arc::clone(&self.deps.store);
-            match tokio::task::spawn_blocking(move || store.schedule(schedule)).await? {
+            match blocking::run(move || store.schedule(schedule)).await {
                 Ok(Some(record)) => self.set_timer(record),
                 Ok(None) => drop(self.timers.remove(&schedule)),
                 Err(error) => {
@@ -229,7 +231,6 @@ impl Hibernator {
                 }
             }
         }
-        Ok(())
     }
 
     fn set_timer(&mut self, record: ScheduleRecord) {

@@ -1,19 +1,20 @@
-//! The ledger: the one way into the store. It owns a thread that commits what the modules send in batches; a batch is
-//! what arrived while the last one was being committed, so no timer delays a lone transition and a flood shares its
+//! The ledger: the one way into the store. It commits what the modules send in batches, on a thread of its own; a batch
+//! is what arrived while the last one was being committed, so no timer delays a lone transition and a flood shares its
 //! syncs. Nothing is answered before its commit, and what is refused says why.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use swarm_protocol::Epoch;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::messages::LedgerEntry;
 use crate::store::{Refusal, Store, StoreError, Transition, Verdict};
 use crate::supervise::Gauge;
+use swarm_host::blocking::Thread;
 
 /// Transitions in one transaction.
 const BATCH_MAX: usize = 1000;
@@ -23,13 +24,13 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a transition that stands alone is tried before the database's refusal is believed.
 const TRIES: u32 = 4;
-/// How often a pause looks whether the core is to stop.
-const PAUSE_STEP: Duration = Duration::from_millis(50);
+/// What a stop leaves of any pause.
+const PAUSE_STOPPING: Duration = Duration::from_millis(50);
 
 /// Runs the ledger under `epoch`. On `stop` nothing more is taken, but all that is queued is committed and answered.
 ///
 /// # Errors
-/// When another core has taken over, when the store is unreachable while stopping, or when the thread panics: what was
+/// When another core has taken over, when the store is unreachable while stopping, or when there is no thread: what was
 /// not answered then may or may not be committed.
 pub async fn run(
     inbox: mpsc::Receiver<LedgerEntry>,
@@ -38,37 +39,30 @@ pub async fn run(
     gauge: Gauge,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (done, ended) = oneshot::channel();
-    let writer = Writer { inbox, store, epoch, gauge, stop, runtime: Handle::current(), number: 0 };
-    std::thread::Builder::new()
-        .name("ledger".to_owned())
-        .spawn(move || {
-            let _ = done.send(writer.run());
-        })
-        .context("cannot start the ledger's thread")?;
-    ended.await.context("the ledger's thread panicked")?
+    let thread = Thread::start("ledger").context("cannot start the ledger's thread")?;
+    Writer { inbox, store, thread, epoch, gauge, stop, number: 0 }.run().await
 }
 
 struct Writer {
     inbox: mpsc::Receiver<LedgerEntry>,
     store: Arc<dyn Store>,
+    thread: Thread,
     epoch: Epoch,
     gauge: Gauge,
     stop: CancellationToken,
-    runtime: Handle,
     /// Of the last batch tried; never used again for another one.
     number: u64,
 }
 
 impl Writer {
-    fn run(mut self) -> anyhow::Result<()> {
+    async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let (transitions, replies) = self.next_batch();
+            let (transitions, replies) = self.next_batch().await;
             if transitions.is_empty() {
                 return Ok(());
             }
-            let verdicts = self.settle(&transitions)?;
-            self.gauge.handled_many(transitions.len() as u64);
+            let verdicts = self.settle(transitions.into()).await?;
+            self.gauge.handled_many(verdicts.len() as u64);
             for (reply, verdict) in replies.into_iter().zip(verdicts) {
                 // Whoever asked may be gone; what is committed stays committed.
                 let _ = reply.send(verdict);
@@ -77,63 +71,75 @@ impl Writer {
     }
 
     /// Waits for entries and takes all that are there; empty when the inbox is closed and drained.
-    fn next_batch(&mut self) -> (Vec<Transition>, Vec<oneshot::Sender<Verdict>>) {
+    async fn next_batch(&mut self) -> (Vec<Transition>, Vec<oneshot::Sender<Verdict>>) {
         let mut entries = Vec::new();
-        let (inbox, stop, runtime) = (&mut self.inbox, &self.stop, &self.runtime);
-        runtime.block_on(async {
-            if !stop.is_cancelled() {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => {}
-                    _ = inbox.recv_many(&mut entries, BATCH_MAX) => return,
-                }
+        if !self.stop.is_cancelled() {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {}
+                _ = self.inbox.recv_many(&mut entries, BATCH_MAX) => {}
             }
-            inbox.close();
-            inbox.recv_many(&mut entries, BATCH_MAX).await;
-        });
+        }
+        if entries.is_empty() {
+            self.inbox.close();
+            self.inbox.recv_many(&mut entries, BATCH_MAX).await;
+        }
         entries.into_iter().map(|entry| (entry.transition, entry.reply)).unzip()
     }
 
     /// The verdicts of `transitions` once they are durable. When one of them breaks the transaction, halves are tried
     /// until the guilty one stands alone.
-    fn settle(&mut self, transitions: &[Transition]) -> anyhow::Result<Vec<Verdict>> {
-        match self.commit(transitions)? {
-            Ok(verdicts) => Ok(verdicts),
-            Err(broken) if transitions.len() <= 1 => self.insist(transitions, broken),
-            Err(_) => {
-                let (left, right) = transitions.split_at(transitions.len() / 2);
-                let mut verdicts = self.settle(left)?;
-                verdicts.extend(self.settle(right)?);
-                Ok(verdicts)
+    async fn settle(&mut self, transitions: Arc<[Transition]>) -> anyhow::Result<Vec<Verdict>> {
+        let mut verdicts = Vec::with_capacity(transitions.len());
+        // The halves that are left, the first one last.
+        let mut open = vec![0..transitions.len()];
+        while let Some(part) = open.pop() {
+            match self.commit(&transitions, &part).await? {
+                Ok(settled) => verdicts.extend(settled),
+                Err(broken) if part.len() <= 1 => verdicts.extend(self.insist(&transitions, &part, broken).await?),
+                Err(_) => {
+                    let middle = part.start + part.len() / 2;
+                    open.extend([middle..part.end, part.start..middle]);
+                }
             }
         }
+        Ok(verdicts)
     }
 
     /// Tries a transition that stands alone some more times: it is given up for good, and the database may have had
     /// troubles of its own that its error does not tell.
-    fn insist(&mut self, alone: &[Transition], mut broken: String) -> anyhow::Result<Vec<Verdict>> {
+    async fn insist(
+        &mut self,
+        transitions: &Arc<[Transition]>,
+        alone: &Range<usize>,
+        mut broken: String,
+    ) -> anyhow::Result<Vec<Verdict>> {
         for done in 1..TRIES {
-            self.wait(PAUSE_MIN * done);
-            match self.commit(alone)? {
+            self.wait(PAUSE_MIN * done).await;
+            match self.commit(transitions, alone).await? {
                 Ok(verdicts) => return Ok(verdicts),
                 Err(again) => broken = again,
             }
         }
         self.gauge.error(&broken);
-        tracing::error!(transition = ?alone.first(), "a transition breaks its transaction: {broken}");
+        tracing::error!(transition = ?transitions[alone.clone()].first(), "a transition breaks its transaction: {broken}");
         Ok(vec![Err(Refusal::Broken(broken)); alone.len()])
     }
 
-    /// Commits one batch, however often the database goes away meanwhile; the inner error is a transaction that its own
-    /// content breaks.
-    fn commit(&mut self, transitions: &[Transition]) -> anyhow::Result<Result<Vec<Verdict>, String>> {
+    /// Commits a part of `transitions` as one batch, however often the database goes away meanwhile; the inner error is
+    /// a transaction that its own content breaks.
+    async fn commit(
+        &mut self,
+        transitions: &Arc<[Transition]>,
+        part: &Range<usize>,
+    ) -> anyhow::Result<Result<Vec<Verdict>, String>> {
         self.number += 1;
         let mut pause = PAUSE_MIN;
         let mut unknown: Option<Vec<Verdict>> = None;
         loop {
             let answer = match unknown.take() {
-                None => self.store.commit(self.epoch, self.number, transitions),
-                Some(verdicts) => match self.store.batch_committed(self.epoch, self.number) {
+                None => self.try_commit(transitions, part).await,
+                Some(verdicts) => match self.is_committed().await {
                     Ok(true) => Ok(verdicts),
                     Ok(false) => continue,
                     Err(StoreError::Connection(source)) => Err(StoreError::CommitUnknown { verdicts, source }),
@@ -157,19 +163,33 @@ impl Writer {
             if self.stop.is_cancelled() && pause >= PAUSE_MAX {
                 anyhow::bail!("the store cannot be reached while stopping: {error}");
             }
-            self.wait(pause);
+            self.wait(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
+    async fn try_commit(
+        &self,
+        transitions: &Arc<[Transition]>,
+        part: &Range<usize>,
+    ) -> Result<Vec<Verdict>, StoreError> {
+        let (store, epoch, number) = (Arc::clone(&self.store), self.epoch, self.number);
+        let (transitions, part) = (Arc::clone(transitions), part.clone());
+        self.thread.run(move || store.commit(epoch, number, &transitions[part])).await
+    }
+
+    /// Whether the last batch tried is in the store.
+    async fn is_committed(&self) -> Result<bool, StoreError> {
+        let (store, epoch, number) = (Arc::clone(&self.store), self.epoch, self.number);
+        self.thread.run(move || store.batch_committed(epoch, number)).await
+    }
+
     /// A pause that a stop cuts short: the last tries before the end come in quick succession.
-    fn wait(&self, pause: Duration) {
-        let until = std::time::Instant::now() + pause;
-        while std::time::Instant::now() < until && !self.stop.is_cancelled() {
-            std::thread::sleep(PAUSE_STEP);
-        }
-        if self.stop.is_cancelled() {
-            std::thread::sleep(PAUSE_STEP);
+    async fn wait(&self, pause: Duration) {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => tokio::time::sleep(PAUSE_STOPPING.min(pause)).await,
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

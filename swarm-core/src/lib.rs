@@ -2,7 +2,6 @@
 
 pub mod archive;
 pub mod blobs;
-mod blocking;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -13,8 +12,10 @@ pub mod http;
 pub mod identity;
 pub mod images;
 pub mod ledger;
+pub mod link;
 pub mod logger;
 pub mod messages;
+pub mod modules;
 pub mod plan;
 pub mod receiver;
 pub mod recover;

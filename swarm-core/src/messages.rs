@@ -67,7 +67,7 @@ impl LedgerHandle {
 // ── scheduler ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// What a task asks of a worker; jobs of equal shape are parked together.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
     /// What it takes up there.
     pub needs: Resources,

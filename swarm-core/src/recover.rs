@@ -3,7 +3,7 @@
 //! Everything that is not final has exactly one owner afterwards: tasks that may run go to the scheduler, tasks that
 //! wait for an instant to the hibernator, attempts on workers to the harvester.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use swarm_protocol::{AttemptId, AttemptNo, JobId, TaskIndex, Timestamp};
@@ -35,7 +35,7 @@ pub fn plan(jobs: Vec<JobRecord>, live: &[LiveTask], now: Timestamp) -> Recovere
             recovered.add(job.runnable_since(), work_of(job, Work::Fresh(range)), now);
         }
     }
-    let mut again: HashMap<(JobId, Timestamp), Vec<(TaskIndex, AttemptNo)>> = HashMap::new();
+    let mut again: BTreeMap<(JobId, Timestamp), Vec<(TaskIndex, AttemptNo)>> = BTreeMap::new();
     for task in live {
         let attempt = AttemptId { job: task.job, task: task.task, attempt: task.attempt };
         let Some(job) = jobs.get(&task.job) else {

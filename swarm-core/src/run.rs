@@ -1,4 +1,4 @@
-//! Starts, connects and stops the modules of one core, all in one tokio runtime, and starts them anew when one fails.
+//! Opens what a core keeps on disk, runs its modules, all in one tokio runtime, and starts them anew when one fails.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,30 +7,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::FlockOperation;
-use tokio::sync::{mpsc, oneshot};
+use swarm_host::blocking;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{BlobStore, DiskBlobs, MasterKey};
 use crate::clock::{Clock, SystemClock};
 use crate::config::CoreConfig;
-use crate::dispatcher::{self, Sessions};
-use crate::harvester::{self, book::Patience};
+use crate::dispatcher;
 use crate::http::{self, ApiState, Listener};
 use crate::identity::limits::Rate;
 use crate::identity::{Identity, IdentityConfig};
 use crate::logger::LoggerHandle;
-use crate::messages::{Handles, LedgerHandle, SchedulerMsg};
+use crate::modules::{Modules, Parts, Settings};
 use crate::store::{Db, Snapshot, Store, StoreError};
-use crate::supervise::{Gauge, History, Supervisor};
-use crate::{blocking, hibernator, ledger, receiver, recover, scheduler, sweep};
+use crate::supervise::{Gauge, History};
 
 #[cfg(test)]
 mod tests;
 
-/// Messages that fit into a module's inbox; a full one is backpressure on whoever sends.
-const INBOX: usize = 1024;
-/// Transitions that fit before the ledger; at most one batch more is being committed.
-const LEDGER_INBOX: usize = 4096;
 /// The pause before a start after a failure; it doubles with each that follows closely.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
@@ -81,6 +76,7 @@ pub async fn run(
         pause = if began.elapsed() > STEADY { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
         tracing::error!("the core starts anew in {} ms: {failure:#}", pause.as_millis());
         tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => history.restarted(),
         }
@@ -100,147 +96,58 @@ async fn term(
     bound: oneshot::Sender<SocketAddr>,
 ) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let settings = config.clone();
-    let Opened { store, blobs, epoch, swarm, snapshot, _lock } = blocking::run(move || open(&settings)).await?;
+    let opening = config.clone();
+    let Opened { store, blobs, epoch, swarm, snapshot, _lock } = blocking::run(move || open(&opening)).await?;
     let heartbeats = dispatcher::bind(config.heartbeat()).await?;
-    let (recovered, schedules) = recover::plan_snapshot(snapshot, clock.now());
-    let (runnable, delayed, live) = (recovered.runnable.len(), recovered.delayed.len(), recovered.live.len());
-    crate::notice!(epoch = epoch.0, runnable, delayed, live, "took over with epoch {epoch}");
-    if !recovered.orphans.is_empty() {
-        tracing::error!("live tasks without a live job, left alone: {:?}", recovered.orphans);
-    }
-
-    let modules = Supervisor::new(stop, history);
-    // The ledger outlives the others, so that what they still commit on their way out is committed.
-    let base = modules.beneath();
-    // A start that panics half-way leaves nothing running.
-    let _stop_all = (modules.stop().clone().drop_guard(), base.stop().clone().drop_guard());
-    let (ledger_in, ledger_out) = mpsc::channel(LEDGER_INBOX);
-    let gauge = Gauge::new("ledger", &ledger_in);
-    base.spawn(gauge.clone(), ledger::run(ledger_out, Arc::clone(&store), epoch, gauge, base.stop().clone()));
-    let ledger = LedgerHandle(ledger_in);
-
-    let (receiver_in, receiver_out) = mpsc::channel(INBOX);
-    let (scheduler_in, scheduler_out) = mpsc::channel(INBOX);
-    let (hibernator_in, hibernator_out) = mpsc::channel(INBOX);
-    let (dispatcher_in, dispatcher_out) = mpsc::channel(INBOX);
-    let (harvester_in, harvester_out) = mpsc::channel(INBOX);
-    let handles = Handles {
-        ledger: ledger.clone(),
-        receiver: receiver_in,
-        scheduler: scheduler_in,
-        hibernator: hibernator_in,
-        dispatcher: dispatcher_in,
-        harvester: harvester_in,
-    };
-    let gauges = [
-        Gauge::new("receiver", &handles.receiver),
-        Gauge::new("scheduler", &handles.scheduler),
-        Gauge::new("hibernator", &handles.hibernator),
-        Gauge::new("dispatcher", &handles.dispatcher),
-        Gauge::new("harvester", &handles.harvester),
-    ];
-    let stop = || modules.stop().clone();
-
-    let sessions = Arc::new(Sessions::default());
-    let serving = dispatcher::Config::of(&config);
-    let [receiver, scheduler, hibernator, dispatcher, harvester] = gauges;
-    let deps = harvester::Deps {
-        ledger: ledger.clone(),
+    let parts = Parts {
         store: Arc::clone(&store),
         blobs: Arc::clone(&blobs),
-        dispatcher: handles.dispatcher.clone(),
-        scheduler: handles.scheduler.clone(),
-        hibernator: handles.hibernator.clone(),
         clock: Arc::clone(&clock),
-        patience: Patience {
-            lease_margin_ms: config.lease_margin_ms,
-            start_deadline_ms: config.start_deadline_s * 1000,
-            prepare_deadline_ms: config.prepare_deadline_s * 1000,
-            cancel_grace_ms: config.grace_ms,
-            suspect_after_ms: serving.suspect_after_ms(),
-        },
-        log_bytes_max: config.limits.log_bytes,
-        sessions: Arc::clone(&sessions),
-    };
-    modules.spawn(harvester.clone(), harvester::run(harvester_out, deps, recovered.live, harvester, stop()));
-    let policy = config.policy.build();
-    modules
-        .spawn(scheduler.clone(), scheduler::run(scheduler_out, policy, handles.dispatcher.clone(), scheduler, stop()));
-    let deps = dispatcher::Deps {
-        ledger: ledger.clone(),
-        store: Arc::clone(&store),
-        scheduler: handles.scheduler.clone(),
-        harvester: handles.harvester.clone(),
-        clock: Arc::clone(&clock),
-        socket: heartbeats,
-        sessions,
-        swarm,
+        heartbeats,
         epoch,
-        config: serving,
+        swarm,
+        snapshot,
     };
-    modules.spawn(dispatcher.clone(), dispatcher::run(dispatcher_out, deps, dispatcher, stop()));
-    let deps = hibernator::Deps {
-        ledger: ledger.clone(),
-        scheduler: handles.scheduler.clone(),
-        store: Arc::clone(&store),
-        clock: Arc::clone(&clock),
-    };
-    let body = hibernator::run(hibernator_out, deps, recovered.delayed, schedules, hibernator.clone(), stop());
-    modules.spawn(hibernator, body);
-    let deps = receiver::Deps {
-        ledger: ledger.clone(),
-        scheduler: handles.scheduler.clone(),
-        hibernator: handles.hibernator.clone(),
-        harvester: handles.harvester.clone(),
-        clock: Arc::clone(&clock),
-    };
-    modules.spawn(receiver.clone(), receiver::run(receiver_out, deps, receiver, stop()));
-    let deps = sweep::Deps {
-        store: Arc::clone(&store),
-        handles: handles.clone(),
-        clock: Arc::clone(&clock),
-        every: sweep::EVERY,
-    };
-    let gauge = Gauge::without_inbox("sweep");
-    modules.spawn(gauge.clone(), sweep::run(deps, gauge, stop()));
+    let mut modules = Modules::start(parts, &Settings::of(&config), stop, history);
+    let supervisor = modules.supervisor().clone();
     let opening = async {
-        for work in recovered.runnable {
-            handles.scheduler.send(SchedulerMsg::Enqueue(work)).await.context("the scheduler ended at once")?;
-        }
+        modules.resume().await?;
+        let handles = modules.handles.clone();
         let identity = IdentityConfig {
             data_dir: config.data_dir.clone(),
             swarm,
             allow_root: config.allow_root,
             logins: Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms },
         };
-        let identity = Identity::start(identity, Arc::clone(&store), ledger.clone(), Arc::clone(&clock)).await?;
+        let identity =
+            Identity::start(identity, Arc::clone(&store), handles.ledger.clone(), Arc::clone(&clock)).await?;
         let listener = Listener { address: config.listen, bound: Some(bound) };
         let config = Arc::new(config);
-        let (supervisor, logger) = (modules.clone(), Some(log));
         let archive = Gauge::without_inbox("archive");
-        modules.show(archive.clone());
-        let api =
-            ApiState { handles, store, blobs, identity, clock, supervisor, config, swarm, epoch, archive, logger };
-        modules.spawn(Gauge::without_inbox("http"), http::serve(api, listener, stop()));
+        supervisor.show(archive.clone());
+        let (watched, logger) = (supervisor.clone(), Some(log));
+        let api = ApiState {
+            handles,
+            store,
+            blobs,
+            identity,
+            clock,
+            supervisor: watched,
+            config,
+            swarm,
+            epoch,
+            archive,
+            logger,
+        };
+        supervisor.spawn(Gauge::without_inbox("http"), http::serve(api, listener, supervisor.stop().clone()));
         anyhow::Ok(())
     };
     let opened = opening.await;
     if opened.is_err() {
-        modules.stop().cancel();
+        supervisor.stop().cancel();
     }
     // A start that fails half-way is waited for as well: the next one must find nothing running.
-    end(&modules, &base, ledger).await.and(opened)
-}
-
-/// Waits for the end of all modules, and then of what lies beneath them. What the latter failed of counts first: the
-/// others may have failed only because it was gone.
-async fn end(modules: &Supervisor, base: &Supervisor, ledger: LedgerHandle) -> anyhow::Result<()> {
-    let ended = modules.wait().await;
-    base.stop().cancel();
-    // Held until now: a ledger that nobody can reach any more ends, and before the stop that is a failure.
-    drop(ledger);
-    base.wait().await.and(ended)
+    modules.end().await.and(opened)
 }
 
 /// Opens and locks everything on disk, takes over the epoch, and only then reads what is live.

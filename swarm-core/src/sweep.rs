@@ -16,13 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::blocking;
 use crate::clock::Clock;
 use crate::messages::{DispatcherMsg, Handles, HarvesterMsg, HibernatorMsg, SchedulerMsg, Stopping};
 use crate::plan::sweep::{Looks, Tasks};
 use crate::recover::{expected, work_of};
 use crate::store::{Applied, JobRecord, LivePhase, LiveTask, Store, StoreError, Transition, Work};
 use crate::supervise::{Gauge, until_stopped};
+use swarm_host::blocking;
 
 /// Rows read at one time.
 const PAGE: u32 = 1000;

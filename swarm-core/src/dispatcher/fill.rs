@@ -36,7 +36,7 @@ impl Dispatcher {
         self.note().await?;
         let workers = self.picture.candidates(&self.sessions, self.silence());
         if self.parked.len() > PARKED_MAX {
-            let all = self.parked.drain().collect();
+            let all = std::mem::take(&mut self.parked).into_iter().collect();
             return self.ask(SchedulerMsg::Unpark(all)).await;
         }
         self.unpark(&workers).await
@@ -72,7 +72,7 @@ impl Dispatcher {
 
     async fn unpark(&mut self, workers: &[Candidate]) -> Result<(), Stopping> {
         let fits = |shape: &Shape| workers.iter().any(|worker| worker.fits(shape));
-        let shapes: Vec<Shape> = self.parked.extract_if(fits).collect();
+        let shapes: Vec<Shape> = self.parked.extract_if(.., fits).collect();
         if shapes.is_empty() { Ok(()) } else { self.ask(SchedulerMsg::Unpark(shapes)).await }
     }
 

@@ -20,17 +20,17 @@ mod sessions;
 mod tests;
 mod udp;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_host::blocking;
 use swarm_protocol::heartbeat::{CoreEnd, Handshake};
 use swarm_protocol::labels::{self, Labels};
 use swarm_protocol::link::{self, Hello, ToWorker, Welcome, WorkerFacts};
 use swarm_protocol::text::sanitise;
 use swarm_protocol::{Epoch, SessionId, SwarmId, WorkerId};
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub use orders::{Limits, order};
 pub use picture::SLOTS_MAX;
 pub use sessions::{Heard, Sessions};
-pub use udp::{BindError, bind};
+pub use udp::{BindError, HeartbeatSocket, bind};
 
 use crate::clock::Clock;
 use crate::config::CoreConfig;
@@ -103,7 +103,7 @@ pub struct Deps {
     /// Judges silence.
     pub clock: Arc<dyn Clock>,
     /// From [`bind`].
-    pub socket: UdpSocket,
+    pub socket: Arc<dyn HeartbeatSocket>,
     /// Shared with whoever reads the links.
     pub sessions: Arc<Sessions>,
     /// The swarm, for handshakes.
@@ -131,8 +131,8 @@ pub async fn run(
     udp.spawn(udp::serve(socket, udp_deps.0, udp_deps.1, udp_deps.2, udp_deps.3));
     let records = Records::new(Arc::clone(&store));
     let mut picture = Picture::default();
-    picture.restore(tokio::task::spawn_blocking(move || store.workers()).await??);
-    let parked = HashSet::new();
+    picture.restore(blocking::run(move || store.workers()).await?);
+    let parked = BTreeSet::new();
     let mut dispatcher = Dispatcher {
         ledger,
         scheduler,
@@ -202,7 +202,7 @@ struct Dispatcher {
     /// What is being kept of what workers say of themselves; ends with what the store refused.
     notes: JoinSet<Option<(WorkerId, Said)>>,
     /// Shapes the scheduler was told to skip.
-    parked: HashSet<Shape>,
+    parked: BTreeSet<Shape>,
     gauge: Gauge,
 }
 

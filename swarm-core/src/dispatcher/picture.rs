@@ -32,11 +32,11 @@ pub(super) struct Picture {
     /// Workers that may have more room, or other labels, than when parked shapes were last looked at.
     roomier: HashSet<WorkerId>,
     /// What workers said of themselves that the store does not have, with when it is to have it: boot clock.
-    notes: HashMap<(WorkerId, Said), u64>,
+    notes: BTreeMap<(WorkerId, Said), u64>,
 }
 
 /// What a worker says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Said {
     Facts,
     Labels,
@@ -161,7 +161,7 @@ impl Picture {
 
     /// What the store is to have by now.
     pub(super) fn take_notes(&mut self, now_ms: u64) -> Vec<(WorkerId, Said, Transition)> {
-        let due = self.notes.extract_if(|_, due_ms| *due_ms <= now_ms);
+        let due = self.notes.extract_if(.., |_, due_ms| *due_ms <= now_ms);
         let note = |((worker, said), _)| {
             let record = self.workers.get(&worker)?;
             let transition = match said {

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use swarm_host::blocking;
 use swarm_protocol::{JobId, TaskId, TaskIndex};
 
 use crate::store::{JobRecord, Store, StoreError, Work};
@@ -34,7 +35,7 @@ impl Records {
     }
 
     /// The job's record, and how its tasks that ran before ended so far; `None` when there is no such job.
-    pub(super) async fn prepare(&mut self, job: JobId, work: &Work) -> anyhow::Result<Option<Prepared>> {
+    pub(super) async fn prepare(&mut self, job: JobId, work: &Work) -> Result<Option<Prepared>, StoreError> {
         let kept = self.kept.get(&job).map(Arc::clone);
         let again: Vec<TaskIndex> = match work {
             Work::Fresh(_) => Vec::new(),
@@ -44,7 +45,7 @@ impl Records {
             return Ok(Some(Prepared { job: Arc::clone(job), ends: HashMap::new() }));
         }
         let store = Arc::clone(&self.store);
-        let read = tokio::task::spawn_blocking(move || -> Result<_, StoreError> {
+        let read = blocking::run(move || -> Result<_, StoreError> {
             let record = match kept {
                 Some(record) => Some(record),
                 None => store.job(job)?.map(Arc::new),
@@ -57,7 +58,7 @@ impl Records {
             }
             Ok(record.map(|job| Prepared { job, ends }))
         });
-        let prepared = read.await??;
+        let prepared = read.await?;
         if let Some(prepared) = &prepared {
             self.keep(Arc::clone(&prepared.job));
         }

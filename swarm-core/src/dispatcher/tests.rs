@@ -8,6 +8,7 @@ use swarm_protocol::heartbeat::{Heartbeat, WorkerEnd};
 use swarm_protocol::link::{LiveSet, TaskOrder, VERSION, VERSION_MIN};
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{AttemptId, BootId, GroupId, JobId, TaskRange};
+use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::timeout;
 

@@ -4,10 +4,12 @@
 //! the cipher. What fails is dropped without an answer and counted. An answer is always smaller than its request.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use swarm_protocol::SessionId;
@@ -42,24 +44,62 @@ pub enum BindError {
         /// The address.
         address: SocketAddr,
         /// The system's word.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+/// What datagrams come and go by: a UDP socket, or what stands in for one in a simulation.
+#[async_trait]
+pub trait HeartbeatSocket: Send + Sync + 'static {
+    /// Where it is reached.
+    ///
+    /// # Errors
+    /// The system's.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// Waits for a datagram: its length, cut to that of `buffer`, and its sender. Cancel safe.
+    ///
+    /// # Errors
+    /// The system's; the next one may be received all the same.
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Sends a datagram, which may get lost.
+    ///
+    /// # Errors
+    /// The system's.
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()>;
+}
+
+#[async_trait]
+impl HeartbeatSocket for UdpSocket {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Self::local_addr(self)
+    }
+
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        Self::recv_from(self, buffer).await
+    }
+
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        Self::send_to(self, datagram, to).await.map(drop)
+    }
 }
 
 /// Opens the heartbeat socket; port 0 lets the system choose.
 ///
 /// # Errors
 /// [`BindError`].
-pub async fn bind(address: SocketAddr) -> Result<UdpSocket, BindError> {
+pub async fn bind(address: SocketAddr) -> Result<Arc<dyn HeartbeatSocket>, BindError> {
     if !address.ip().is_loopback() {
         return Err(BindError::NotLoopback(address));
     }
-    UdpSocket::bind(address).await.map_err(|source| BindError::Io { address, source })
+    let socket = UdpSocket::bind(address).await.map_err(|source| BindError::Io { address, source })?;
+    Ok(Arc::new(socket))
 }
 
 /// Serves heartbeats until `stop`.
 pub(super) async fn serve(
-    socket: UdpSocket,
+    socket: Arc<dyn HeartbeatSocket>,
     sessions: Arc<Sessions>,
     harvester: mpsc::Sender<HarvesterMsg>,
     clock: Arc<dyn Clock>,
@@ -71,9 +111,10 @@ pub(super) async fn serve(
     let mut buffer = [0u8; DATAGRAM_BYTES_MAX + 1];
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             Some((sender, session, answer)) = renewals.next() => {
-                answer_to(&socket, &sessions, sender, session, answer).await;
+                answer_to(&*socket, &sessions, sender, session, answer).await;
             }
             received = socket.recv_from(&mut buffer), if renewals.len() < IN_FLIGHT_MAX => match received {
                 Ok((count, sender)) => {
@@ -120,7 +161,7 @@ async fn await_renewal(seq: u64, verdict: oneshot::Receiver<bool>) -> Option<Hea
 }
 
 async fn answer_to(
-    socket: &UdpSocket,
+    socket: &dyn HeartbeatSocket,
     sessions: &Sessions,
     sender: SocketAddr,
     session: SessionId,
@@ -182,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_loopback_is_served() {
-        let refused = bind("0.0.0.0:0".parse().unwrap()).await.unwrap_err();
+        let refused = bind("0.0.0.0:0".parse().unwrap()).await.err().unwrap();
         assert!(refused.to_string().contains("only loopback"));
         assert!(bind("127.0.0.1:0".parse().unwrap()).await.is_ok());
     }

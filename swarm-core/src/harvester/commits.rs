@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use super::late::LateReport;
 use super::logs::Checked;
 use super::{Back, Deps, outputs, retry};
-use crate::blocking;
 use crate::messages::{DispatcherMsg, Expected, HibernatorMsg, LinkTx, Runnable, SchedulerMsg, Stopping};
 use crate::recover::work_of;
 use crate::store::{Applied, AttemptEnd, JobRecord, Next, Refusal, Transition, Work};
+use swarm_host::blocking;
 
 /// Compares what was found whole with what the job asked for: neither on the loop, which renews everybody's leases, nor
 /// on the thread for logs, for that may take a while.
@@ -104,9 +104,9 @@ pub(super) async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, 
 pub(super) async fn commit_superseded(deps: Deps, worker: WorkerId, late: LateReport, link: Option<LinkTx>) -> Back {
     let LateReport { attempt, outcome } = late;
     let store = Arc::clone(&deps.store);
-    let known = tokio::task::spawn_blocking(move || store.attempt(attempt)).await;
+    let known = blocking::run(move || store.attempt(attempt)).await;
     let repeated =
-        matches!(&known, Ok(Ok(Some(record))) if record.worker == worker && record.outcome == Some(outcome.clone()));
+        matches!(&known, Ok(Some(record)) if record.worker == worker && record.outcome == Some(outcome.clone()));
     let is_kept = repeated || keep_superseded(&deps, worker, attempt, outcome).await;
     if let Some(link) = link.filter(|_| is_kept) {
         // A link whose queue is full is a worker that does not read; it repeats the report.

@@ -1,15 +1,16 @@
-//! The harvester's one thread that touches the disk: it appends pieces of log in the order they came, acknowledges what
-//! is durable, and checks a final report against what is really there. The thread's queue is bounded, so a slow disk
-//! is backpressure on the links.
+//! The harvester's one way to the disk, on a thread of its own: it appends pieces of log in the order they came,
+//! acknowledges what is durable, and checks a final report against what is really there. The thread's queue is bounded,
+//! so a slow disk is backpressure on the links.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use sha2::{Digest as _, Sha256};
+use swarm_host::blocking::Thread;
 use swarm_protocol::link::{FinalReport, OutputReport, ToWorker};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::blobs::{BlobError, BlobStore, LogKey};
 use crate::messages::LinkTx;
@@ -18,6 +19,8 @@ use crate::supervise::Gauge;
 
 /// How many pieces may wait for the disk.
 const QUEUE: usize = 1024;
+/// Pieces that are given to the thread at one time.
+const BATCH: usize = 64;
 /// How many bytes are read at a time to catch up with a log written before a restart.
 const READ_BYTES: usize = 1 << 20;
 
@@ -60,8 +63,8 @@ pub enum Checked {
     Unread(String),
 }
 
-/// Starts the thread. It ends when every sender is gone and the queue is empty; until then it holds the logs it writes,
-/// so nothing else can append to them.
+/// Starts the thread and the task that gives it work. The task ends when every sender is gone and the queue is empty;
+/// until then it holds the logs it writes, so nothing else can append to them.
 ///
 /// # Errors
 /// When the operating system gives no thread.
@@ -72,13 +75,21 @@ pub fn start(
     gauge: Gauge,
 ) -> std::io::Result<(mpsc::Sender<LogWork>, JoinHandle<()>)> {
     let (sender, mut inbox) = mpsc::channel(QUEUE);
-    let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
-        let mut writer = Writer { blobs, store, log_bytes_max, gauge, hashes: HashMap::new() };
-        while let Some(work) = inbox.blocking_recv() {
-            writer.handle(work);
+    let thread = Thread::start("log-writer")?;
+    let mut writer = Writer { blobs, store, log_bytes_max, gauge, hashes: HashMap::new() };
+    let task = tokio::spawn(async move {
+        let mut batch = Vec::new();
+        while inbox.recv_many(&mut batch, BATCH).await > 0 {
+            let work = std::mem::take(&mut batch);
+            writer = thread
+                .run(move || {
+                    work.into_iter().for_each(|work| writer.handle(work));
+                    writer
+                })
+                .await;
         }
-    })?;
-    Ok((sender, thread))
+    });
+    Ok((sender, task))
 }
 
 struct Writer {

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use swarm_protocol::link::{FinalReport, ToCore, ToWorker};
 use swarm_protocol::{AttemptId, SessionId, Timestamp, WorkerId};
 use tokio::sync::{mpsc, oneshot};
@@ -87,7 +88,7 @@ enum Back {
 /// Runs until `stop`; `restored` are the attempts that were live when the core started, with their starts.
 ///
 /// # Errors
-/// When the thread for logs cannot be started, or ended.
+/// When the thread for logs cannot be started, or the task that gives it work ended.
 pub async fn run(
     mut inbox: mpsc::Receiver<HarvesterMsg>,
     deps: Deps,
@@ -112,8 +113,7 @@ pub async fn run(
     while harvester.tasks.join_next().await.is_some() {}
     drop(harvester);
     // A core that starts anew in this process must find no log held by the one before it.
-    let joined = tokio::task::spawn_blocking(move || writer.join()).await?;
-    ended.and(joined.map_err(|_| anyhow::anyhow!("the thread for logs panicked")))
+    ended.and(writer.await.context("the writer of logs failed"))
 }
 
 async fn serve(
@@ -125,14 +125,12 @@ async fn serve(
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut swept_ms = harvester.deps.clock.boot_ms();
     loop {
+        // What comes from the links may flood, so it is looked at last. The others wait for it: a sweep comes once a second,
+        // and there are no more tasks than attempts and workers.
         tokio::select! {
+            biased;
             () = stop.cancelled() => return Ok(()),
-            message = inbox.recv() => match message {
-                Some(message) => harvester.handle(message).await,
-                None => return Ok(()),
-            },
-            () = harvester.logs.closed() => anyhow::bail!("the thread for logs ended"),
-            Some(back) = harvester.tasks.join_next() => harvester.come_back(back?).await,
+            () = harvester.logs.closed() => anyhow::bail!("the writer of logs ended"),
             _ = sweep.tick() => {
                 let now_ms = harvester.deps.clock.boot_ms();
                 if now_ms.saturating_sub(swept_ms) > SWEEP.as_millis() as u64 + STALLED_MS {
@@ -143,6 +141,11 @@ async fn serve(
                 let acts = harvester.book.sweep(now_ms, harvester.deps.clock.now());
                 harvester.carry_out(acts).await;
             }
+            Some(back) = harvester.tasks.join_next() => harvester.come_back(back?).await,
+            message = inbox.recv() => match message {
+                Some(message) => harvester.handle(message).await,
+                None => return Ok(()),
+            },
         }
     }
 }

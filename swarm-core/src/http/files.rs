@@ -14,8 +14,8 @@ use super::parked::Sender;
 use super::problem::{Answer, not_found};
 use super::transfer::{Incoming, stage_blob};
 use super::{ApiState, Uploads};
-use crate::blocking;
 use crate::store::Transition;
+use swarm_host::blocking;
 
 #[post("/files", data = "<data>")]
 pub(super) async fn upload(

@@ -19,7 +19,7 @@ use super::problem::{Answer, Failure, invalid, not_found};
 use super::transfer::{Download, bytes_answer, send_blob};
 use crate::archive::newest_attempt;
 use crate::blobs::LogKey;
-use crate::blocking;
+use swarm_host::blocking;
 
 const CHUNK_BYTES: usize = 256 << 10;
 /// How soon a follower looks again: sooner after bytes came, later in silence.

@@ -36,7 +36,6 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::BlobStore;
-use crate::blocking;
 use crate::clock::Clock;
 use crate::config::CoreConfig;
 use crate::identity::Identity;
@@ -45,6 +44,7 @@ use crate::messages::Handles;
 use crate::store::{Applied, Store, StoreError, Transition};
 use crate::supervise::{Gauge, Supervisor};
 use problem::Answer;
+use swarm_host::blocking;
 use turns::Turns;
 
 /// Where the API is mounted.

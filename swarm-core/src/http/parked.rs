@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::blobs::BlobUpload;
-use crate::blocking;
+use swarm_host::blocking;
 
 /// How long one is kept.
 const KEPT: Duration = Duration::from_secs(600);

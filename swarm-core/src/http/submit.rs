@@ -9,12 +9,12 @@ use swarm_protocol::validate::{start_fault, validate};
 
 use super::problem::{Answer, Failure};
 use super::{ApiState, ask};
-use crate::blocking;
 use crate::clock::truncate;
 use crate::identity::Account;
 use crate::images::ImageRef;
 use crate::messages::{DispatcherMsg, ReceiverMsg, Shape};
 use crate::store::{Applied, NewJob, Prepared, Refusal, Store, StoreError};
+use swarm_host::blocking;
 
 /// As [`prepare`] for a job that is submitted now: its start must lie ahead and, if it `must_fit`, some worker must be
 /// large enough, unless `key` made this job before.

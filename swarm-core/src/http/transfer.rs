@@ -23,7 +23,7 @@ use super::parked::{Parked, Sender};
 use super::problem::{Answer, Failure, cut_short, internal, invalid, too_large, unavailable};
 use super::turns::Turn;
 use crate::blobs::{BlobRead, BlobStore, BlobUpload, StagedBlob, expect_digest};
-use crate::blocking;
+use swarm_host::blocking;
 
 /// The longest pause within an upload.
 pub(crate) const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);

@@ -14,8 +14,8 @@ use super::problem::{Answer, conflict, not_found};
 use super::transfer::{Download, Incoming, send_blob, stage_blob};
 use super::{ApiState, Uploads};
 use crate::blobs::BlobInfo;
-use crate::blocking;
 use crate::store::{JobRecord, LivePhase, LiveTask, Refusal, SENT_MAX, Transition};
+use swarm_host::blocking;
 
 fn attempt(job: &str, task: &str, attempt: &str) -> Answer<AttemptId> {
     Ok(AttemptId { job: param("job", job)?, task: param("task", task)?, attempt: param("attempt", attempt)? })

@@ -22,10 +22,10 @@ use super::keyfile::{self, KeyFileError};
 use super::limits::{Limited, Limiter, Lockout, Rate};
 use super::password::{PasswordError, Passwords};
 use super::workers::WorkerKeys;
-use crate::blocking;
 use crate::clock::Clock;
 use crate::messages::{LedgerHandle, Stopping};
 use crate::store::{Applied, Refusal, Store, StoreError, Transition};
+use swarm_host::blocking;
 
 /// How long a revocation is kept after its token ended, since clocks differ.
 const REVOKED_LONGER: TimeDelta = TimeDelta::minutes(1);

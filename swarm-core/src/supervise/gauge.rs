@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use swarm_protocol::api::ModuleView;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::history::Earlier;
 

@@ -24,6 +24,8 @@ pub(crate) enum Trouble {
     CommitLost,
 }
 
+type Which = fn(&Transition) -> bool;
+
 /// A store with trouble ahead.
 pub(crate) struct Troubled {
     db: Arc<Db>,
@@ -32,6 +34,8 @@ pub(crate) struct Troubled {
     pub(crate) batches: Mutex<Vec<usize>>,
     /// Never reachable.
     pub(crate) dead: bool,
+    /// Transitions that the database is to refuse, each once.
+    refused: watch::Sender<Vec<Which>>,
     /// The verb that cannot be answered, and how often it was asked for.
     unreadable: watch::Sender<(Option<&'static str>, u32)>,
 }
@@ -40,7 +44,8 @@ impl Troubled {
     /// Without trouble, so far.
     pub(crate) fn new(db: Arc<Db>) -> Self {
         let (ahead, batches) = (Mutex::default(), Mutex::default());
-        Self { db, ahead, batches, dead: false, unreadable: watch::Sender::default() }
+        let (refused, unreadable) = (watch::Sender::default(), watch::Sender::default());
+        Self { db, ahead, batches, dead: false, refused, unreadable }
     }
 
     /// From now on this verb cannot be answered; `None` ends that.
@@ -53,6 +58,39 @@ impl Troubled {
         let mut asked = self.unreadable.subscribe();
         let waited = tokio::time::timeout(Duration::from_secs(20), asked.wait_for(|(_, count)| *count >= times)).await;
         waited.expect("it is asked for in time").unwrap();
+    }
+
+    /// The first transition from now on that is such is refused.
+    pub(crate) fn refuse(&self, which: Which) {
+        self.refused.send_modify(|ahead| ahead.push(which));
+    }
+
+    pub(crate) fn has_refused_all(&self) -> bool {
+        self.refused.borrow().is_empty()
+    }
+
+    /// Waits until all that was to be refused was.
+    pub(crate) async fn refused_all(&self) {
+        let mut ahead = self.refused.subscribe();
+        let all = ahead.wait_for(Vec::is_empty);
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("they are refused in time").unwrap();
+    }
+
+    fn refuses(&self, transition: &Transition) -> bool {
+        self.refused.send_if_modified(|ahead| {
+            let hit = ahead.iter().position(|which| which(transition));
+            hit.map(|at| ahead.remove(at)).is_some()
+        })
+    }
+
+    /// Commits, but for what is to be refused.
+    fn commit_rest(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
+        let refused: Vec<bool> = transitions.iter().map(|transition| self.refuses(transition)).collect();
+        let rest = transitions.iter().zip(&refused).filter(|(_, refused)| !**refused);
+        let rest: Vec<Transition> = rest.map(|(transition, _)| transition.clone()).collect();
+        let mut verdicts = self.db.commit(epoch, number, &rest)?.into_iter();
+        let broken = || Err(Refusal::Broken("by a fault".to_owned()));
+        Ok(refused.into_iter().filter_map(|refused| if refused { Some(broken()) } else { verdicts.next() }).collect())
     }
 
     fn ask(&self, verb: &str) -> Result<(), StoreError> {
@@ -89,7 +127,7 @@ impl Store for Troubled {
             // Nothing of these verdicts holds.
             Some(Trouble::CommitLost) => lost(vec![Ok(Applied::Done); transitions.len()]),
             None | Some(Trouble::AnswerLost) => {
-                let verdicts = self.db.commit(epoch, number, transitions)?;
+                let verdicts = self.commit_rest(epoch, number, transitions)?;
                 self.batches.lock().unwrap().push(transitions.len());
                 if trouble.is_some() { lost(verdicts) } else { Ok(verdicts) }
             }

@@ -62,14 +62,14 @@ async fn a_core_that_starts_anew_knows_what_workers_offered() {
 async fn what_workers_say_of_themselves_is_kept_though_the_database_refused_it() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
-    core.faults.refuse(|transition| matches!(transition, Transition::NoteFacts { .. }));
-    core.faults.refuse(|transition| matches!(transition, Transition::NoteLabels { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::NoteFacts { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::NoteLabels { .. }));
     let worker = core.worker().await;
     let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
     let (id, session) = (worker.id, worker.session);
     let message = DispatcherMsg::Labels { worker: id, session, labels: labels.clone() };
     core.handles.dispatcher.send(message).await.unwrap();
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     core.until(|| {
         disk.clock.advance_ms(1_000);
         core.store.workers().unwrap().iter().any(|one| one.facts.is_some() && one.labels.as_ref() == Some(&labels))

@@ -37,12 +37,12 @@ async fn expired_tokens_are_removed_a_day_later() {
 async fn a_removal_that_the_database_refused_is_made_up_for_an_hour_later() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
-    core.faults.refuse(|transition| matches!(transition, Transition::PurgeExpired { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::PurgeExpired { .. }));
     core.issue("old", disk.clock.now() - TimeDelta::hours(25)).await;
     let a_while_later = || disk.clock.advance_ms(600_000);
     core.until(|| {
         a_while_later();
-        core.faults.0.borrow().is_empty()
+        core.troubled.has_refused_all()
     })
     .await;
     assert!(core.knows("old"));

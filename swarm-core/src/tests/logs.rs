@@ -95,14 +95,13 @@ async fn a_log_that_the_disk_refused_is_asked_for_again_and_the_result_counts() 
     let ends: Vec<_> = core.attempts(job).into_iter().map(|end| (end.id.attempt, end.outcome)).collect();
     assert_eq!(ends, [(1, Some(Outcome::Succeeded))]);
     assert_eq!(disk.blobs.log_read(&id.into(), 0, 100).unwrap(), log);
-    let view = core.counted.view();
-    assert!(view.last_error.is_some_and(|error| error.contains("was not stored")), "{} errors", view.errors);
+    assert!(core.last_error().is_some_and(|error| error.contains("was not stored")), "operators see it");
 }
 
 #[tokio::test]
 async fn the_harvester_ends_only_after_what_it_was_writing() {
     let (disk, faulty) = faulty();
-    let mut core = Core::start(&disk).await;
+    let core = Core::start(&disk).await;
     let mut worker = core.worker().await;
     core.submit(|_| ()).await;
     let id = worker.order().await.attempt;
@@ -110,10 +109,11 @@ async fn the_harvester_ends_only_after_what_it_was_writing() {
     worker.say_log(id, 0, b"written late").await;
     worker.say(ToCore::Renew { seq: 1, live: LiveSet::default() }).await;
     worker.renewed(1).await;
-    core.stop.take();
-    let early = tokio::time::timeout(Duration::from_millis(100), &mut core.harvester).await;
+    core.modules.supervisor().stop().cancel();
+    let mut ended = tokio::spawn(core.modules.end());
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut ended).await;
     assert!(early.is_err(), "the next start would find the log held");
     drop(closed);
-    tokio::time::timeout(DEADLINE, core.harvester).await.expect("in time").unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, ended).await.expect("in time").unwrap().unwrap();
     assert_eq!(disk.blobs.log_len(&id.into()).unwrap(), 12);
 }

@@ -9,8 +9,8 @@ use crate::store::{AttemptEnd, Next, Work};
 async fn a_task_whose_assignment_was_refused_runs_all_the_same() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
-    core.faults.refuse(|transition| matches!(transition, Transition::Assign { work: Work::Fresh(_), .. }));
-    core.faults.refuse(|transition| matches!(transition, Transition::Assign { work: Work::Again(_), .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Assign { work: Work::Fresh(_), .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Assign { work: Work::Again(_), .. }));
     let mut worker = core.worker().await;
     let job = core.submit(|spec| spec.array = TaskRange::new(0, 5)).await;
     let mut tasks: Vec<_> = Vec::new();
@@ -25,7 +25,7 @@ async fn a_task_whose_assignment_was_refused_runs_all_the_same() {
     }
     tasks.sort();
     assert_eq!(tasks.iter().map(|id| (id.task, id.attempt)).collect::<Vec<_>>(), [(back.task, 2), (4, 1), (5, 1)]);
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     for id in tasks {
         worker.finish(report(id, Outcome::Succeeded)).await;
     }
@@ -38,10 +38,10 @@ async fn a_look_for_what_got_lost_that_breaks_off_is_made_up_for() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
     core.troubled.set_unreadable(Some("fresh_tasks"));
-    core.faults.refuse(|transition| matches!(transition, Transition::Assign { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Assign { .. }));
     let mut worker = core.worker().await;
     core.submit(|_| ()).await;
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     // Counted anew: so many looks broke off since the task got lost.
     core.troubled.set_unreadable(Some("fresh_tasks"));
     core.troubled.asked_in_vain(3).await;
@@ -81,19 +81,18 @@ async fn an_attempt_that_nobody_follows_is_taken_back_from_a_worker_that_does_no
 async fn a_report_that_was_refused_is_not_acknowledged_and_counts_when_it_is_repeated() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
-    core.faults.refuse(|transition| matches!(transition, Transition::End(end) if end.next == Next::Final));
+    core.troubled.refuse(|transition| matches!(transition, Transition::End(end) if end.next == Next::Final));
     let mut worker = core.worker().await;
     let job = core.submit(|_| ()).await;
     let id = worker.order().await.attempt;
     worker.say(ToCore::Finished(Box::new(report(id, Outcome::Succeeded)))).await;
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     worker.say(ToCore::Renew { seq: 1, live: LiveSet::default() }).await;
     assert!(worker.renewed(1).await);
     let acknowledged = worker.passed.iter().any(|frame| matches!(frame, ToWorker::FinishStored { .. }));
     assert!(!acknowledged, "nothing is stored");
     worker.finish(report(id, Outcome::Succeeded)).await;
-    let view = core.counted.view();
-    assert!(view.last_error.is_some_and(|error| error.contains("cannot be stored")), "operators see it");
+    assert!(core.last_error().is_some_and(|error| error.contains("cannot be stored")), "operators see it");
     let ends: Vec<_> = core.attempts(job).into_iter().map(|end| (end.id.attempt, end.outcome)).collect();
     assert_eq!(ends, [(1, Some(Outcome::Succeeded))]);
 }
@@ -108,11 +107,11 @@ async fn a_late_report_that_was_refused_is_not_acknowledged_and_is_kept_when_it_
     for ended in [id, other] {
         worker.finish(report(ended, Outcome::Succeeded)).await;
     }
-    core.faults.refuse(|transition| matches!(transition, Transition::Superseded { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Superseded { .. }));
     worker.say(ToCore::Finished(Box::new(report(id, lost())))).await;
     // One worker's late reports are settled in turn, so this one is answered after it.
     worker.finish(report(other, Outcome::Succeeded)).await;
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     assert!(!worker.passed.contains(&ToWorker::FinishStored { attempt: id }), "nothing is stored");
     worker.finish(report(id, lost())).await;
     let late = core.store.tasks(job, 0, 1).unwrap().remove(0).late;
@@ -143,10 +142,10 @@ async fn a_report_that_was_overtaken_is_acknowledged_only_once_it_is_kept() {
         usage: None,
     };
     core.handles.ledger.commit(Transition::End(Box::new(end))).await.unwrap().unwrap();
-    core.faults.refuse(|transition| matches!(transition, Transition::Superseded { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Superseded { .. }));
     let view = || core.store.tasks(job, 0, 1).unwrap().remove(0);
     worker.finish(report(id, Outcome::Succeeded)).await;
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     let kept: Vec<_> = view().late.into_iter().map(|late| late.outcome).collect();
     assert_eq!((kept, view().outcome), (vec![Outcome::Succeeded], Some(lost())));
 }
@@ -155,7 +154,7 @@ async fn a_report_that_was_overtaken_is_acknowledged_only_once_it_is_kept() {
 async fn an_at_most_once_task_whose_start_was_refused_is_started_by_another_attempt() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
-    core.faults.refuse(|transition| matches!(transition, Transition::Start { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Start { .. }));
     let mut worker = core.worker().await;
     core.submit(|spec| spec.at_most_once = true).await;
     let first = worker.order().await.attempt;

@@ -17,23 +17,21 @@ use swarm_protocol::link::{
 };
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::{AttemptId, BootId, JobId, LossReason, Outcome, SessionId, TaskId, WorkerId};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use crate::blobs::{BlobStore, DiskBlobs, MasterKey};
 use crate::clock::{Clock, ManualClock};
 use crate::config::CoreConfig;
-use crate::dispatcher::{self, Sessions};
-use crate::harvester::{self, book::Patience};
-use crate::messages::{DispatcherMsg, Handles, HarvesterMsg, LedgerEntry, LedgerHandle, ReceiverMsg, SchedulerMsg};
-use crate::plan::policy::PolicyConfig;
+use crate::dispatcher;
+use crate::harvester::book::Patience;
+use crate::messages::{DispatcherMsg, Handles, HarvesterMsg, ReceiverMsg};
+use crate::modules::{Modules, Parts, Settings};
 use crate::store::conformance::Bench;
-use crate::store::{Applied, AttemptRecord, Db, NewJob, Refusal, Store, Transition};
-use crate::supervise::Gauge;
+use crate::store::{Applied, AttemptRecord, Db, NewJob, Store, Transition};
+use crate::supervise::History;
 use crate::testing::{Troubled, at, report};
-use crate::{hibernator, ledger, receiver, recover, scheduler, sweep};
 
 /// Everything awaited below comes well within this.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -58,142 +56,50 @@ impl Disk {
     }
 }
 
-type Which = fn(&Transition) -> bool;
-
-/// Transitions that the database is to refuse, each once.
-#[derive(Clone, Default)]
-struct Faults(Arc<watch::Sender<Vec<Which>>>);
-
-impl Faults {
-    fn refuse(&self, which: Which) {
-        self.0.send_modify(|ahead| ahead.push(which));
-    }
-
-    /// Waits until all of them were refused.
-    async fn happened(&self) {
-        let mut ahead = self.0.subscribe();
-        let all = ahead.wait_for(Vec::is_empty);
-        tokio::time::timeout(DEADLINE, all).await.expect("the faults happen in time").unwrap();
-    }
-
-    fn hits(&self, transition: &Transition) -> bool {
-        self.0.send_if_modified(|ahead| {
-            let hit = ahead.iter().position(|which| which(transition));
-            hit.map(|at| ahead.remove(at)).is_some()
-        })
-    }
-
-    /// A ledger before `ledger` that refuses these.
-    fn before(&self, ledger: LedgerHandle) -> LedgerHandle {
-        let (sender, mut entries) = mpsc::channel::<LedgerEntry>(64);
-        let faults = self.clone();
-        tokio::spawn(async move {
-            while let Some(entry) = entries.recv().await {
-                if faults.hits(&entry.transition) {
-                    let _ = entry.reply.send(Err(Refusal::Broken("by a fault".to_owned())));
-                } else if ledger.0.send(entry).await.is_err() {
-                    return;
-                }
-            }
-        });
-        LedgerHandle(sender)
-    }
-}
-
 /// One life of the core. It stops when this is dropped.
 struct Core<'a> {
     disk: &'a Disk,
     store: Arc<Db>,
-    /// The same, as the modules read it.
+    /// The same, as the modules know it.
     troubled: Arc<Troubled>,
     handles: Handles,
-    faults: Faults,
-    /// What the harvester counts about itself.
-    counted: Gauge,
-    harvester: JoinHandle<anyhow::Result<()>>,
-    stop: Option<DropGuard>,
+    modules: Modules,
 }
 
 impl<'a> Core<'a> {
     /// Takes the store over and starts all modules from it.
     async fn start(disk: &'a Disk) -> Self {
         let store = Arc::new(Db::open(&disk.bench.url).unwrap());
-        let epoch = store.take_over().unwrap();
-        let (recovered, schedules) = recover::plan_snapshot(store.load().unwrap(), disk.clock.now());
-        let stop = CancellationToken::new();
-        let clock = || Arc::clone(&disk.clock) as Arc<dyn Clock>;
         let troubled = Arc::new(Troubled::new(Arc::clone(&store)));
-        let read = || Arc::clone(&troubled) as Arc<dyn Store>;
-
-        let (to_ledger, inbox) = mpsc::channel(1000);
-        tokio::spawn(ledger::run(inbox, read(), epoch, Gauge::new("ledger", &to_ledger), stop.clone()));
-        let faults = Faults::default();
-        let ledger = faults.before(LedgerHandle(to_ledger));
-        let (receiver, receiver_inbox) = mpsc::channel(64);
-        let (scheduler, scheduler_inbox) = mpsc::channel(64);
-        let (hibernator, hibernator_inbox) = mpsc::channel(64);
-        let (dispatcher, dispatcher_inbox) = mpsc::channel(64);
-        let (harvester, harvester_inbox) = mpsc::channel(64);
-        let handles = Handles { ledger, receiver, scheduler, hibernator, dispatcher, harvester };
-        let Handles { ledger, scheduler, hibernator, dispatcher, harvester, .. } = handles.clone();
-        let sessions = Arc::new(Sessions::default());
-
-        let patience = Patience {
+        let parts = Parts {
+            store: Arc::clone(&troubled) as Arc<dyn Store>,
+            blobs: Arc::clone(&disk.blobs),
+            clock: Arc::clone(&disk.clock) as Arc<dyn Clock>,
+            heartbeats: dispatcher::bind("127.0.0.1:0".parse().unwrap()).await.unwrap(),
+            epoch: store.take_over().unwrap(),
+            swarm: store.swarm_id().unwrap(),
+            snapshot: store.load().unwrap(),
+        };
+        let mut settings = Settings::of(&CoreConfig::default());
+        (settings.serving.sweep_ms, settings.serving.heartbeat_interval_ms) = (20, 2000);
+        settings.sweep_every = Duration::from_millis(50);
+        settings.log_bytes_max = 1 << 20;
+        settings.patience = Patience {
             lease_margin_ms: 5_000,
             start_deadline_ms: 60_000,
             prepare_deadline_ms: 3_600_000,
             suspect_after_ms: 6_000,
             cancel_grace_ms: 3_000,
         };
-        let deps = harvester::Deps {
-            ledger: ledger.clone(),
-            store: read(),
-            blobs: Arc::clone(&disk.blobs),
-            dispatcher: dispatcher.clone(),
-            scheduler: scheduler.clone(),
-            hibernator: hibernator.clone(),
-            clock: clock(),
-            patience,
-            log_bytes_max: 1 << 20,
-            sessions: Arc::clone(&sessions),
-        };
-        let gauge = Gauge::new("harvester", &harvester);
-        let counted = gauge.clone();
-        let following = tokio::spawn(harvester::run(harvester_inbox, deps, recovered.live, gauge, stop.clone()));
-        let (gauge, policy) = (Gauge::new("scheduler", &scheduler), PolicyConfig::default().build());
-        tokio::spawn(scheduler::run(scheduler_inbox, policy, dispatcher.clone(), gauge, stop.clone()));
-        let deps = dispatcher::Deps {
-            ledger: ledger.clone(),
-            store: read(),
-            scheduler: scheduler.clone(),
-            harvester: harvester.clone(),
-            clock: clock(),
-            socket: dispatcher::bind("127.0.0.1:0".parse().unwrap()).await.unwrap(),
-            sessions,
-            swarm: store.swarm_id().unwrap(),
-            epoch,
-            config: dispatcher::Config {
-                sweep_ms: 20,
-                heartbeat_interval_ms: 2000,
-                ..dispatcher::Config::of(&CoreConfig::default())
-            },
-        };
-        tokio::spawn(dispatcher::run(dispatcher_inbox, deps, Gauge::new("dispatcher", &dispatcher), stop.clone()));
-        let deps =
-            hibernator::Deps { ledger: ledger.clone(), scheduler: scheduler.clone(), store: read(), clock: clock() };
-        let (gauge, delayed) = (Gauge::new("hibernator", &hibernator), recovered.delayed);
-        tokio::spawn(hibernator::run(hibernator_inbox, deps, delayed, schedules, gauge, stop.clone()));
-        let gauge = Gauge::new("receiver", &handles.receiver);
-        let deps = receiver::Deps { ledger, scheduler: scheduler.clone(), hibernator, harvester, clock: clock() };
-        tokio::spawn(receiver::run(receiver_inbox, deps, gauge, stop.clone()));
-        let deps =
-            sweep::Deps { store: read(), handles: handles.clone(), clock: clock(), every: Duration::from_millis(50) };
-        tokio::spawn(sweep::run(deps, Gauge::without_inbox("sweep"), stop.clone()));
-        for work in recovered.runnable {
-            scheduler.send(SchedulerMsg::Enqueue(work)).await.unwrap();
-        }
-        let stop = Some(stop.drop_guard());
-        Self { disk, store, troubled, handles, faults, counted, harvester: following, stop }
+        let mut modules = Modules::start(parts, &settings, CancellationToken::new(), History::default());
+        modules.resume().await.unwrap();
+        Self { disk, store, troubled, handles: modules.handles.clone(), modules }
+    }
+
+    /// The last error that the harvester counted.
+    fn last_error(&self) -> Option<String> {
+        let views = self.modules.supervisor().views();
+        views.into_iter().find(|view| view.name == "harvester").and_then(|view| view.last_error)
     }
 
     /// Submits a job of one task.

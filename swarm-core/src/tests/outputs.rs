@@ -130,6 +130,5 @@ async fn a_report_that_the_core_cannot_check_counts_when_it_can() {
     worker.finish(claiming(id, b"result")).await;
     let ends: Vec<_> = core.attempts(job).into_iter().map(|end| (end.id.attempt, end.outcome)).collect();
     assert_eq!(ends, [(1, Some(Outcome::Succeeded))]);
-    let view = core.counted.view();
-    assert!(view.last_error.is_some_and(|error| error.contains("cannot be checked")), "operators see it");
+    assert!(core.last_error().is_some_and(|error| error.contains("cannot be checked")), "operators see it");
 }

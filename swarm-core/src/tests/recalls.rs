@@ -55,15 +55,15 @@ async fn a_worker_that_refuses_an_order_is_offered_nothing_for_a_while() {
 async fn a_task_whose_recall_was_refused_by_the_database_never_began_and_runs() {
     let disk = Disk::new();
     let core = Core::start(&disk).await;
-    core.faults.refuse(|transition| matches!(transition, Transition::Recall { .. }));
+    core.troubled.refuse(|transition| matches!(transition, Transition::Recall { .. }));
     let mut worker = core.worker().await;
     let job = core.submit(|spec| spec.retries.lost = 0).await;
     let first = worker.order().await.attempt;
     worker.say(ToCore::Accepted { attempt: first }).await;
     worker.say(ToCore::Declined { attempt: first, reason: "the disk is full".to_owned() }).await;
-    core.faults.happened().await;
+    core.troubled.refused_all().await;
     let is_told = |error: String| error.contains("was given back");
-    core.until(|| core.counted.view().last_error.is_some_and(is_told)).await;
+    core.until(|| core.last_error().is_some_and(is_told)).await;
     worker.say(ToCore::StateReport { seq: 2, attempts: Vec::new() }).await;
     worker.hear(|frame| matches!(frame, ToWorker::StateJudged { seq: 2, .. }).then_some(())).await;
     worker.say(ToCore::Renew { seq: 1, live: LiveSet::default() }).await;

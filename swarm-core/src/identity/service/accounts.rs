@@ -9,8 +9,8 @@ use swarm_protocol::{GroupId, Timestamp, UserId};
 use super::super::keyfile;
 use super::super::password::check_rules;
 use super::{AuthError, Identity, IdentityConfig, check_name, field};
-use crate::blocking;
 use crate::store::{NewUser, Refusal, Transition, UserRecord};
+use swarm_host::blocking;
 
 /// The account of the first start.
 const FIRST_ACCOUNT: &str = "admin";
