@@ -188,7 +188,7 @@ impl Attempt {
                 self.remove_until_gone().await;
                 Err(End::Torn(restarted()))
             }
-            Stage::Reported(report) => Ok(*report),
+            Stage::Reported(report) => Ok(self.mended(*report).await),
         };
         let report = match ended {
             Ok(report) => Some(report),
@@ -274,6 +274,24 @@ impl Attempt {
     }
 
     /// Spools the report; from then on the attempt has ended.
+    /// The spooled report, unless the disk has not kept all of the log that it speaks of: what is left is marked as cut
+    /// then, for the container is gone and a report that waits for lost bytes would never be taken.
+    async fn mended(&self, report: FinalReport) -> FinalReport {
+        let log = self.entry.log();
+        let kept = blocking::run(move || std::fs::metadata(log).map_or(0, |found| found.len())).await;
+        if kept >= report.log_bytes {
+            return report;
+        }
+        tracing::error!(attempt = %self.id, "the disk has lost a part of the spooled log, which is marked as cut");
+        let left = self.report_of(report.outcome.clone(), true).await;
+        FinalReport {
+            log_bytes: left.log_bytes,
+            log_digest: left.log_digest,
+            log_cut_bytes: left.log_cut_bytes.max(report.log_cut_bytes),
+            ..report
+        }
+    }
+
     async fn finish(&self, report: FinalReport) {
         // Without the report on disk nothing may be promised, so a full disk makes this wait and not lie.
         let mut holds_disk = true;

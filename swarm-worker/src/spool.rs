@@ -1,7 +1,7 @@
 //! What must survive a kill of the worker: `<data>/spool/<attempt>/{order,started,log,outputs/,report}`.
 //!
 //! The order is synced (file and directory) before it is accepted, the start mark before the container starts, the report
-//! before it is sent. The log is rebuilt from the engine where the machine lost it, so it needs no sync.
+//! before it is sent. The log is synced at its end only: until then it is rebuilt from the engine where the machine lost it.
 
 use std::io;
 use std::path::{Path, PathBuf};

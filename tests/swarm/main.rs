@@ -14,6 +14,7 @@ mod labels;
 mod limits;
 mod logs;
 mod modules;
+mod power;
 mod readme;
 mod sandboxes;
 mod schedules;

@@ -165,7 +165,7 @@ impl LogFile {
     }
 
     /// Ends the log: the last mark, if anything was dropped or may be missing. `incomplete` says that the engine failed
-    /// before the end.
+    /// before the end. The bytes are durable then: the container goes, and nothing else has them.
     pub(super) async fn finish(mut self, incomplete: bool) -> io::Result<LogEnd> {
         // The engine had less than the file has.
         let is_short = match &self.replay {
@@ -182,6 +182,10 @@ impl LogFile {
             mark(self.last_at_us, text.into_bytes()).encode(&mut out);
         }
         self.write(out).await?;
+        if self.bytes > 0 {
+            let file = self.file.clone();
+            blocking::run(move || file.sync_data()).await?;
+        }
         Ok(LogEnd { bytes: self.bytes, digest: Digest(self.hasher.finalize().into()), cut_bytes })
     }
 }

@@ -82,10 +82,10 @@ impl Ledger {
         self.lock().used.retain(|image, _| images.contains(image));
     }
 
-    /// Writes the file, in full or not at all.
+    /// Writes the file, in full or not at all: of a load that was not noted, something may stay for good.
     pub(crate) fn save(&self) -> io::Result<()> {
         let text = serde_json::to_vec(&*self.lock())?;
-        files::replace(&self.path, &text)
+        files::write(&self.path, &text)
     }
 }
 

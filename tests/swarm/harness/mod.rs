@@ -2,6 +2,7 @@
 //! nothing behind.
 
 mod death;
+mod disks;
 mod engine;
 mod judge;
 mod own_engine;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use disks::Owner;
 pub(crate) use engine::{Docker, Engine, docker};
 pub(crate) use own_engine::{OwnEngine, Part};
 pub(crate) use process::{Ended, Proc, command, run, signal, strays};
@@ -40,7 +42,12 @@ pub(crate) fn eventually<T>(what: &str, deadline: Duration, mut ask: impl FnMut(
 
 /// How often a scenario is repeated: once, or `full` times in the full tier.
 pub(crate) fn rounds(full: u32) -> u32 {
-    if std::env::var("SWARM_TEST_TIER").is_ok_and(|tier| tier == "full") { full } else { 1 }
+    either(1, full)
+}
+
+/// A count in the quick tier, and in the full one.
+pub(crate) fn either(quick: u32, full: u32) -> u32 {
+    if std::env::var("SWARM_TEST_TIER").is_ok_and(|tier| tier == "full") { full } else { quick }
 }
 
 /// Bytes of `/etc/noise` in the image of every swarm: [`noise`] of seed 0.

@@ -19,6 +19,7 @@ use swarm_worker::WorkerConfig;
 use swarm_worker::runtime::ByteStream;
 use swarm_worker::runtime::testimage::{HostImage, host_image_with};
 
+use super::disks::Disks;
 use super::process::{command, run, strays};
 use super::recorder::{Log, Recorder, job_seen, log_read, task_seen, verdict};
 use super::{Docker, Ended, Engine, NOISE, PATIENCE, Proc, eventually, noise, now_us, signal};
@@ -36,6 +37,8 @@ pub(crate) struct Setup {
     pub(crate) engine: Option<String>,
     /// Variables for the core, beside what every core gets.
     pub(crate) core_env: Vec<(&'static str, &'static str)>,
+    /// Core and worker keep their data on disks whose power can be cut.
+    pub(crate) disks: bool,
 }
 
 /// See the module.
@@ -56,6 +59,7 @@ pub(crate) struct Swarm {
     core: Mutex<Option<Proc>>,
     worker: Mutex<Option<Proc>>,
     runtime: tokio::runtime::Runtime,
+    pub(super) disks: Disks,
 }
 
 const PROGRAMS: [&str; 20] = [
@@ -107,6 +111,7 @@ impl Swarm {
         let client = Client::new(&url, Arc::new(MemoryTokens::default())).expect("loopback is an address");
         let swarm = Self {
             recorder: Recorder::new(home),
+            disks: if setup.disks { Disks::mount(home) } else { Disks::default() },
             engine: Engine::watch(Docker { host: setup.engine.clone() }, home),
             image: "host:1".to_owned(),
             host_image: host_image_with(&PROGRAMS, None, &[("etc/noise", &noise(NOISE, 0))])
@@ -473,6 +478,8 @@ impl Drop for Swarm {
         if let (Some(server), Some((_, name))) = (&self.setup.postgres, &self.database) {
             let _ = swarm_checker::drop_database(server, name);
         }
+        // Before the directory they are mounted in goes.
+        self.disks.unmount();
     }
 }
 
