@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use rustix::mount::{UnmountFlags, unmount};
 
 use journal::Journal;
 use tree::Tree;
@@ -108,7 +109,8 @@ impl Remains {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Where programs still hold files of it open, the mount goes with the last of them.
+        // Its place is free at once, also where killed programs have not let go of its files yet.
+        let _ = unmount(&self.place, UnmountFlags::DETACH);
         drop(self.session.take());
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum Owner {
 
 /// Where they are mounted, in the swarm's directory.
 const PLACES: [&str; 2] = ["core", "worker"];
-/// How long a mount may stay busy after its users were killed.
+/// How long killed programs may take to go.
 const BUSY: Duration = Duration::from_secs(10);
 
 /// None where a swarm has ordinary directories.
@@ -73,9 +73,6 @@ impl Swarm {
             .zip(&remains)
             .map(|(name, left)| {
                 let place = self.home().join(name);
-                // A mount over a busy one would hide it for ever.
-                let is_free = || std::fs::read_dir(&place).is_ok_and(|mut names| names.next().is_none());
-                eventually("the old disk is gone", BUSY, || is_free().then_some(()));
                 Disk::remount(&place, left.clone()).expect("the disk can be mounted again")
             })
             .collect();

@@ -1,5 +1,7 @@
 //! Faults of engine, core and worker in the middle of an attempt.
 
+use swarm_protocol::link::Welcome;
+
 use super::*;
 use crate::spool::Spool;
 
@@ -199,6 +201,33 @@ async fn the_log_of_a_container_that_went_with_its_worker_is_marked_and_that_of_
     assert!(String::from_utf8_lossy(&bench.core.seen().logs[&order.attempt]).ends_with(">=1"));
     bench.engine.program(|_| Script::refused("no such command"));
     assert_eq!(bench.run(&super::order(2)).await.log_cut_bytes, 0, "what never ran wrote nothing");
+    bench.end().await;
+}
+
+/// The container is gone with its report, so what the disk has lost of the log cannot be had again.
+#[tokio::test]
+async fn a_report_whose_log_the_disk_has_lost_is_mended_and_the_log_marked() {
+    let gate = CancellationToken::new();
+    let held = gate.clone();
+    let mut bench = Bench::start(move || Script::new().hold(held.clone()).out("one\n").out("two\n")).await;
+    let order = order(1);
+    bench.core.assign(&order).await;
+    bench.until_called(Call::Start).await;
+    bench.core.seen().welcome = |_| Welcome::Refused { reason: "away".into(), retry: true };
+    bench.core.cut();
+    gate.cancel();
+    let entry = Spool::open(bench.data.path()).unwrap().entry(order.attempt);
+    let report = entry.log().with_file_name("report");
+    bench.eventually("the spooled report", async || report.exists()).await;
+    bench.kill().await;
+    let log = std::fs::File::options().write(true).open(entry.log()).unwrap();
+    log.set_len(log.metadata().unwrap().len() - 1).unwrap();
+    bench.core.seen().welcome = |welcome| welcome;
+    bench.restart();
+    let report = bench.core.finished(order.attempt).await;
+    assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Succeeded, 1));
+    assert_eq!(text(&bench.core.seen().logs[&order.attempt]), "one\n");
+    bench.until_clean().await;
     bench.end().await;
 }
 
