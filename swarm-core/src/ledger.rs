@@ -92,7 +92,7 @@ impl Writer {
     async fn settle(&mut self, transitions: Arc<[Transition]>) -> anyhow::Result<Vec<Verdict>> {
         let mut verdicts = Vec::with_capacity(transitions.len());
         // The halves that are left, the first one last.
-        let mut open = vec![0..transitions.len()];
+        let mut open: Vec<_> = std::iter::once(0..transitions.len()).collect();
         while let Some(part) = open.pop() {
             match self.commit(&transitions, &part).await? {
                 Ok(settled) => verdicts.extend(settled),

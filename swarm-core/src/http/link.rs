@@ -44,10 +44,11 @@ async fn serve(state: &ApiState, peer: &WorkerPeer, socket: DuplexStream) {
     let end = {
         let peer = Peer { id: peer.id, name: &peer.name, is_accepted: &is_accepted };
         let outgoing = (&mut sink).with(|message| std::future::ready(Ok::<_, Error>(framed(message))));
+        let incoming = stream.map(|message| message.map(unframed).map_err(Box::new));
         tokio::select! {
             biased;
             () = state.stop().cancelled() => Stopping.into(),
-            end = converse(&state.handles, &peer, outgoing, stream.map(|message| message.map(unframed))) => end,
+            end = converse(&state.handles, &peer, outgoing, incoming) => end,
         }
     };
     let End { cause, reason } = end;

@@ -139,7 +139,8 @@ fn spawn_real(
     let clock = HeldClock { clock: Arc::default(), _gone: gone.clone().drop_guard() };
     let mut config = WorkerConfig { slots: Some(2), sandboxes: Some(0), ..config_of(core, data) };
     change(&mut config);
-    (tokio::spawn(run_with(config, runtime, stop, Arc::new(clock))), gone)
+    let parts = Parts::of_this_machine(&config, runtime).unwrap();
+    (tokio::spawn(run_with(config, Parts { machine: Arc::new(clock), ..parts }, stop)), gone)
 }
 
 #[tokio::test(flavor = "multi_thread")]
