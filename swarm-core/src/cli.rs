@@ -28,11 +28,39 @@ pub struct Cli {
     /// The most used settings.
     #[command(flatten)]
     pub flags: CoreFlags,
+    /// Something else than to run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What is done instead of running a core.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Copy the database of a core, running or not, to a new file
+    #[command(
+        after_help = "The copy is one state of the SQLite database, checked and synced: jobs, attempts, schedules,
+accounts, workers' keys. It does NOT hold images, inputs, outputs and logs (the directory `blobs` of the data directory),
+nor `master.key`, without which these cannot be read, nor the key that signs tokens. So copy the data directory without
+its swarm.db* files as well, AFTER this copy, so that it has all that the copy names, and keep `master.key` apart.
+
+To restore: with no core running, put the copied files into a data directory, the copy as `swarm.db` without any
+swarm.db-wal or swarm.db-shm beside it, and start the core there.
+
+A store in Postgres is copied by pg_dump; this command then says with which flags."
+    )]
+    Backup {
+        /// The new file; its directory must exist
+        file: PathBuf,
+    },
 }
 
 /// Runs the core until a signal or a failure.
 pub async fn main(cli: Cli) -> ExitCode {
-    match serve(cli).await {
+    let done = match cli.command {
+        Some(Command::Backup { ref file }) => backup(&cli, file.clone()).await,
+        None => serve(cli).await,
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let text = swarm_protocol::text::sanitise(&format!("{error:#}"), true);
@@ -40,6 +68,14 @@ pub async fn main(cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn backup(cli: &Cli, file: PathBuf) -> anyhow::Result<()> {
+    let source = CoreConfig::load(cli.config.as_deref(), &cli.flags)?.store();
+    let to = file.clone();
+    let bytes = tokio::task::spawn_blocking(move || crate::store::backup(&source, &to)).await??;
+    writeln!(std::io::stdout(), "{}: {bytes} bytes, checked", file.display())?;
+    Ok(())
 }
 
 async fn serve(cli: Cli) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::images::ImageLimits;
 use crate::logger::Filter;
 use crate::plan::policy::PolicyConfig;
+use crate::store::Source;
 
 /// The prefix of the variables read.
 pub const ENV_PREFIX: &str = "SWARM_CORE_";
@@ -31,6 +32,10 @@ pub struct CoreConfig {
     /// `sqlite://PATH` or `postgres://…`; a file in `data_dir` when absent.
     #[serde(skip_serializing)]
     pub database_url: Option<DatabaseUrl>,
+    /// The schema in Postgres that is this installation's alone, made at the first start; the role's own when absent.
+    pub database_schema: Option<String>,
+    /// Whether the link to a Postgres on another host may go without encryption, or without verification of the server.
+    pub database_plaintext: bool,
     /// Which job is next: `{ name = "fifo" }` or `{ name = "priority-ageing", points_per_hour = 60 }`. Not among the
     /// serialised defaults, since layers are merged key by key and one policy's keys do not fit another.
     #[serde(skip_serializing)]
@@ -67,6 +72,8 @@ pub struct Limits {
     pub output_bytes: u64,
     /// Bytes of a JSON body.
     pub json_bytes: u64,
+    /// How long a request waits for the database, in milliseconds; then it is told to come again.
+    pub answer_ms: u64,
     /// Uploads of users under way at a time, and as many of workers; further ones wait. One user has a quarter of them.
     pub uploads: u32,
     /// Logins and joins from one address at once.
@@ -96,6 +103,8 @@ impl Default for CoreConfig {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7077),
             heartbeat_listen: None,
             database_url: None,
+            database_schema: None,
+            database_plaintext: false,
             policy: PolicyConfig::default(),
             heartbeat_interval_ms: 1000,
             lease_margin_ms: 5000,
@@ -117,6 +126,7 @@ impl Default for Limits {
             log_bytes: 256 * MIB,
             output_bytes: 16 * GIB,
             json_bytes: MIB,
+            answer_ms: 10_000,
             uploads: 32,
             login_burst: 20,
             login_interval_ms: 1000,
@@ -242,6 +252,7 @@ impl CoreConfig {
             ("limits.image_bytes", limits.image_bytes),
             ("limits.log_bytes", limits.log_bytes),
             ("limits.output_bytes", limits.output_bytes),
+            ("limits.answer_ms", limits.answer_ms),
             ("limits.uploads", limits.uploads.into()),
             ("limits.login_burst", limits.login_burst.into()),
             ("limits.login_interval_ms", limits.login_interval_ms),
@@ -265,6 +276,16 @@ impl CoreConfig {
     pub fn database(&self) -> DatabaseUrl {
         let default = || format!("sqlite://{}", self.data_dir.join("swarm.db").display());
         self.database_url.clone().unwrap_or_else(|| DatabaseUrl::from(default()))
+    }
+
+    /// Which store to open, and how.
+    #[must_use]
+    pub fn store(&self) -> Source {
+        Source {
+            url: self.database().expose().to_owned(),
+            schema: self.database_schema.clone(),
+            plaintext: self.database_plaintext,
+        }
     }
 
     /// The bounds of images.
@@ -346,7 +367,7 @@ mod tests {
         let default = CoreConfig { data_dir: loaded.data_dir.clone(), ..CoreConfig::default() };
         assert_eq!(format!("{loaded:#?}"), format!("{default:#?}"));
         let text = std::fs::read_to_string(sample).unwrap();
-        let whole = text.replace("# heartbeat_listen", "heartbeat_listen").replace("# database_url", "database_url");
+        let whole = text.replace("# heartbeat_listen", "heartbeat_listen").replace("# database_", "database_");
         assert!(load(&whole, &CoreFlags::default()).is_ok(), "what is commented out is right too");
     }
 

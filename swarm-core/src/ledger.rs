@@ -20,8 +20,8 @@ use swarm_host::blocking::Thread;
 const BATCH_MAX: usize = 1000;
 /// The first pause after the database could not be reached; it doubles each time.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// The longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The longest pause: how late a database that came back is noticed.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often a transition that stands alone is tried before the database's refusal is believed.
 const TRIES: u32 = 4;
 /// What a stop leaves of any pause.

@@ -161,7 +161,7 @@ fn open(config: &CoreConfig) -> anyhow::Result<Opened> {
     let is_new = !blob_dir.exists();
     let key = Arc::new(MasterKey::load_or_create(&key_file, is_new)?);
     let blobs = Arc::new(DiskBlobs::open(&blob_dir, key)?);
-    let store = Arc::new(Db::open(config.database().expose())?);
+    let store = Arc::new(Db::open(config.store())?);
     let epoch = store.take_over()?;
     let (swarm, snapshot) = (store.swarm_id()?, store.load()?);
     Ok(Opened { store, blobs, epoch, swarm, snapshot, _lock: lock })

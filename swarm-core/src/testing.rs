@@ -1,5 +1,6 @@
 //! A store and a ledger in memory for the tests of the modules: they keep what the guards need, and every transition.
 
+pub(crate) mod cluster;
 mod troubled;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -37,7 +37,7 @@ pub(super) async fn upload(
     let info = blocking::run(move || staged.publish()).await?;
     let (group, at) = (consumer.0.group, state.clock.now());
     let link = Transition::LinkBlob { group, digest: info.digest, size_bytes: info.size_bytes, at };
-    state.commit(link).await?;
+    state.commit(link).await??;
     Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
 }
 

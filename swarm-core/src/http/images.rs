@@ -73,7 +73,7 @@ fn choose_name(asked: Option<String>, image: &ImportedImage) -> Answer<String> {
 async fn name_image(state: &ApiState, account: &Account, record: ImageRecord) -> Answer<ImageView> {
     let ImageRecord { name, image, platform, pushed_at } = record.clone();
     let new = NewImage { group: account.group, name, image, platform, pushed_at };
-    state.commit(Transition::TagImage(Box::new(new))).await?;
+    state.commit(Transition::TagImage(Box::new(new))).await??;
     Ok(view(&record))
 }
 
@@ -136,7 +136,7 @@ pub(super) async fn untag(consumer: Consumer, name: Option<&str>, state: &State<
     let name = tag_name(name)?;
     let group = consumer.0.group;
     let untag = Transition::UntagImage { group, name: name.clone() };
-    match state.handles.ledger.commit(untag).await? {
+    match state.commit(untag).await? {
         Ok(_) => Ok(NoContent),
         Err(Refusal::NotFound(_)) => Err(not_found("image", name)),
         Err(refusal) => Err(refusal.into()),

@@ -12,11 +12,11 @@ use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, TaskIndex};
 
+use super::ApiState;
 use super::guards::{Body, Consumer, Headers, User, With, limit, optional, param};
 use super::problem::{Answer, invalid, not_found, unavailable};
 use super::submit::{prepare_job, submit as hand_over};
 use super::why::{Facts, answer};
-use super::{ApiState, ask};
 use crate::archive::{job_detail, job_state, job_view, task_view};
 use crate::identity::Account;
 use crate::messages::{DispatcherMsg, ReceiverMsg, SchedulerMsg, Shape};
@@ -170,7 +170,7 @@ pub(super) async fn cancel(
     let record = visible(state, account, job).await?;
     if !job_state(&record, state.clock.now()).is_final() {
         let id = record.id;
-        ask(&state.handles.receiver, |reply| ReceiverMsg::Cancel { job: id, reply }).await??;
+        state.ask(&state.handles.receiver, |reply| ReceiverMsg::Cancel { job: id, reply }).await??;
         crate::audit!(user = account.name, job.id = %id, "`{}` cancelled job {id}", account.name);
     }
     let record = visible(state, account, job).await?;
@@ -189,9 +189,9 @@ pub(super) async fn why(user: User, job: &str, state: &State<Arc<ApiState>>) -> 
         facts.tasks = state.read(move |store| store.tasks(job, first, WHY_TASKS)).await?;
     }
     if matches!(standing, JobState::Waiting | JobState::Running) && record.counts.waiting > 0 {
-        facts.position = ask(&state.handles.scheduler, |reply| SchedulerMsg::Position { job, reply }).await?;
+        facts.position = state.ask(&state.handles.scheduler, |reply| SchedulerMsg::Position { job, reply }).await?;
         let shape = Shape::of(&record.spec);
-        facts.placing = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Why { shape, reply }).await?;
+        facts.placing = state.ask(&state.handles.dispatcher, |reply| DispatcherMsg::Why { shape, reply }).await?;
     }
     Ok(Json(answer(&record, &facts, &|worker| state.worker_name(worker))))
 }

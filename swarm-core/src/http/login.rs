@@ -16,19 +16,25 @@ pub(super) async fn login(
     body: Body<LoginRequest>,
     state: &State<Arc<ApiState>>,
 ) -> Answer<Json<Tokens>> {
-    Ok(Json(state.identity.login(client.0, body.value).await?))
+    let identity = Arc::clone(&state.identity);
+    Ok(Json(state.carry(async move { Ok(identity.login(client.0, body.value).await?) }).await?))
 }
 
 #[post("/refresh", data = "<body>")]
 pub(super) async fn refresh(body: Body<RefreshRequest>, state: &State<Arc<ApiState>>) -> Answer<Json<Tokens>> {
-    Ok(Json(state.identity.refresh(body.value).await?))
+    let identity = Arc::clone(&state.identity);
+    Ok(Json(state.carry(async move { Ok(identity.refresh(body.value).await?) }).await?))
 }
 
 #[post("/logout")]
 pub(super) async fn logout(user: User, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
-    state.identity.logout(&user.bearer).await?;
-    crate::audit!(user = user.account.name, "`{}` logged out", user.account.name);
-    Ok(NoContent)
+    let identity = Arc::clone(&state.identity);
+    let work = async move {
+        identity.logout(&user.bearer).await?;
+        crate::audit!(user = user.account.name, "`{}` logged out", user.account.name);
+        Ok(NoContent)
+    };
+    state.carry(work).await
 }
 
 #[get("/whoami")]

@@ -32,7 +32,7 @@ use rocket::config::{Ident, LogLevel, Shutdown};
 use rocket::fairing::AdHoc;
 use rocket::{Build, Config, Rocket, Route, routes};
 use swarm_protocol::{AttemptId, Epoch, SwarmId, UserId, WorkerId};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::BlobStore;
@@ -41,9 +41,9 @@ use crate::config::CoreConfig;
 use crate::identity::Identity;
 use crate::logger::LoggerHandle;
 use crate::messages::Handles;
-use crate::store::{Applied, Store, StoreError, Transition};
+use crate::store::{Applied, Store, StoreError, Transition, Verdict};
 use crate::supervise::{Gauge, Supervisor};
-use problem::Answer;
+use problem::{Answer, late};
 use swarm_host::blocking;
 use turns::Turns;
 
@@ -111,7 +111,8 @@ impl ApiState {
         read: impl FnOnce(&dyn Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Answer<T> {
         let store = Arc::clone(&self.store);
-        Ok(self.served(blocking::run(move || read(&*store)).await)?)
+        let answer = self.in_time(blocking::run(move || read(&*store))).await?;
+        Ok(self.served(answer)?)
     }
 
     /// Counts a read of the archive's, and its error if it failed.
@@ -123,9 +124,55 @@ impl ApiState {
         answer
     }
 
-    /// Commits one transition.
-    pub(crate) async fn commit(&self, transition: Transition) -> Answer<Applied> {
-        Ok(self.handles.ledger.commit(transition).await??)
+    /// Waits for the database as long as a request may. What was asked for is done all the same once it is queued.
+    async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Answer<T> {
+        let limit = Duration::from_millis(self.config.limits.answer_ms);
+        tokio::time::timeout(limit, answer).await.map_err(|_| late(limit))
+    }
+
+    /// As [`ask`], but only as long as a request may wait.
+    pub(crate) async fn ask<M, T>(
+        &self,
+        module: &mpsc::Sender<M>,
+        message: impl FnOnce(oneshot::Sender<T>) -> M,
+    ) -> Answer<T> {
+        self.in_time(ask(module, message)).await?
+    }
+
+    /// Commits one transition that nothing in memory has to follow.
+    pub(crate) async fn commit(&self, transition: Transition) -> Answer<Verdict> {
+        Ok(self.in_time(self.handles.ledger.commit(transition)).await??)
+    }
+
+    /// Carries `work` to its end, however long the database takes: what memory and the store have to agree on is not left
+    /// half done by a request that waited long enough.
+    pub(crate) async fn carry<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Answer<T>> + Send + 'static,
+    ) -> Answer<T> {
+        let done = self.in_time(tokio::spawn(work)).await?;
+        done.unwrap_or_else(|gone| match gone.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(crate::messages::Stopping.into()),
+        })
+    }
+
+    /// Commits one transition and has a module told of it.
+    pub(crate) async fn commit_and_tell<M: Send + 'static>(
+        &self,
+        transition: Transition,
+        module: &mpsc::Sender<M>,
+        notice: impl FnOnce(&Applied) -> M + Send + 'static,
+    ) -> Answer<Verdict> {
+        let (ledger, module) = (self.handles.ledger.clone(), module.clone());
+        let work = async move {
+            let verdict = ledger.commit(transition).await?;
+            if let Ok(applied) = &verdict {
+                tell(&module, notice(applied)).await?;
+            }
+            Ok(verdict)
+        };
+        self.carry(work).await
     }
 
     /// Cancelled when the core stops.
@@ -139,17 +186,14 @@ impl ApiState {
 }
 
 /// A message to a module whose answer is awaited.
-pub(crate) async fn ask<M, T>(
-    module: &tokio::sync::mpsc::Sender<M>,
-    message: impl FnOnce(oneshot::Sender<T>) -> M,
-) -> Answer<T> {
+pub(crate) async fn ask<M, T>(module: &mpsc::Sender<M>, message: impl FnOnce(oneshot::Sender<T>) -> M) -> Answer<T> {
     let (reply, answer) = oneshot::channel();
     module.send(message(reply)).await.map_err(|_| crate::messages::Stopping)?;
     Ok(answer.await.map_err(|_| crate::messages::Stopping)?)
 }
 
 /// A message to a module that answers nothing.
-pub(crate) async fn tell<M>(module: &tokio::sync::mpsc::Sender<M>, message: M) -> Answer<()> {
+pub(crate) async fn tell<M>(module: &mpsc::Sender<M>, message: M) -> Answer<()> {
     Ok(module.send(message).await.map_err(|_| crate::messages::Stopping)?)
 }
 

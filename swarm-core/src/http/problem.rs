@@ -1,6 +1,7 @@
 //! Every error answer is a problem (RFC 9457), those of guards and unknown routes included.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rocket::http::{ContentType, Status};
 use rocket::request::Request;
@@ -14,6 +15,9 @@ use crate::identity::password::PasswordError;
 use crate::images::ImageError;
 use crate::messages::Stopping;
 use crate::store::{Refusal, StoreError};
+
+/// When whoever was told 503 should come again, in seconds.
+const RETRY_AFTER_S: &str = "2";
 
 /// A problem as an answer.
 #[derive(Debug)]
@@ -35,6 +39,9 @@ impl<'r> Responder<'r, 'static> for Failure {
         answer.status(Status::new(self.0.status)).header(ContentType::new("application", "problem+json"));
         if self.0.status == 401 {
             answer.raw_header("WWW-Authenticate", "Bearer");
+        }
+        if self.0.status == 503 {
+            answer.raw_header("Retry-After", RETRY_AFTER_S);
         }
         answer.sized_body(body.len(), std::io::Cursor::new(body)).ok()
     }
@@ -80,6 +87,17 @@ pub(crate) fn conflict(field: &str, problem: impl Into<String>, hint: &str) -> F
 pub(crate) fn unavailable(detail: impl Into<String>) -> Failure {
     let problem = Problem::new(503, "unavailable", "Not available now", detail);
     problem.with_hint("try again in a few seconds").retryable().into()
+}
+
+/// The database takes longer than a request waits: what was asked for may be done later, or not at all.
+pub(crate) fn late(waited: Duration) -> Failure {
+    let detail = format!(
+        "the database has not answered for {} s; what was asked for may still be done",
+        waited.as_secs_f32().ceil()
+    );
+    let problem = Problem::new(503, "unavailable", "Not available now", detail);
+    let hint = "look what is there, or send it again: a submit with the same Idempotency-Key makes one job";
+    problem.with_hint(hint).retryable().into()
 }
 
 /// The upload's source failed: the client went away, was too slow, or sent less than announced.

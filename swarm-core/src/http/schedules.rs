@@ -10,10 +10,10 @@ use swarm_protocol::api::{LaunchView, Page, Role, ScheduleRequest, ScheduleView,
 use swarm_protocol::problem::{FieldError, Problem};
 use swarm_protocol::validate::{NAME_HINT, is_name};
 
+use super::ApiState;
 use super::guards::{Body, Consumer, User, With, created, param};
 use super::problem::{Answer, conflict, invalid, not_found};
 use super::submit::{prepare, submit};
-use super::{ApiState, tell};
 use crate::identity::Account;
 use crate::messages::HibernatorMsg;
 use crate::plan::cron::{CronError, CronRule};
@@ -84,7 +84,12 @@ pub(super) async fn create(
     let created_at = state.clock.now();
     let (owner, group) = (account.id, account.group);
     let new = NewSchedule { owner, group, name, cron, zone, job, created_at };
-    let id = match state.handles.ledger.commit(Transition::CreateSchedule(Box::new(new))).await? {
+    let create = Transition::CreateSchedule(Box::new(new));
+    let notice = |applied: &Applied| match applied {
+        Applied::Schedule(id) => HibernatorMsg::ScheduleChanged(*id),
+        other => unreachable!("a new schedule is answered by its number, not by {other:?}"),
+    };
+    let id = match state.commit_and_tell(create, &state.handles.hibernator, notice).await? {
         Ok(Applied::Schedule(id)) => id,
         Ok(other) => return Err(Refusal::Broken(format!("the store answered {other:?}")).into()),
         Err(Refusal::Conflict(taken)) => {
@@ -92,7 +97,6 @@ pub(super) async fn create(
         }
         Err(refusal) => return Err(refusal.into()),
     };
-    tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
     crate::audit!(user = account.name, "`{}` made schedule {id}", account.name);
     Ok(created(view(state, &visible(state, account, &id.to_string()).await?)))
 }
@@ -105,17 +109,21 @@ pub(super) async fn get(user: User, schedule: &str, state: &State<Arc<ApiState>>
 #[delete("/schedules/<schedule>")]
 pub(super) async fn delete(consumer: Consumer, schedule: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let id = visible(state, &consumer.0, schedule).await?.id;
-    state.commit(Transition::DeleteSchedule { schedule: id }).await?;
-    tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
+    change(state, Transition::DeleteSchedule { schedule: id }, id).await?;
     crate::audit!(user = consumer.0.name, "`{}` deleted schedule {id}", consumer.0.name);
     Ok(NoContent)
+}
+
+/// Commits a change of a schedule and has the hibernator look at it.
+async fn change(state: &ApiState, change: Transition, schedule: ScheduleId) -> Answer<Applied> {
+    let notice = move |_: &Applied| HibernatorMsg::ScheduleChanged(schedule);
+    Ok(state.commit_and_tell(change, &state.handles.hibernator, notice).await??)
 }
 
 async fn set_paused(state: &ApiState, account: &Account, schedule: &str, paused: bool) -> Answer<Json<ScheduleView>> {
     let id = visible(state, account, schedule).await?.id;
     let at = state.clock.now();
-    state.commit(Transition::PauseSchedule { schedule: id, paused, at }).await?;
-    tell(&state.handles.hibernator, HibernatorMsg::ScheduleChanged(id)).await?;
+    change(state, Transition::PauseSchedule { schedule: id, paused, at }, id).await?;
     Ok(Json(view(state, &visible(state, account, schedule).await?)))
 }
 

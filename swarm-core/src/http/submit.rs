@@ -7,8 +7,8 @@ use swarm_protocol::problem::{FieldError, Problem};
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::validate::{start_fault, validate};
 
+use super::ApiState;
 use super::problem::{Answer, Failure};
-use super::{ApiState, ask};
 use crate::clock::truncate;
 use crate::identity::Account;
 use crate::images::ImageRef;
@@ -47,7 +47,7 @@ pub(super) async fn prepare_job(
 
 /// Why no worker known could ever run a task of this shape.
 async fn misfit(state: &ApiState, shape: Shape) -> Answer<Option<Warning>> {
-    ask(&state.handles.dispatcher, |reply| DispatcherMsg::Misfit { shape, reply }).await
+    state.ask(&state.handles.dispatcher, |reply| DispatcherMsg::Misfit { shape, reply }).await
 }
 
 /// Checks a spec and looks up what it refers to, which must be its group's. Errors name every wrong field; `prefix` goes
@@ -130,7 +130,7 @@ pub(super) async fn submit(
     let (keyed, shape) = (idempotency.is_some(), Shape::of(&job.spec));
     let submitted_at = state.clock.now();
     let new = Box::new(NewJob { owner: account.id, group, job, submitted_at, idempotency, launch: None });
-    match ask(&state.handles.receiver, |reply| ReceiverMsg::Submit { new, reply }).await? {
+    match state.ask(&state.handles.receiver, |reply| ReceiverMsg::Submit { new, reply }).await? {
         Ok(Applied::Job { job, repeated }) => {
             // The job is accepted, whatever becomes of its warnings.
             let warnings = misfit(state, shape).await.unwrap_or_default().into_iter().collect();

@@ -36,15 +36,19 @@ pub(super) async fn create(
     body: Body<UserRequest>,
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<UserView>>> {
-    let account = state.identity.create_user(body.value).await.map_err(|error| match error {
-        AuthError::Refused(Refusal::Conflict(taken)) => {
-            conflict("user", taken, "choose another name; a lost password is set anew by a reset")
-        }
-        error => error.into(),
-    })?;
-    let (by, name) = (&admin.0.name, &account.name);
-    crate::audit!(user = by, "`{by}` made the account `{name}` with the role {}", account.role.as_str());
-    Ok(created(view(&account)))
+    let identity = Arc::clone(&state.identity);
+    let work = async move {
+        let account = identity.create_user(body.value).await.map_err(|error| match error {
+            AuthError::Refused(Refusal::Conflict(taken)) => {
+                conflict("user", taken, "choose another name; a lost password is set anew by a reset")
+            }
+            error => error.into(),
+        })?;
+        let (by, name) = (&admin.0.name, &account.name);
+        crate::audit!(user = by, "`{by}` made the account `{name}` with the role {}", account.role.as_str());
+        Ok(created(view(&account)))
+    };
+    state.carry(work).await
 }
 
 /// Ends all sessions of an account whose password was lost or stolen, and sets another one.
@@ -58,8 +62,12 @@ pub(super) async fn reset(
     let id: UserId = param("user", user)?;
     let account = state.identity.account(id).ok_or_else(|| not_found("user", id))?;
     let what = if body.value.password.is_some() { "password and sessions" } else { "sessions" };
-    state.identity.reset_user(&account, body.value).await?;
-    let (by, name) = (&admin.0.name, &account.name);
-    crate::audit!(user = by, "`{by}` reset the {what} of the account `{name}`");
-    Ok(NoContent)
+    let identity = Arc::clone(&state.identity);
+    let work = async move {
+        identity.reset_user(&account, body.value).await?;
+        let (by, name) = (&admin.0.name, &account.name);
+        crate::audit!(user = by, "`{by}` reset the {what} of the account `{name}`");
+        Ok(NoContent)
+    };
+    state.carry(work).await
 }

@@ -13,9 +13,9 @@ use swarm_protocol::link::WorkerFacts;
 
 use super::guards::{Admin, Body, Client, Operator, User, With, created, param};
 use super::problem::{Answer, not_found};
-use super::{ApiState, ask, tell};
+use super::{ApiState, tell};
 use crate::messages::{DispatcherMsg, HarvesterMsg};
-use crate::store::{Store, Transition, WorkerRecord};
+use crate::store::{Applied, Store, Transition, WorkerRecord};
 
 /// The store knows every worker, the dispatcher those it has heard of.
 fn merge(records: Vec<WorkerRecord>, heard: Vec<WorkerView>) -> Vec<WorkerView> {
@@ -44,7 +44,7 @@ fn merge(records: Vec<WorkerRecord>, heard: Vec<WorkerView>) -> Vec<WorkerView> 
 #[get("/workers")]
 pub(super) async fn list(_user: User, state: &State<Arc<ApiState>>) -> Answer<Json<Page<WorkerView>>> {
     let records = state.read(Store::workers).await?;
-    let heard = ask(&state.handles.dispatcher, |reply| DispatcherMsg::Workers { reply }).await?;
+    let heard = state.ask(&state.handles.dispatcher, |reply| DispatcherMsg::Workers { reply }).await?;
     Ok(Json(Page { items: merge(records, heard), next: None }))
 }
 
@@ -54,7 +54,8 @@ pub(super) async fn create_token(
     body: Body<JoinTokenRequest>,
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<JoinToken>>> {
-    let token = state.identity.join_token(body.value).await?;
+    let identity = Arc::clone(&state.identity);
+    let token = state.carry(async move { Ok(identity.join_token(body.value).await?) }).await?;
     crate::audit!(user = admin.0.name, "`{}` made a join token for worker `{}`", admin.0.name, token.worker);
     Ok(created(token))
 }
@@ -65,7 +66,8 @@ pub(super) async fn join(
     body: Body<JoinRequest>,
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<JoinAnswer>>> {
-    let answer = state.identity.join(client.0, body.value).await?;
+    let identity = Arc::clone(&state.identity);
+    let answer = state.carry(async move { Ok(identity.join(client.0, body.value).await?) }).await?;
     Ok(rocket::response::status::Custom(Status::Ok, Json(answer)))
 }
 
@@ -78,17 +80,22 @@ async fn existing(state: &ApiState, worker: &str) -> Answer<WorkerRecord> {
 #[delete("/workers/<worker>")]
 pub(super) async fn revoke(admin: Admin, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let record = existing(state, worker).await?;
-    state.identity.revoke_worker(record.id).await?;
-    tell(&state.handles.dispatcher, DispatcherMsg::Revoked(record.id)).await?;
-    crate::audit!(user = admin.0.name, "`{}` revoked the key of worker `{}`", admin.0.name, record.name);
-    Ok(NoContent)
+    let (identity, dispatcher) = (Arc::clone(&state.identity), state.handles.dispatcher.clone());
+    let work = async move {
+        identity.revoke_worker(record.id).await?;
+        tell(&dispatcher, DispatcherMsg::Revoked(record.id)).await?;
+        crate::audit!(user = admin.0.name, "`{}` revoked the key of worker `{}`", admin.0.name, record.name);
+        Ok(NoContent)
+    };
+    state.carry(work).await
 }
 
 async fn set_draining(state: &ApiState, by: &str, worker: &str, draining: bool) -> Answer<NoContent> {
     let record = existing(state, worker).await?;
     let worker = record.id;
-    state.commit(Transition::DrainWorker { worker, draining }).await?;
-    tell(&state.handles.dispatcher, DispatcherMsg::Drain { worker, draining }).await?;
+    let notice = move |_: &Applied| DispatcherMsg::Drain { worker, draining };
+    let drain = Transition::DrainWorker { worker, draining };
+    state.commit_and_tell(drain, &state.handles.dispatcher, notice).await??;
     let verb = if draining { "drains" } else { "resumes" };
     crate::audit!(user = by, "`{by}` {verb} worker `{}`", record.name);
     Ok(NoContent)
@@ -108,7 +115,7 @@ pub(super) async fn resume(operator: Operator, worker: &str, state: &State<Arc<A
 pub(super) async fn declare_lost(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let record = existing(state, worker).await?;
     let worker = record.id;
-    let ended = ask(&state.handles.harvester, |reply| HarvesterMsg::DeclareLost { worker, reply }).await?;
+    let ended = state.ask(&state.handles.harvester, |reply| HarvesterMsg::DeclareLost { worker, reply }).await?;
     let (by, name) = (&operator.0.name, &record.name);
     crate::audit!(user = by, attempts = ended, "`{by}` declared worker `{name}` lost; {ended} attempts ended");
     Ok(NoContent)

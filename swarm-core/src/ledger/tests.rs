@@ -1,5 +1,7 @@
 //! The ledger over a real store whose connection fails as told.
 
+mod outages;
+
 use std::sync::Mutex;
 use std::time::Instant;
 

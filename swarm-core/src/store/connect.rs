@@ -12,6 +12,7 @@ use diesel::r2d2::ManageConnection;
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::postgres::{self, Server};
 use super::schema::swarm;
 
 const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations/sqlite");
@@ -19,19 +20,63 @@ const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations
 
 /// How long SQLite waits for another process's lock, in milliseconds.
 const BUSY_TIMEOUT_MS: u32 = 10_000;
-/// Two cores that start at once migrate one after the other; any number does that no one else uses in this database.
-const MIGRATION_LOCK: i64 = 0x7377_6172_6d31;
-
-/// Runs one Diesel expression on whichever backend `$conn` is; it is compiled once for each.
+/// Runs one Diesel expression on whichever backend `$conn` is; it is compiled once for each, or written once for each.
+/// Every statement of a verb passes here, and tests have it fail here.
 macro_rules! both {
-    ($conn:expr, $c:ident => $body:expr) => {
+    ($conn:expr, $c:ident => $body:expr) => { $crate::store::connect::both!($conn, $c => $body, $c => $body) };
+    ($conn:expr, $p:ident => $postgres:expr, $s:ident => $sqlite:expr) => {
         match $conn {
-            $crate::store::connect::Conn::Postgres($c) => $body,
-            $crate::store::connect::Conn::Sqlite($c) => $body,
+            $crate::store::connect::Conn::Postgres($p) => $crate::store::connect::statement!($p, $postgres),
+            $crate::store::connect::Conn::Sqlite($s) => $crate::store::connect::statement!($s, $sqlite),
         }
     };
 }
 pub(super) use both;
+
+/// One statement on `$c`.
+#[cfg(not(test))]
+macro_rules! statement {
+    ($c:ident, $body:expr) => {
+        $body
+    };
+}
+/// One statement on `$c`, unless it is the one that is to fail.
+#[cfg(test)]
+macro_rules! statement {
+    ($c:ident, $body:expr) => {
+        match $crate::store::injected::before($c) {
+            Ok(()) => {
+                let answer = $body;
+                $crate::store::injected::after($c, answer)
+            }
+            Err(error) => Err(error),
+        }
+    };
+}
+pub(super) use statement;
+
+/// Which store to open, and how.
+#[derive(Clone)]
+pub struct Source {
+    /// `sqlite:///path`, the plain path of a file, or `postgres://…`.
+    pub url: String,
+    /// The schema in a Postgres, made if it is missing; what the URL or the role says when absent.
+    pub schema: Option<String>,
+    /// Whether the link to a Postgres on another host may go without encryption or verification.
+    pub plaintext: bool,
+}
+
+impl From<&str> for Source {
+    fn from(url: &str) -> Self {
+        Self { url: url.to_owned(), schema: None, plaintext: false }
+    }
+}
+
+impl From<&String> for Source {
+    fn from(url: &String) -> Self {
+        url.as_str().into()
+    }
+}
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +91,17 @@ pub enum OpenError {
         at: String,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A SQLite database lost its integrity.
+    #[error(
+        "the database at {at} is damaged: {found}; it is left as it is. Put back a copy made by `swarm core backup`, or \
+         take out of it what can be read: sqlite3 {at} .recover"
+    )]
+    Damaged {
+        /// Path.
+        at: String,
+        /// What the check found first.
+        found: String,
     },
     /// The tables cannot be brought up to date.
     #[error("cannot bring the tables of the store at {at} up to date")]
@@ -75,8 +131,7 @@ impl Conn {
 pub(super) enum Location {
     /// The path of the database file.
     Sqlite(PathBuf),
-    /// A checked libpq URL.
-    Postgres(String),
+    Postgres(Server),
 }
 
 /// Never with the password.
@@ -84,11 +139,7 @@ impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "{}", path.display()),
-            Self::Postgres(url) => {
-                let parsed = url::Url::parse(url).ok();
-                let part = |get: fn(&url::Url) -> Option<&str>| parsed.as_ref().and_then(get).unwrap_or_default();
-                write!(f, "postgres://{}{}", part(url::Url::host_str), part(|url| Some(url.path())))
-            }
+            Self::Postgres(server) => server.fmt(f),
         }
     }
 }
@@ -102,10 +153,16 @@ pub(super) enum Purpose {
 
 impl Location {
     /// Reads `sqlite:///path`, a plain path, or `postgres://…`.
-    pub(super) fn parse(text: &str) -> Result<Self, OpenError> {
+    pub(super) fn parse(source: &Source) -> Result<Self, OpenError> {
+        let text = source.url.as_str();
         match text.split_once("://") {
+            Some(("postgres" | "postgresql", _)) => {
+                Server::parse(text, source.schema.as_deref(), source.plaintext).map(Self::Postgres)
+            }
+            _ if source.schema.is_some() => Err(OpenError::Url(
+                "database_schema is for Postgres: a SQLite store has its file for itself".to_owned(),
+            )),
             Some(("sqlite", path)) => Self::sqlite(path),
-            Some(("postgres" | "postgresql", _)) => check_postgres(text).map(|()| Self::Postgres(text.to_owned())),
             Some((scheme, _)) => Err(OpenError::Url(format!(
                 "`{scheme}://` is no kind of store; use sqlite:///path/to/file or postgres://user@localhost/database"
             ))),
@@ -137,23 +194,7 @@ impl Location {
                 })?;
                 Ok(Conn::Sqlite(conn))
             }
-            Self::Postgres(url) => {
-                let mut conn = PgConnection::establish(url).map_err(refused)?;
-                // A core that stalls inside a transaction must not hold the epoch row against its successor for long.
-                conn.batch_execute(
-                    "SET synchronous_commit = on; SET client_min_messages = warning; \
-                     SET idle_in_transaction_session_timeout = '30s';",
-                )?;
-                // Errors are told apart by their English text, which only a superuser may ask for.
-                conn.batch_execute(
-                    "SELECT set_config('lc_messages', 'C', false) FROM pg_roles \
-                     WHERE rolname = current_user AND rolsuper;",
-                )?;
-                if purpose == Purpose::Read {
-                    conn.batch_execute("SET default_transaction_read_only = on;")?;
-                }
-                Ok(Conn::Postgres(conn))
-            }
+            Self::Postgres(server) => server.connect(purpose).map(Conn::Postgres).map_err(refused),
         }
     }
 
@@ -177,47 +218,12 @@ impl Location {
     }
 }
 
-/// The link to Postgres is not encrypted, so it must not leave the machine.
-fn check_postgres(text: &str) -> Result<(), OpenError> {
-    let refuse = |why: &str| {
-        OpenError::Url(format!("{why}; use postgres://user@localhost/database or ?host=/directory/of/the/socket"))
-    };
-    let url = url::Url::parse(text).map_err(|error| refuse(&format!("not a URL: {error}")))?;
-    let mut socket = false;
-    for (key, value) in url.query_pairs() {
-        match key.as_ref() {
-            "host" if value.starts_with('/') => socket = true,
-            "options" | "application_name" | "connect_timeout" => {}
-            "host" | "hostaddr" => return Err(refuse(&format!("`{key}` in the query must be a socket's directory"))),
-            _ => return Err(refuse(&format!("the parameter `{key}` is not supported"))),
-        }
-    }
-    let loopback = match url.host_str().filter(|host| !host.is_empty()) {
-        None => socket,
-        Some("localhost") => true,
-        Some(host) => {
-            let bare = host.trim_start_matches('[').trim_end_matches(']');
-            bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-        }
-    };
-    if loopback {
-        Ok(())
-    } else {
-        Err(refuse(
-            "a Postgres server on another host is refused, since the connection to it would not be encrypted: run it on \
-             the core's own host, or bring it there through an encrypted tunnel",
-        ))
-    }
-}
-
-/// Brings the tables up to date and draws the swarm's id if it has none.
-pub(super) fn migrate(conn: &mut Conn, created_at: i64) -> diesel::migration::Result<()> {
+/// Brings the tables of `location`, to which `conn` leads, up to date and draws the swarm's id if it has none.
+pub(super) fn migrate(location: &Location, conn: &mut Conn, created_at: i64) -> diesel::migration::Result<()> {
     match conn {
         Conn::Postgres(c) => {
-            diesel::sql_query(format!("SELECT pg_advisory_lock({MIGRATION_LOCK})")).execute(c)?;
-            let done = run_migrations::<Pg, _>(c, POSTGRES_MIGRATIONS);
-            diesel::sql_query(format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})")).execute(c)?;
-            done?;
+            let schema = if let Location::Postgres(server) = location { server.schema() } else { None };
+            postgres::alone(c, schema, |c| run_migrations::<Pg, _>(c, POSTGRES_MIGRATIONS))?;
         }
         Conn::Sqlite(c) => c.immediate_transaction(|c| run_migrations::<Sqlite, _>(c, SQLITE_MIGRATIONS))?,
     }
@@ -262,7 +268,8 @@ impl ManageConnection for Readers {
     }
 
     fn is_valid(&self, conn: &mut Conn) -> Result<(), Self::Error> {
-        conn.execute("SELECT 1").map_err(diesel::r2d2::Error::QueryError)
+        // A transaction that could not be rolled back is still open, and then there is none to begin.
+        conn.execute("BEGIN; ROLLBACK").map_err(diesel::r2d2::Error::QueryError)
     }
 
     fn has_broken(&self, _conn: &mut Conn) -> bool {
@@ -278,42 +285,13 @@ mod tests {
     #[test]
     fn urls_of_both_backends_are_told_apart() {
         for (text, path) in [("sqlite:///var/x.db", "/var/x.db"), ("/var/x.db", "/var/x.db"), ("x.db", "x.db")] {
-            assert!(matches!(Location::parse(text), Ok(Location::Sqlite(found)) if found == Path::new(path)), "{text}");
+            assert!(
+                matches!(Location::parse(&text.into()), Ok(Location::Sqlite(found)) if found == Path::new(path)),
+                "{text}"
+            );
         }
         for text in ["", ":memory:", "file:x.db", "mysql://localhost/x", "sqlite://"] {
-            assert!(Location::parse(text).is_err(), "{text}");
+            assert!(Location::parse(&text.into()).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn postgres_must_be_on_this_machine() {
-        let local = [
-            "postgres://a:b@localhost/x",
-            "postgresql://127.0.0.1:5433/x",
-            "postgres://[::1]/x",
-            "postgres:///x?host=/run/postgresql",
-            "postgres://localhost/x?options=-csearch_path%3Da",
-        ];
-        for text in local {
-            assert!(Location::parse(text).is_ok(), "{text}");
-        }
-        let elsewhere = [
-            "postgres://db.example/x",
-            "postgres://10.0.0.1/x",
-            "postgres://127.0.0.1,10.0.0.1/x",
-            "postgres://localhost/x?host=10.0.0.1",
-            "postgres://localhost/x?hostaddr=10.0.0.1",
-            "postgres://localhost/x?service=other",
-            "postgres:///x",
-        ];
-        for text in elsewhere {
-            assert!(Location::parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_location_never_shows_its_password() {
-        let location = Location::parse("postgres://swarm:hunter2@localhost/x").unwrap();
-        assert_eq!(location.to_string(), "postgres://localhost/x");
     }
 }

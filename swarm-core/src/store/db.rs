@@ -10,19 +10,20 @@ use swarm_protocol::{
     AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
 };
 
-use super::connect::{Conn, Location, OpenError, Purpose, Readers, both, migrate};
+use super::connect::{Conn, Location, OpenError, Purpose, Readers, Source, both, migrate};
 use super::faults::lost;
 use super::schema::{epoch, last_batch, swarm};
 use super::sqltypes::{Fault, int, number, uuid};
 use super::{
     AttemptRecord, ImageRecord, JobFilter, JobRecord, LiveTask, RefreshRecord, ScheduleRecord, Snapshot, Store,
-    StoreError, TaskRecord, Transition, UserRecord, Verdict, WorkerRecord, commit, read,
+    StoreError, TaskRecord, Transition, UserRecord, Verdict, WorkerRecord, commit, read, sqlite,
 };
 
 /// Connections that read at the same time.
 const READERS_MAX: u32 = 4;
-/// How long a read waits for one of them.
-const READER_WAIT: Duration = Duration::from_secs(10);
+/// How long a read waits for one of them. The pool's pauses between tries to connect grow to half of it, so it is also how
+/// soon reads heal after the database came back.
+const READER_WAIT: Duration = Duration::from_secs(5);
 
 /// A store in SQLite or Postgres.
 pub struct Db {
@@ -34,20 +35,24 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the store at `url`: `sqlite:///path`, the plain path of a file, or `postgres://…` on this host. What does
-    /// not exist of it is made. Blocks.
+    /// Opens the store at `source`. What does not exist of it is made; a SQLite file that was not closed in order is
+    /// checked first. Blocks.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(url: &str) -> Result<Self, OpenError> {
-        let location = Location::parse(url)?;
+    pub fn open(source: impl Into<Source>) -> Result<Self, OpenError> {
+        let location = Location::parse(&source.into())?;
         let at = location.to_string();
+        let left_open = matches!(&location, Location::Sqlite(path) if sqlite::was_left_open(path));
         let _alone =
             location.prepare().map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
         let mut conn = location
             .connect(Purpose::Write)
             .map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
-        migrate(&mut conn, Timestamp::from(std::time::SystemTime::now()).timestamp_micros())
+        if let (Location::Sqlite(path), Conn::Sqlite(c), true) = (&location, &mut conn, left_open) {
+            sqlite::check(path, c)?;
+        }
+        migrate(&location, &mut conn, Timestamp::from(std::time::SystemTime::now()).timestamp_micros())
             .map_err(|source| OpenError::Migrate { at: at.clone(), source })?;
         let swarm = swarm_id(&mut conn).map_err(|source| OpenError::Connect { at, source: source.into() })?;
         let readers = Pool::builder()
@@ -85,7 +90,9 @@ impl Db {
                 Err(source) => Err(Unfinished::Unknown(value, source)),
             },
             Err(error) => {
-                let usable = conn.execute("ROLLBACK").is_ok() && conn.execute("SELECT 1").is_ok();
+                // A server that became a standby would refuse every write of this connection.
+                let usable =
+                    !became_readonly(&error) && conn.execute("ROLLBACK").is_ok() && conn.execute("SELECT 1").is_ok();
                 if usable {
                     *slot = Some(conn);
                     return Err(Unfinished::Undone(error));
@@ -107,13 +114,21 @@ impl Db {
         };
         conn.execute(begin).map_err(lost)?;
         let answer = body(&mut conn);
-        // A rollback that fails means that the connection is gone, which its next check finds out.
+        // A rollback that fails leaves a connection of no use, which its next check finds out.
         let ended = conn.execute("ROLLBACK");
         answer.map_err(|fault| match (fault, ended) {
             (Fault::Database(error), Err(_)) => lost(error),
             (fault, _) => fault.into(),
         })
     }
+}
+
+fn became_readonly(error: &StoreError) -> bool {
+    let StoreError::Connection(source) = error else { return false };
+    matches!(
+        source.downcast_ref(),
+        Some(DieselError::DatabaseError(diesel::result::DatabaseErrorKind::ReadOnlyTransaction, _))
+    )
 }
 
 /// A write that did not end well.
@@ -171,11 +186,8 @@ impl Store for Db {
             // The server may still be committing for the lost connection, which ended by writing this row: locking it
             // waits for that. SQLite's transactions wait for each other anyway.
             let query = last_batch::table.select((last_batch::epoch, last_batch::number));
-            let last: (i64, i64) = match conn {
-                Conn::Postgres(c) => query.for_update().first(c),
-                Conn::Sqlite(c) => query.first(c),
-            }
-            .map_err(Fault::from)?;
+            let last: (i64, i64) =
+                both!(conn, p => query.for_update().first(p), s => query.first(s)).map_err(Fault::from)?;
             Ok(last == (int(epoch.0), int(number)))
         })
         .map_err(Unfinished::or_lost)

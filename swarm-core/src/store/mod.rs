@@ -15,19 +15,24 @@ pub(crate) mod conformance;
 mod connect;
 mod db;
 mod faults;
+#[cfg(test)]
+pub(crate) mod injected;
+mod postgres;
 mod read;
 mod records;
 mod schema;
+mod sqlite;
 mod sqltypes;
 mod transition;
 mod verdict;
 
-pub use connect::OpenError;
+pub use connect::{OpenError, Source};
 pub use db::Db;
 pub use records::{
     AttemptRecord, ImageRecord, JobFilter, JobRecord, LateReport, LivePhase, LiveTask, Prepared, RefreshRecord,
     ScheduleRecord, Snapshot, TaskRecord, UserRecord, WorkerRecord,
 };
+pub use sqlite::{BackupError, backup};
 pub use transition::{AttemptEnd, NewImage, NewJob, NewSchedule, NewUser, Next, SENT_MAX, Transition, Work};
 pub use verdict::{Applied, Refusal, Verdict};
 

@@ -1,6 +1,7 @@
 //! A real store whose connection fails as told.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use swarm_protocol::{
 };
 use tokio::sync::watch;
 
+use crate::store::injected::{Injected, arm, disarm};
 use crate::store::*;
 
 /// What happens to one commit.
@@ -36,6 +38,9 @@ pub(crate) struct Troubled {
     pub(crate) dead: bool,
     /// Transitions that the database is to refuse, each once.
     refused: watch::Sender<Vec<Which>>,
+    /// The statement of the next commit that fails, and how; afterwards, whether there was one.
+    pub(crate) struck: Mutex<Option<(Injected, u32)>>,
+    pub(crate) hit: AtomicBool,
     /// The verb that cannot be answered, and how often it was asked for.
     unreadable: watch::Sender<(Option<&'static str>, u32)>,
 }
@@ -45,7 +50,8 @@ impl Troubled {
     pub(crate) fn new(db: Arc<Db>) -> Self {
         let (ahead, batches) = (Mutex::default(), Mutex::default());
         let (refused, unreadable) = (watch::Sender::default(), watch::Sender::default());
-        Self { db, ahead, batches, dead: false, refused, unreadable }
+        let (struck, hit) = (Mutex::default(), AtomicBool::default());
+        Self { db, ahead, batches, dead: false, refused, struck, hit, unreadable }
     }
 
     /// From now on this verb cannot be answered; `None` ends that.
@@ -127,7 +133,15 @@ impl Store for Troubled {
             // Nothing of these verdicts holds.
             Some(Trouble::CommitLost) => lost(vec![Ok(Applied::Done); transitions.len()]),
             None | Some(Trouble::AnswerLost) => {
-                let verdicts = self.commit_rest(epoch, number, transitions)?;
+                let struck = self.struck.lock().unwrap().take();
+                if let Some((fault, passing)) = struck {
+                    arm(fault, passing);
+                }
+                let answer = self.commit_rest(epoch, number, transitions);
+                if struck.is_some() {
+                    self.hit.store(disarm(), Ordering::Relaxed);
+                }
+                let verdicts = answer?;
                 self.batches.lock().unwrap().push(transitions.len());
                 if trouble.is_some() { lost(verdicts) } else { Ok(verdicts) }
             }

@@ -28,11 +28,7 @@ const ROWS_MAX: usize = 1000;
 /// Locks the epoch row and checks that the epoch is ours. The lock makes a take-over wait for this transaction.
 pub(super) fn fence(conn: &mut Conn, ours: Epoch) -> Result<(), StoreError> {
     let query = epochs::table.select(epochs::current);
-    let current: i64 = match conn {
-        Conn::Postgres(c) => query.for_share().first(c),
-        Conn::Sqlite(c) => query.first(c),
-    }
-    .map_err(Fault::from)?;
+    let current: i64 = both!(conn, p => query.for_share().first(p), s => query.first(s)).map_err(Fault::from)?;
     let theirs = Epoch(number(current, "epoch.current")?);
     if theirs == ours { Ok(()) } else { Err(StoreError::Deposed { ours, theirs }) }
 }

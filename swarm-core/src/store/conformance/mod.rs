@@ -1,9 +1,11 @@
 //! One suite for both backends: every case runs on SQLite and on Postgres.
 
 mod content;
+mod faults;
 mod identity;
 mod jobs;
 mod model;
+mod places;
 mod schedules;
 mod tasks;
 
@@ -46,9 +48,9 @@ enum Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Self::Schema { url, name } = self
-            && let Ok(mut conn) = PgConnection::establish(url)
+            && let Ok(mut conn) = Location::parse(&Source::from(&*url)).unwrap().connect(Purpose::Write)
         {
-            let _ = conn.batch_execute(&format!("DROP SCHEMA {name} CASCADE"));
+            let _ = conn.execute(&format!("DROP SCHEMA {name} CASCADE"));
         }
     }
 }
@@ -64,11 +66,39 @@ impl Bench {
         let Ok(base) = std::env::var(POSTGRES_URL) else {
             panic!("{POSTGRES_URL} names no Postgres to test on: run `cargo xtask test`, which starts one");
         };
+        Self::postgres_at(&base)
+    }
+
+    /// In a schema of the Postgres at `base`.
+    pub(crate) fn postgres_at(base: &str) -> Self {
         let name = format!("t_{}", uuid::Uuid::new_v4().simple());
-        PgConnection::establish(&base).unwrap().batch_execute(&format!("CREATE SCHEMA {name}")).unwrap();
+        connect(base).execute(&format!("CREATE SCHEMA {name}")).unwrap();
         let separator = if base.contains('?') { '&' } else { '?' };
         let url = format!("{base}{separator}options=-csearch_path%3D{name}&application_name={name}");
-        Self::new(url, Place::Schema { url: base, name })
+        Self::new(url, Place::Schema { url: base.to_owned(), name })
+    }
+
+    /// Has the database do something that is not the store's business.
+    pub(crate) fn administer(&self, statement: &str) {
+        self.connection().execute(statement).unwrap();
+    }
+
+    /// Ends the sessions of a Postgres that are about to commit: their number.
+    pub(crate) fn ended_in_commit(&self) -> usize {
+        let Conn::Postgres(c) = &mut self.connection() else { return 0 };
+        let waiting = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        diesel::sql_query(waiting).execute(c).unwrap()
+    }
+
+    /// Keeps everyone from writing until the answer is dropped.
+    pub(crate) fn lock(&self) -> impl Send + use<> {
+        let mut conn = self.connection();
+        conn.execute(match conn {
+            Conn::Postgres(_) => "BEGIN; LOCK TABLE users",
+            Conn::Sqlite(_) => "BEGIN IMMEDIATE",
+        })
+        .unwrap();
+        conn
     }
 
     /// Ends every connection to the store but the one that does it; on SQLite there are none to lose.
@@ -208,8 +238,12 @@ impl Bench {
 
     /// A connection beside the store's own.
     fn connection(&self) -> Conn {
-        Location::parse(&self.url).unwrap().connect(Purpose::Write).unwrap()
+        connect(&self.url)
     }
+}
+
+fn connect(url: &str) -> Conn {
+    Location::parse(&url.into()).unwrap().connect(Purpose::Write).unwrap()
 }
 
 /// Opens a new store from several threads at once, as cores that start together do: they agree on what it is.
@@ -309,4 +343,5 @@ suite! {
         a_worker_keeps_its_name_and_key, what_a_worker_says_of_itself_is_kept,
         the_labels_of_a_worker_are_kept, workers_drain_and_are_revoked;
     model: the_store_agrees_with_the_drawn_state_machine;
+    faults: a_batch_is_whole_or_not_there_whatever_statement_fails, a_read_of_which_any_statement_fails_can_be_repeated;
 }

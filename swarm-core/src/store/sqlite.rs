@@ -1,0 +1,115 @@
+//! What concerns the file of a SQLite store: whether it is whole after a core that did not end in order, and copies of it
+//! while it is in use.
+
+use std::path::{Path, PathBuf};
+
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+
+use super::connect::{Location, OpenError, Purpose, Source};
+
+/// Up to this size indexes are compared with their tables, too. That takes about five times as long as the check of the
+/// pages alone, which reads about 1 GB in 2 s.
+const WHOLE_CHECK_BYTES_MAX: u64 = 256 << 20;
+
+/// Whether the database at `path` was left without being closed: whoever closes it last removes its write-ahead log.
+pub(super) fn was_left_open(path: &Path) -> bool {
+    std::fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Reads the whole database at `path`.
+///
+/// # Errors
+/// [`OpenError::Damaged`] with the first fault found; [`OpenError::Connect`] when it cannot be read.
+pub(super) fn check(path: &Path, conn: &mut SqliteConnection) -> Result<(), OpenError> {
+    let at = path.display().to_string();
+    let size = std::fs::metadata(path).map_or(0, |file| file.len());
+    let pragma = if size > WHOLE_CHECK_BYTES_MAX { "quick_check" } else { "integrity_check" };
+    let query = format!("SELECT {pragma} AS text FROM pragma_{pragma} LIMIT 1");
+    let found = match diesel::sql_query(query).load::<Finding>(conn) {
+        Ok(findings) => findings.into_iter().map(|finding| finding.text).find(|text| text != "ok"),
+        Err(error) if is_damage(&error) => Some(error.to_string()),
+        Err(error) => return Err(OpenError::Connect { at, source: error.into() }),
+    };
+    found.map_or(Ok(()), |found| Err(OpenError::Damaged { at, found: found.trim().replace('\n', ", ") }))
+}
+
+/// What SQLite says of a file that is no whole database (`sqlite3ErrStr` of SQLITE_CORRUPT and SQLITE_NOTADB).
+fn is_damage(error: &diesel::result::Error) -> bool {
+    let diesel::result::Error::DatabaseError(_, info) = error else { return false };
+    matches!(info.message(), "database disk image is malformed" | "file is not a database")
+}
+
+#[derive(QueryableByName)]
+struct Finding {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    text: String,
+}
+
+/// Why there is no copy.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// Postgres has a tool of its own for that.
+    #[error("the store is in Postgres, which has its own tool: pg_dump --format=custom --file=FILE {0}")]
+    Postgres(String),
+    /// Nothing to copy.
+    #[error("there is no database at {}; name the core's data directory by --data-dir, or its --config", .0.display())]
+    Missing(PathBuf),
+    /// A copy is never written over.
+    #[error("{} exists already; give the copy a new name", .0.display())]
+    Exists(PathBuf),
+    /// The store cannot be opened, or is damaged.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The copy cannot be made.
+    #[error("{} cannot be written", .at.display())]
+    Write {
+        /// The copy.
+        at: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Copies the SQLite database at `source`, which may be in use, to the new file `to`, readable by its owner alone. The copy
+/// is one state of the store, checked and synced before it gets its name. Gives its size in bytes. Blocks.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn backup(source: &Source, to: &Path) -> Result<u64, BackupError> {
+    let location = Location::parse(source)?;
+    let path = match &location {
+        Location::Sqlite(path) => path,
+        Location::Postgres(server) => return Err(BackupError::Postgres(server.dump_flags())),
+    };
+    if !path.exists() {
+        return Err(BackupError::Missing(path.clone()));
+    }
+    if to.exists() {
+        return Err(BackupError::Exists(to.to_owned()));
+    }
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| BackupError::Write { at: to.to_owned(), source };
+    let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let part = tempfile::Builder::new().prefix(".backup-").tempfile_in(dir).map_err(|error| failed(error.into()))?;
+    let mut conn = location.connect(Purpose::Write).map_err(|error| failed(error.into()))?;
+    let name = part.path().to_string_lossy().replace('\'', "''");
+    conn.execute(&format!("VACUUM INTO '{name}'")).map_err(|error| failed(error.into()))?;
+    let mut copy = SqliteConnection::establish(&part.path().to_string_lossy()).map_err(|error| failed(error.into()))?;
+    check(part.path(), &mut copy).map_err(|error| match error {
+        OpenError::Damaged { found, .. } => OpenError::Damaged { at: path.display().to_string(), found },
+        other => other,
+    })?;
+    drop(copy);
+    let file = part.as_file();
+    file.sync_all().map_err(|error| failed(error.into()))?;
+    let bytes = file.metadata().map_err(|error| failed(error.into()))?.len();
+    part.persist_noclobber(to).map_err(|error| failed(error.error.into()))?;
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(error.into()))?;
+    Ok(bytes)
+}
