@@ -64,6 +64,24 @@ async fn a_core_that_was_replaced_ends_and_leaves_the_swarm_to_the_other() {
     tokio::time::timeout(DEADLINE, second.ended).await.expect("it stops in time").unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_core_that_is_started_from_a_copy_knows_what_the_first_one_knew() {
+    let shared = tempfile::tempdir().unwrap();
+    let [database, copy] = ["swarm.db", "copy.db"].map(|name| shared.path().join(name));
+    let first = Core::start(&database).await;
+    let password = std::fs::read_to_string(first.dir.path().join("admin-password")).unwrap();
+    assert_eq!(first.login(password.trim()).await, 200);
+    let (from, to) = (database.display().to_string(), copy.clone());
+    blocking::run(move || crate::store::backup(&from.as_str().into(), &to)).await.unwrap();
+    let second = Core::start(&copy).await;
+    assert_eq!(second.login(password.trim()).await, 200, "it has the accounts");
+    assert_eq!(first.login(password.trim()).await, 200, "the first one goes on undisturbed");
+    for core in [first, second] {
+        core.stop.cancel();
+        tokio::time::timeout(DEADLINE, core.ended).await.expect("it stops in time").unwrap().unwrap();
+    }
+}
+
 /// Whether anything still holds the blobs in `dir`: whoever does has a directory for uploads there.
 fn blobs_are_held(dir: &Path) -> bool {
     std::fs::read_dir(dir.join("blobs/tmp")).unwrap().next().is_some()

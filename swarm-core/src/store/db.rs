@@ -123,6 +123,16 @@ impl Db {
     }
 }
 
+/// Empties SQLite's write-ahead log, by which the next start sees that this one ended in order. The pool's connections may
+/// outlive this, so it does not wait for the last one to be closed.
+impl Drop for Db {
+    fn drop(&mut self) {
+        if let Some(conn @ Conn::Sqlite(_)) = self.writer().as_mut() {
+            let _ = conn.execute("PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(TRUNCATE)");
+        }
+    }
+}
+
 fn became_readonly(error: &StoreError) -> bool {
     let StoreError::Connection(source) = error else { return false };
     matches!(

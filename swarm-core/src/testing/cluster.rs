@@ -10,16 +10,48 @@ use tempfile::TempDir;
 pub(crate) struct Cluster {
     bin: PathBuf,
     folder: TempDir,
+    /// What its server is told beside the place of its socket.
+    options: String,
 }
 
 impl Cluster {
     /// A new and empty one, running.
     pub(crate) fn start() -> Self {
+        let cluster = Self::init();
+        cluster.resume();
+        cluster
+    }
+
+    fn init() -> Self {
         let cluster = Self::new();
         let flags = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"];
         run(as_postgres(&cluster.bin.join("initdb")).args(flags).arg(cluster.data()));
-        cluster.resume();
         cluster
+    }
+
+    /// One that speaks TLS on a loopback port, as `localhost`, and the certificate to trust.
+    #[cfg(feature = "postgres-tls")]
+    pub(crate) fn start_tls() -> (Self, PathBuf) {
+        let mut cluster = Self::init();
+        let (key, certificate) = (cluster.folder.path().join("key.pem"), cluster.folder.path().join("ca.pem"));
+        let words =
+            "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost";
+        let mut make = as_postgres(Path::new("openssl"));
+        run(make.args(words.split(' ')).arg("-keyout").arg(&key).arg("-out").arg(&certificate));
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        cluster.options = format!(
+            "-c listen_addresses=127.0.0.1 -p {port} -c ssl=on -c ssl_key_file={} -c ssl_cert_file={}",
+            key.display(),
+            certificate.display()
+        );
+        cluster.resume();
+        (cluster, certificate)
+    }
+
+    /// The port of one that speaks TLS.
+    #[cfg(feature = "postgres-tls")]
+    pub(crate) fn port(&self) -> &str {
+        self.options.split(' ').skip_while(|word| *word != "-p").nth(1).unwrap()
     }
 
     /// One that follows this one until it is promoted, running.
@@ -38,7 +70,7 @@ impl Cluster {
         if rustix::process::geteuid().is_root() {
             run(Command::new("chown").arg("postgres").arg(folder.path()));
         }
-        Self { bin: bin_dir(), folder }
+        Self { bin: bin_dir(), folder, options: "-c listen_addresses=".to_owned() }
     }
 
     fn data(&self) -> PathBuf {
@@ -54,7 +86,7 @@ impl Cluster {
     /// Starts it again; it answers when this returns.
     pub(crate) fn resume(&self) {
         let (folder, log) = (self.folder.path(), self.folder.path().join("log"));
-        let options = format!("-c listen_addresses= -k '{}'", folder.display());
+        let options = format!("{} -k '{}'", self.options, folder.display());
         run(self.control(&["start"]).arg("--log").arg(log).arg("--options").arg(options));
     }
 
@@ -94,8 +126,11 @@ fn bin_dir() -> PathBuf {
         .unwrap_or_default();
     versions.sort();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).chain(versions.into_iter().rev()).find(|dir| dir.join("initdb").is_file());
-    found.expect("a directory with initdb: install postgresql")
+    let has_all = |dir: &PathBuf| ["initdb", "pg_ctl", "pg_basebackup"].iter().all(|name| dir.join(name).is_file());
+    std::env::split_paths(&path)
+        .chain(versions.into_iter().rev())
+        .find(has_all)
+        .expect("a directory with initdb: install postgresql")
 }
 
 /// Postgres refuses to run as root; then the account of its package is used.

@@ -4,6 +4,7 @@ mod access;
 mod bytes;
 mod jobs;
 mod links;
+mod outages;
 mod sessions;
 
 use std::sync::Mutex;

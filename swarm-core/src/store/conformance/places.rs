@@ -37,10 +37,10 @@ fn installations_in_schemas_of_one_database_do_not_see_each_other() {
 }
 
 /// The files of `bench` as a power cut would leave them, in a directory of their own: the database's path there.
-fn cut_off(bench: &Bench) -> (tempfile::TempDir, std::path::PathBuf) {
+fn cut_off(bench: &Bench, last: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     let from = bench.url.strip_prefix("sqlite://").unwrap();
     bench.administer("PRAGMA wal_checkpoint(TRUNCATE)");
-    bench.apply(new_user("last", "physics")).unwrap();
+    bench.apply(new_user(last, "physics")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
         std::fs::copy(format!("{from}{suffix}"), folder.path().join(format!("swarm.db{suffix}"))).unwrap();
@@ -59,15 +59,16 @@ fn a_sqlite_file_that_was_left_open_is_checked_before_it_is_used() {
     for n in 0..100 {
         bench.apply(new_user(&format!("u{n}"), "physics")).unwrap();
     }
-    let (_folder, path) = cut_off(&bench);
+    let (_folder, path) = cut_off(&bench, "whole");
     let log = path.with_extension("db-wal");
     assert!(std::fs::metadata(&log).unwrap().len() > 0);
     let store = open(&path).unwrap();
     assert_eq!(store.users().unwrap().len(), 102, "what lay in the log is there");
     drop(store);
-    assert!(!log.exists(), "closed in order, it is not checked again");
+    let left = std::fs::metadata(&log).map_or(0, |log| log.len());
+    assert_eq!(left, 0, "closed in order, it is not checked again");
 
-    let (_folder, path) = cut_off(&bench);
+    let (_folder, path) = cut_off(&bench, "damaged");
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     let bytes = file.metadata().unwrap().len();
     file.write_all_at(&[0xa5; 4096], bytes - 4096).unwrap();
@@ -126,4 +127,29 @@ fn a_copy_of_a_store_in_use_is_one_state_of_it_and_opens_as_a_store() {
     let elsewhere = Source { schema: Some("s1".to_owned()), ..Source::from("postgres://me:hunter2@localhost/x") };
     let text = backup(&elsewhere, &folder.path().join("x")).unwrap_err().to_string();
     assert!(text.contains("pg_dump") && text.contains("--schema=s1") && !text.contains("hunter2"), "{text}");
+}
+
+/// Only in builds that can encrypt.
+#[cfg(feature = "postgres-tls")]
+#[test]
+fn a_server_is_used_over_tls_only_if_it_is_the_one_that_was_named() {
+    let (cluster, ca) = crate::testing::cluster::Cluster::start_tls();
+    let url = |host: &str, more: &str| format!("postgres://postgres@{host}:{}/postgres?{more}", cluster.port());
+    let verified = |ca: &Path| format!("sslmode=verify-full&sslrootcert={}", ca.display());
+    let good = url("localhost", &verified(&ca));
+    let store = Db::open(&good).unwrap();
+    assert_eq!(store.users().unwrap().len(), 0);
+    let Conn::Postgres(c) = &mut connect(&good) else { panic!("not Postgres") };
+    let query = "SELECT pid FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
+    assert_eq!(diesel::sql_query(query).execute(c).unwrap(), 1, "the session is encrypted");
+    let (_other, others_ca) = crate::testing::cluster::Cluster::start_tls();
+    for (wrong, word) in [
+        (url("localhost", &verified(&others_ca)), "certificate verify failed"),
+        // The certificate is for `localhost`.
+        (url("127.0.0.1", &verified(&ca)), "does not match host name"),
+    ] {
+        let Err(error) = Db::open(&wrong) else { panic!("{wrong}") };
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(text.contains(word), "{text}");
+    }
 }
