@@ -138,7 +138,10 @@ impl Runner {
             // In one go with the tests, since other targets would resolve to other features and build twice.
             Stage::Build => self.cargo_stage(&["build", "--locked", "--workspace", "--bins", "--tests"], &[], deadline),
             // Examples in the documentation cannot be named in one call with the others.
-            Stage::Unit => Ok(self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?)),
+            Stage::Unit => {
+                let findings = self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?);
+                if self.tier == Tier::Full { Ok(findings.and(self.tls(deadline)?)) } else { Ok(findings) }
+            }
             Stage::Swarm => self.tests(&["--test", "swarm"], deadline),
             Stage::Demo => self.demo(deadline),
         }
@@ -181,6 +184,14 @@ impl Runner {
             // Passing tests' own lines are part of the report.
             command.args(["--", "--show-output"]);
         }
+        self.marked_stage(&mut command, true, deadline)
+    }
+
+    /// What only a core with TLS to Postgres can show. It has OpenSSL compiled, which takes minutes.
+    fn tls(&self, deadline: Instant) -> Result<Findings> {
+        let mut command = cargo(&self.root);
+        command.args(["test", "--locked", "--package=swarm-core", "--features=postgres-tls", "--lib"]);
+        command.args(["--", "--show-output", "over_tls"]);
         self.marked_stage(&mut command, true, deadline)
     }
 
