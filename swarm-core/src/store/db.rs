@@ -46,9 +46,7 @@ impl Db {
         let left_open = matches!(&location, Location::Sqlite(path) if sqlite::was_left_open(path));
         let _alone =
             location.prepare().map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
-        let mut conn = location
-            .connect(Purpose::Write)
-            .map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
+        let mut conn = location.connect(Purpose::Write).map_err(|error| sqlite::cannot_open(at.clone(), error))?;
         if let (Location::Sqlite(path), Conn::Sqlite(c), true) = (&location, &mut conn, left_open) {
             sqlite::check(path, c)?;
         }

@@ -15,18 +15,17 @@ pub(crate) enum Injected {
     /// It breaks a constraint.
     Refused,
     /// SQLSTATE 40001; on SQLite its lock is another's (5).
-    Serialization,
+    Contended,
     /// SQLSTATE 40P01; on SQLite the disk is full (13).
-    Deadlock,
+    Aborted,
     /// SQLSTATE 57P01, and the connection with it; on SQLite an I/O error (10).
-    Shutdown,
+    Gone,
     /// It is carried out, and then the connection is lost before the answer.
     AnswerLost,
 }
 
 impl Injected {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Refused, Self::Serialization, Self::Deadlock, Self::Shutdown, Self::AnswerLost];
+    pub(crate) const ALL: [Self; 5] = [Self::Refused, Self::Contended, Self::Aborted, Self::Gone, Self::AnswerLost];
 }
 
 thread_local! {
@@ -84,10 +83,10 @@ impl Victim for PgConnection {
         let raise = |state| format!("DO $$ BEGIN RAISE EXCEPTION 'by a fault' USING ERRCODE = '{state}'; END $$");
         let statement = match fault {
             Injected::Refused => raise("check_violation"),
-            Injected::Serialization => raise("serialization_failure"),
+            Injected::Contended => raise("serialization_failure"),
             // Its SQLSTATE is not passed on to us, so its text has to be the server's own.
-            Injected::Deadlock => raise("deadlock_detected").replace("by a fault", "deadlock detected"),
-            Injected::Shutdown | Injected::AnswerLost => "SELECT pg_terminate_backend(pg_backend_pid())".to_owned(),
+            Injected::Aborted => raise("deadlock_detected").replace("by a fault", "deadlock detected"),
+            Injected::Gone | Injected::AnswerLost => "SELECT pg_terminate_backend(pg_backend_pid())".to_owned(),
         };
         self.batch_execute(&statement).expect_err("the server fails it")
     }
@@ -100,15 +99,15 @@ impl Victim for SqliteConnection {
             Injected::Refused => self
                 .batch_execute("INSERT INTO epoch (id, current) SELECT id, current FROM epoch")
                 .expect_err("the key is taken"),
-            Injected::Serialization => says("database is locked"),
-            Injected::Deadlock => {
+            Injected::Contended => says("database is locked"),
+            Injected::Aborted => {
                 self.batch_execute("PRAGMA max_page_count = 1").expect("it is set to what there is");
                 let fill = "CREATE TABLE injected AS SELECT zeroblob(1000000)";
                 let error = self.batch_execute(fill).expect_err("there is no room");
                 self.batch_execute("PRAGMA max_page_count = 1073741823").expect("it is set back");
                 error
             }
-            Injected::Shutdown | Injected::AnswerLost => says("disk I/O error"),
+            Injected::Gone | Injected::AnswerLost => says("disk I/O error"),
         }
     }
 }

@@ -35,16 +35,21 @@ pub(super) fn check(path: &Path, conn: &mut SqliteConnection) -> Result<(), Open
     let query = format!("SELECT {pragma} AS text FROM pragma_{pragma} LIMIT 1");
     let found = match diesel::sql_query(query).load::<Finding>(conn) {
         Ok(findings) => findings.into_iter().map(|finding| finding.text).find(|text| text != "ok"),
-        Err(error) if is_damage(&error) => Some(error.to_string()),
-        Err(error) => return Err(OpenError::Connect { at, source: error.into() }),
+        Err(error) => return Err(cannot_open(at, error)),
     };
     found.map_or(Ok(()), |found| Err(OpenError::Damaged { at, found: found.trim().replace('\n', ", ") }))
 }
 
-/// What SQLite says of a file that is no whole database (`sqlite3ErrStr` of SQLITE_CORRUPT and SQLITE_NOTADB).
-fn is_damage(error: &diesel::result::Error) -> bool {
-    let diesel::result::Error::DatabaseError(_, info) = error else { return false };
-    matches!(info.message(), "database disk image is malformed" | "file is not a database")
+/// Why the store at `at` cannot be opened: SQLite has its own words for a file that is no whole database (`sqlite3ErrStr` of
+/// SQLITE_CORRUPT and SQLITE_NOTADB).
+pub(super) fn cannot_open(at: String, error: diesel::result::Error) -> OpenError {
+    let text = error.to_string();
+    let is_damage = ["database disk image is malformed", "malformed database schema", "file is not a database"];
+    if is_damage.iter().any(|words| text.starts_with(words)) {
+        OpenError::Damaged { at, found: text }
+    } else {
+        OpenError::Connect { at, source: error.into() }
+    }
 }
 
 #[derive(QueryableByName)]

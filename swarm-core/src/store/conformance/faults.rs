@@ -89,7 +89,7 @@ pub(super) fn a_read_of_which_any_statement_fails_can_be_repeated(bench: &Bench)
     bench.commit(&mixed(bench, 1, job)).unwrap();
     let whole = format!("{:?}", bench.store.load().unwrap());
     // Reads break no constraints, and cannot fill a disk.
-    for fault in [Injected::Serialization, Injected::Shutdown, Injected::AnswerLost] {
+    for fault in [Injected::Contended, Injected::Gone, Injected::AnswerLost] {
         for statement in 0..STATEMENTS_MAX {
             arm(fault, statement);
             let answer = bench.store.load();
