@@ -340,8 +340,9 @@ mod tests {
 
     #[test]
     fn a_link_that_leaves_the_machine_is_verified_unless_the_operator_says_otherwise() {
-        // (local, sslmode, plaintext allowed, build with TLS), and a word of the refusal.
-        let cases: [(bool, Option<&str>, bool, bool, Option<&str>); 12] = [
+        /// Whether it is local, its sslmode, whether plaintext is allowed and TLS built in; a word of the refusal.
+        type Case = (bool, Option<&'static str>, bool, bool, Option<&'static str>);
+        let cases: [Case; 12] = [
             (true, None, false, false, None),
             (true, Some("prefer"), false, false, None),
             (true, Some("require"), false, false, Some("postgres-tls")),

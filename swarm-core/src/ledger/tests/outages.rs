@@ -54,7 +54,6 @@ async fn a_postgres_that_restarts_costs_nothing_acknowledged_and_heals_at_once()
             cluster.resume();
         }
         let took = heals(&rig, &format!("after{round}")).await;
-        println!("{mode}: committed and read again after {took:?}");
         assert!(took < HEALED, "{mode}: {took:?}");
     }
     enough.cancel();
@@ -85,7 +84,6 @@ async fn a_standby_that_is_promoted_goes_on_with_all_that_was_acknowledged() {
     primary.stop("immediate");
     standby.promote();
     let took = heals(&rig, "after").await;
-    println!("promoted: committed and read again after {took:?}");
     assert!(took < HEALED, "{took:?}");
     enough.cancel();
     let acknowledged = streaming.await.unwrap();
