@@ -234,7 +234,7 @@ fn modules(model: &Model, theme: Theme, frame: &mut Frame<'_>, area: Rect) {
         ("HANDLED", Length(10)),
         ("RATE/S", Length(8)),
         ("ERRORS", Length(7)),
-        ("LAST ERROR", Fill(1)),
+        ("DETAIL", Fill(1)),
     ];
     list(frame, area, &model.modules, "Modules", &columns, |module: &ModuleView| {
         let cells = vec![
@@ -244,7 +244,7 @@ fn modules(model: &Model, theme: Theme, frame: &mut Frame<'_>, area: Rect) {
             module.handled.to_string(),
             format!("{:.1}", module.rate_per_s),
             module.errors.to_string(),
-            module.last_error.clone().unwrap_or_else(|| "-".to_owned()),
+            module.detail.as_ref().or(module.last_error.as_ref()).map_or_else(|| "-".to_owned(), Clone::clone),
         ];
         (cells, theme.state(&module.state))
     });
@@ -320,6 +320,8 @@ pub(crate) mod samples {
             live,
             used_cpu_millis: live * 500,
             used_memory_bytes: u64::from(live) << 30,
+            free_slots: Some(8 - live),
+            load_millis: Some(1250),
             heard_at: Some(now() - chrono::Duration::seconds(i64::from(live))),
         };
         let workers = vec![worker(1, "w-01", "ready", 6), worker(2, "w-02", "draining", 1)];
@@ -327,6 +329,7 @@ pub(crate) mod samples {
         let module = |name: &str, depth, error: Option<&str>| ModuleView {
             name: name.into(),
             state: if error.is_some() { "failed".into() } else { "running".into() },
+            detail: None,
             queue_depth: depth,
             queue_capacity: 1024,
             handled: 123_456,

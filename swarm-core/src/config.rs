@@ -9,6 +9,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::cache::{RedisSettings, RedisUrl};
 use crate::images::ImageLimits;
 use crate::logger::Filter;
 use crate::plan::policy::PolicyConfig;
@@ -36,6 +37,13 @@ pub struct CoreConfig {
     pub database_schema: Option<String>,
     /// Whether the link to a Postgres on another host may go without encryption, or without verification of the server.
     pub database_plaintext: bool,
+    /// `redis://…`, `rediss://…` (TLS) or `redis+unix://…`; what is cached lies in the process when absent.
+    #[serde(skip_serializing)]
+    pub redis: Option<RedisUrl>,
+    /// Certificates (PEM) by which the one of Redis has to be signed; the public authorities when absent.
+    pub redis_ca_file: Option<PathBuf>,
+    /// Whether a Redis on another machine may be talked to without TLS.
+    pub redis_plain_text: bool,
     /// Which job is next: `{ name = "fifo" }` or `{ name = "priority-ageing", points_per_hour = 60 }`. Not among the
     /// serialised defaults, since layers are merged key by key and one policy's keys do not fit another.
     #[serde(skip_serializing)]
@@ -80,6 +88,8 @@ pub struct Limits {
     pub login_burst: u32,
     /// One further login from that address every so many milliseconds.
     pub login_interval_ms: u64,
+    /// While Redis is set but does not answer, a core lets through one in so many of these: the number of cores.
+    pub login_share: u32,
 }
 
 /// The log of the core itself.
@@ -105,6 +115,9 @@ impl Default for CoreConfig {
             database_url: None,
             database_schema: None,
             database_plaintext: false,
+            redis: None,
+            redis_ca_file: None,
+            redis_plain_text: false,
             policy: PolicyConfig::default(),
             heartbeat_interval_ms: 1000,
             lease_margin_ms: 5000,
@@ -130,6 +143,7 @@ impl Default for Limits {
             uploads: 32,
             login_burst: 20,
             login_interval_ms: 1000,
+            login_share: 4,
         }
     }
 }
@@ -256,8 +270,17 @@ impl CoreConfig {
             ("limits.uploads", limits.uploads.into()),
             ("limits.login_burst", limits.login_burst.into()),
             ("limits.login_interval_ms", limits.login_interval_ms),
+            ("limits.login_share", limits.login_share.into()),
         ] {
             ensure(value > 0, key, || "it is 0, so nothing would be let through".to_owned(), "give at least 1")?;
+        }
+        if let Some(Err(error)) = self.redis_settings().map(|settings| settings.check()) {
+            ensure(
+                false,
+                "redis",
+                || error.to_string(),
+                "write for instance rediss://:PASSWORD@redis.example.org:6379",
+            )?;
         }
         match self.log.filter.parse::<Filter>() {
             Ok(_) => Ok(()),
@@ -286,6 +309,13 @@ impl CoreConfig {
             schema: self.database_schema.clone(),
             plaintext: self.database_plaintext,
         }
+    }
+
+    /// What is said of Redis, if anything.
+    #[must_use]
+    pub fn redis_settings(&self) -> Option<RedisSettings> {
+        let (ca_file, plain_text) = (self.redis_ca_file.clone(), self.redis_plain_text);
+        self.redis.clone().map(|url| RedisSettings { url, ca_file, plain_text })
     }
 
     /// The bounds of images.
@@ -352,6 +382,10 @@ mod tests {
             ("start_deadline_s = 0", "start_deadline_s"),
             ("prepare_deadline_s = 604801", "prepare_deadline_s"),
             ("[limits]\nupload_bytes = 0", "limits.upload_bytes"),
+            ("[limits]\nlogin_share = 0", "limits.login_share"),
+            ("redis = 'redis://10.0.0.1'", "without TLS"),
+            ("redis = 'http://127.0.0.1'", "no address of a Redis"),
+            ("redis = 'redis://127.0.0.1'\nredis_ca_file = 'ca.pem'", "an address without TLS"),
             ("[log]\nfilter = 'a=b=c'", "log.filter"),
         ] {
             let error = load(toml, &CoreFlags::default()).unwrap_err();
@@ -367,7 +401,8 @@ mod tests {
         let default = CoreConfig { data_dir: loaded.data_dir.clone(), ..CoreConfig::default() };
         assert_eq!(format!("{loaded:#?}"), format!("{default:#?}"));
         let text = std::fs::read_to_string(sample).unwrap();
-        let whole = text.replace("# heartbeat_listen", "heartbeat_listen").replace("# database_", "database_");
+        let keys = ["heartbeat_listen", "database_url", "database_schema", "database_plaintext", "redis", "redis_ca_file"];
+        let whole = keys.iter().fold(text, |text, key| text.replace(&format!("# {key} ="), &format!("{key} =")));
         assert!(load(&whole, &CoreFlags::default()).is_ok(), "what is commented out is right too");
     }
 
@@ -376,6 +411,10 @@ mod tests {
         let config = load("database_url = 'postgres://u:hunter2@localhost/db'", &CoreFlags::default()).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(config.database().expose().contains("hunter2"));
+        let config = load("redis = 'rediss://:hunter2@redis.example.org'", &CoreFlags::default()).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let error = load("redis = 'redis://:hunter2@redis.example.org'", &CoreFlags::default()).unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
         assert!(CoreConfig::default().database().expose().starts_with("sqlite://"));
     }
 }

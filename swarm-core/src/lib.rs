@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod blobs;
+pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;

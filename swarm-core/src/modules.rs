@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::blobs::BlobStore;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::CoreConfig;
 use crate::dispatcher::{self, HeartbeatSocket, Sessions};
@@ -30,6 +31,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// Files, images and logs.
     pub blobs: Arc<dyn BlobStore>,
+    /// What may be lost: notices of logs, what workers last said.
+    pub cache: Arc<dyn Cache>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where heartbeats come in.
@@ -91,7 +94,7 @@ impl Modules {
     /// one of them fails.
     #[must_use]
     pub fn start(parts: Parts, settings: &Settings, stop: CancellationToken, history: History) -> Self {
-        let Parts { store, blobs, clock, heartbeats, epoch, swarm, snapshot } = parts;
+        let Parts { store, blobs, cache, clock, heartbeats, epoch, swarm, snapshot } = parts;
         let (recovered, schedules) = recover::plan_snapshot(snapshot, clock.now());
         let (runnable, delayed, live) = (recovered.runnable.len(), recovered.delayed.len(), recovered.live.len());
         crate::notice!(epoch = epoch.0, runnable, delayed, live, "took over with epoch {epoch}");
@@ -120,6 +123,8 @@ impl Modules {
             harvester: harvester_in,
         };
 
+        let (running, stopped) = (Arc::clone(&cache), stop());
+        supervisor.spawn(cache.gauge().clone(), async move { running.run(stopped).await });
         let sessions = Arc::new(Sessions::default());
         let deps = harvester::Deps {
             ledger: handles.ledger.clone(),
@@ -128,6 +133,7 @@ impl Modules {
             dispatcher: handles.dispatcher.clone(),
             scheduler: handles.scheduler.clone(),
             hibernator: handles.hibernator.clone(),
+            cache: Arc::clone(&cache),
             clock: Arc::clone(&clock),
             patience: settings.patience,
             log_bytes_max: settings.log_bytes_max,
@@ -143,6 +149,7 @@ impl Modules {
             store: Arc::clone(&store),
             scheduler: handles.scheduler.clone(),
             harvester: handles.harvester.clone(),
+            cache,
             clock: Arc::clone(&clock),
             socket: heartbeats,
             sessions,

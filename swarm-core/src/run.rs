@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::{BlobStore, DiskBlobs, MasterKey};
+use crate::cache;
 use crate::clock::{Clock, SystemClock};
 use crate::config::CoreConfig;
 use crate::dispatcher;
 use crate::http::{self, ApiState, Listener};
-use crate::identity::limits::Rate;
 use crate::identity::{Identity, IdentityConfig};
 use crate::logger::LoggerHandle;
 use crate::modules::{Modules, Parts, Settings};
@@ -98,10 +98,12 @@ async fn term(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let opening = config.clone();
     let Opened { store, blobs, epoch, swarm, snapshot, _lock } = blocking::run(move || open(&opening)).await?;
+    let cache = cache::open(&config, swarm, Arc::clone(&clock))?;
     let heartbeats = dispatcher::bind(config.heartbeat()).await?;
     let parts = Parts {
         store: Arc::clone(&store),
         blobs: Arc::clone(&blobs),
+        cache: Arc::clone(&cache),
         clock: Arc::clone(&clock),
         heartbeats,
         epoch,
@@ -113,14 +115,9 @@ async fn term(
     let opening = async {
         modules.resume().await?;
         let handles = modules.handles.clone();
-        let identity = IdentityConfig {
-            data_dir: config.data_dir.clone(),
-            swarm,
-            allow_root: config.allow_root,
-            logins: Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms },
-        };
-        let identity =
-            Identity::start(identity, Arc::clone(&store), handles.ledger.clone(), Arc::clone(&clock)).await?;
+        let identity = IdentityConfig { data_dir: config.data_dir.clone(), swarm, allow_root: config.allow_root };
+        let (records, counts, time) = (Arc::clone(&store), Arc::clone(&cache), Arc::clone(&clock));
+        let identity = Identity::start(identity, records, handles.ledger.clone(), counts, time).await?;
         let listener = Listener { address: config.listen, bound: Some(bound) };
         let config = Arc::new(config);
         let archive = Gauge::without_inbox("archive");
@@ -131,6 +128,7 @@ async fn term(
             store,
             blobs,
             identity,
+            cache,
             clock,
             supervisor: watched,
             config,

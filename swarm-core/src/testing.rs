@@ -17,9 +17,18 @@ use swarm_protocol::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::cache::{Cache, LocalCache, LoginLimit};
+use crate::clock::SystemClock;
+use crate::identity::limits::Rate;
 use crate::messages::{LedgerEntry, LedgerHandle};
 use crate::store::*;
 pub(crate) use troubled::{Trouble, Troubled};
+
+/// A cache in the process, whose limits no test comes near.
+pub(crate) fn cache() -> Arc<dyn Cache> {
+    let limit = LoginLimit { rate: Rate { burst: 1000, interval_ms: 1 }, share: 1 };
+    Arc::new(LocalCache::new(limit, Arc::new(SystemClock)))
+}
 
 /// `seconds` after a fixed beginning.
 pub(crate) fn at(seconds: i64) -> Timestamp {

@@ -492,6 +492,12 @@ pub struct WorkerView {
     pub used_cpu_millis: u32,
     /// Bytes of memory promised to them.
     pub used_memory_bytes: u64,
+    /// Slots without a task, by its last heartbeat.
+    #[serde(default)]
+    pub free_slots: Option<u32>,
+    /// One-minute load average of its machine in thousandths, by its last heartbeat.
+    #[serde(default)]
+    pub load_millis: Option<u32>,
     /// When it was last heard.
     pub heard_at: Option<Timestamp>,
 }
@@ -501,8 +507,11 @@ pub struct WorkerView {
 pub struct ModuleView {
     /// Its name.
     pub name: String,
-    /// `running`, `stopping`, `stopped` or `failed`.
+    /// `running`, `degraded` (it works without something it would like to have), `stopping`, `stopped` or `failed`.
     pub state: String,
+    /// How it is, where there is more to say of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// Messages waiting in its inbox.
     pub queue_depth: u64,
     /// How many fit.

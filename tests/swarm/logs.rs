@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use swarm_checker::{LogRead, Op, Verdict};
+use swarm_client::LogOptions;
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, TaskId};
 
@@ -124,6 +125,38 @@ fn keep_whole_lines(path: &Path) -> u64 {
     std::fs::write(path, whole).expect("a file can be written");
     let last = whole.lines().last().expect("a record");
     serde_json::from_str::<serde_json::Value>(last).expect("a record")["next"].as_u64().expect("a position")
+}
+
+/// A reader who follows is told of new bytes, and does not only look for them: of all there was to see, half came well
+/// within the pause between two looks.
+#[test]
+fn who_follows_a_log_sees_a_line_soon_after_it_was_written() {
+    let swarm = Swarm::start(Setup::default());
+    // Pauses of many lengths, lest they fit the times at which it would look anyway.
+    let script = "for s in 0.35 0.9 0.5 1.1 0.65 0.8 1.3 0.4 0.55 1 0.6 0.45 1.2 0.85; do date +%s%N; sleep $s; done";
+    let job = swarm.submit(&swarm.shell(script));
+    swarm.wait_started(job, 1);
+    let mut late_ms = swarm.block(async {
+        let mut late_ms = Vec::new();
+        let options = LogOptions { follow: true, ..LogOptions::default() };
+        let mut tail = swarm.client.log(TaskId { job, task: 0 }, options);
+        while let Some(record) = tail.next().await.expect("the log can be followed") {
+            let now_us = now_us();
+            for line in String::from_utf8_lossy(&record.bytes).lines() {
+                let written_us = line.parse::<i64>().expect("a time in nanoseconds") / 1000;
+                late_ms.push((now_us - written_us) / 1000);
+            }
+        }
+        late_ms
+    });
+    // What was written before the reader came is no measure of how soon it is told.
+    late_ms.drain(..3);
+    late_ms.sort_unstable();
+    let (median, most) = (late_ms[late_ms.len() / 2], late_ms[late_ms.len() - 1]);
+    report(&format!("a line written to a follower's screen: {median} ms in the median, {most} ms at most"));
+    assert!(median < 100, "{late_ms:?} ms");
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+    swarm.judge("lines followed", true);
 }
 
 /// Resident memory of a process in bytes.

@@ -26,7 +26,7 @@ impl Tier {
 /// One part of the run, in the order in which parts are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Stage {
-    /// Start a private Postgres and find or start a Docker engine
+    /// Start a private Postgres, find or start a Docker engine, and find a Redis
     Services,
     /// Formatting
     Fmt,

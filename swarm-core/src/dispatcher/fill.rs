@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::Dispatcher;
 use super::orders::order;
 use super::records::Prepared;
+use crate::cache::WorkerTable;
 use crate::messages::{Expected, HarvesterMsg, Runnable, SchedulerMsg, Shape, Stopping};
 use crate::plan::place::{Candidate, place};
 use crate::plan::queue::split;
@@ -34,6 +35,8 @@ impl Dispatcher {
     /// Offers parked shapes that fit somewhere, whatever nudge got lost, and keeps what workers said of themselves.
     pub(super) async fn sweep(&mut self) -> Result<(), Stopping> {
         self.note().await?;
+        let workers = self.picture.rows(&self.sessions, self.silence());
+        self.cache.show_workers(WorkerTable { epoch: self.epoch, workers });
         let workers = self.picture.candidates(&self.sessions, self.silence());
         if self.parked.len() > PARKED_MAX {
             let all = std::mem::take(&mut self.parked).into_iter().collect();

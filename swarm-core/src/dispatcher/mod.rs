@@ -41,6 +41,7 @@ pub use picture::SLOTS_MAX;
 pub use sessions::{Heard, Sessions};
 pub use udp::{BindError, HeartbeatSocket, bind};
 
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::CoreConfig;
 use crate::messages::{DispatcherMsg, HarvesterMsg, LedgerHandle, LinkTx, SchedulerMsg, Shape, Stopping};
@@ -100,6 +101,8 @@ pub struct Deps {
     pub scheduler: mpsc::Sender<SchedulerMsg>,
     /// Told of attempts, links and heartbeats.
     pub harvester: mpsc::Sender<HarvesterMsg>,
+    /// Shown what the workers last said.
+    pub cache: Arc<dyn Cache>,
     /// Judges silence.
     pub clock: Arc<dyn Clock>,
     /// From [`bind`].
@@ -125,7 +128,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut udp = JoinSet::new();
-    let Deps { ledger, store, scheduler, harvester, clock, socket, sessions, swarm, epoch, config } = deps;
+    let Deps { ledger, store, scheduler, harvester, cache, clock, socket, sessions, swarm, epoch, config } = deps;
     let heartbeats = socket.local_addr()?;
     let udp_deps = (Arc::clone(&sessions), harvester.clone(), Arc::clone(&clock), stop.clone());
     udp.spawn(udp::serve(socket, udp_deps.0, udp_deps.1, udp_deps.2, udp_deps.3));
@@ -137,6 +140,7 @@ pub async fn run(
         ledger,
         scheduler,
         harvester,
+        cache,
         clock,
         sessions,
         swarm,
@@ -191,6 +195,7 @@ struct Dispatcher {
     ledger: LedgerHandle,
     scheduler: mpsc::Sender<SchedulerMsg>,
     harvester: mpsc::Sender<HarvesterMsg>,
+    cache: Arc<dyn Cache>,
     clock: Arc<dyn Clock>,
     sessions: Arc<Sessions>,
     swarm: SwarmId,

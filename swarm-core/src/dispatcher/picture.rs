@@ -10,6 +10,7 @@ use swarm_protocol::spec::Resources;
 use swarm_protocol::{AttemptId, SessionId, Timestamp, WorkerId};
 
 use super::sessions::Sessions;
+use crate::cache::{WorkerRow, WorkerState};
 use crate::messages::LinkTx;
 use crate::plan::place::{Amount, Candidate, PREFETCH};
 use crate::plan::why::{Standing, Subject};
@@ -106,6 +107,31 @@ impl Worker {
             () if !link.ready => Standing::Joining,
             () if !heard.accepting || now_ms < self.declining_until_ms => Standing::Declining,
             () => Standing::Ready,
+        }
+    }
+}
+
+impl Worker {
+    fn row(&self, id: WorkerId, sessions: &Sessions, silence: Silence) -> WorkerRow {
+        let state = match self.standing(sessions, silence.now_ms, silence.ms_max) {
+            Standing::Ready | Standing::Joining => WorkerState::Ready,
+            Standing::Declining | Standing::Draining => WorkerState::Draining,
+            Standing::Suspect { .. } => WorkerState::Suspect,
+            Standing::Offline => WorkerState::Offline,
+            Standing::Revoked => WorkerState::Revoked,
+        };
+        let heard = self.link.as_ref().and_then(|link| sessions.heard(link.session));
+        let heard_at = heard.map(|heard| heard.at).or(self.heard_at);
+        let said = heard.and_then(|heard| heard.said);
+        WorkerRow {
+            id,
+            state,
+            live: self.used.slots,
+            used_cpu_millis: u32::try_from(self.used.cpu_millis).unwrap_or(u32::MAX),
+            used_memory_bytes: self.used.memory_bytes,
+            free_slots: said.map(|said| said.free_slots),
+            load_millis: said.map(|said| said.load_millis),
+            heard_at_us: heard_at.map(|at| at.timestamp_micros()),
         }
     }
 }
@@ -296,26 +322,26 @@ impl Picture {
 
     pub(super) fn views(&self, sessions: &Sessions, silence: Silence) -> Vec<WorkerView> {
         let view = |(id, worker): (&WorkerId, &Worker)| {
-            let state = match worker.standing(sessions, silence.now_ms, silence.ms_max) {
-                Standing::Ready | Standing::Joining => "ready",
-                Standing::Declining | Standing::Draining => "draining",
-                Standing::Suspect { .. } => "suspect",
-                Standing::Offline => "offline",
-                Standing::Revoked => "revoked",
-            };
-            let heard = worker.link.as_ref().and_then(|link| sessions.heard(link.session));
+            let row = worker.row(*id, sessions, silence);
             WorkerView {
                 id: *id,
                 name: worker.name.clone(),
-                state: state.to_owned(),
+                state: row.state.as_str().to_owned(),
                 facts: worker.facts.clone(),
                 labels: worker.labels.as_deref().cloned().unwrap_or_default(),
-                live: worker.used.slots,
-                used_cpu_millis: u32::try_from(worker.used.cpu_millis).unwrap_or(u32::MAX),
-                used_memory_bytes: worker.used.memory_bytes,
-                heard_at: heard.map(|heard| heard.at).or(worker.heard_at),
+                live: row.live,
+                used_cpu_millis: row.used_cpu_millis,
+                used_memory_bytes: row.used_memory_bytes,
+                free_slots: row.free_slots,
+                load_millis: row.load_millis,
+                heard_at: row.heard_at(),
             }
         };
         self.workers.iter().map(view).collect()
+    }
+
+    /// What the workers last said, for the API of any core.
+    pub(super) fn rows(&self, sessions: &Sessions, silence: Silence) -> Vec<WorkerRow> {
+        self.workers.iter().map(|(id, worker)| worker.row(*id, sessions, silence)).collect()
     }
 }

@@ -31,6 +31,17 @@ pub struct Heard {
     pub at: Timestamp,
     /// The worker's own word in its last heartbeat; true before the first.
     pub accepting: bool,
+    /// What else it said in it.
+    pub said: Option<Said>,
+}
+
+/// What a worker says of itself in a heartbeat, to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// Slots without a task.
+    pub free_slots: u32,
+    /// One-minute load average in thousandths.
+    pub load_millis: u32,
 }
 
 impl Sessions {
@@ -45,7 +56,7 @@ impl Sessions {
     }
 
     pub(crate) fn insert(&self, session: SessionId, worker: WorkerId, end: CoreEnd, boot_ms: u64, at: Timestamp) {
-        let heard = Heard { boot_ms, at, accepting: true };
+        let heard = Heard { boot_ms, at, accepting: true, said: None };
         self.map().insert(session, Session { worker, end, heard });
     }
 
@@ -78,7 +89,8 @@ impl Sessions {
         let mut map = self.map();
         let session = map.get_mut(&session).ok_or(WireError::Session)?;
         let heartbeat = session.end.open(datagram)?;
-        session.heard = Heard { boot_ms, at, accepting: heartbeat.accepting };
+        let Heartbeat { accepting, free_slots, load_millis, .. } = heartbeat;
+        session.heard = Heard { boot_ms, at, accepting, said: Some(Said { free_slots, load_millis }) };
         Ok((session.worker, heartbeat))
     }
 

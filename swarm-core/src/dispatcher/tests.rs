@@ -85,6 +85,7 @@ impl Swarm {
             store: Arc::new(memory.clone()),
             scheduler: scheduler.clone(),
             harvester: to_harvester,
+            cache: crate::testing::cache(),
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             socket,
             sessions: Arc::clone(&sessions),

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::late::LateReport;
 use super::logs::Checked;
 use super::{Back, Deps, outputs, retry};
+use crate::cache::LogNotice;
 use crate::messages::{DispatcherMsg, Expected, HibernatorMsg, LinkTx, Runnable, SchedulerMsg, Stopping};
 use crate::recover::work_of;
 use crate::store::{Applied, AttemptEnd, JobRecord, Next, Refusal, Transition, Work};
@@ -93,6 +94,7 @@ pub(super) async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, 
         // Not committed as far as we know, so not acknowledged: the worker repeats it.
         Err(Stopping) => return Back::Nothing,
     }
+    deps.cache.tell(LogNotice { attempt, bytes: 0, ended: true });
     drop(deps.dispatcher.send(DispatcherMsg::Freed { worker, attempt }).await);
     if let Some(link) = link.filter(|_| is_kept) {
         drop(link.send(ToWorker::FinishStored { attempt }).await);

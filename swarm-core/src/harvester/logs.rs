@@ -12,7 +12,9 @@ use swarm_protocol::{AttemptId, Digest, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::Deps;
 use crate::blobs::{BlobError, BlobStore, LogKey};
+use crate::cache::{Cache, LogNotice};
 use crate::messages::LinkTx;
 use crate::store::{Store, StoreError};
 use crate::supervise::Gauge;
@@ -68,15 +70,17 @@ pub enum Checked {
 ///
 /// # Errors
 /// When the operating system gives no thread.
-pub fn start(
-    blobs: Arc<dyn BlobStore>,
-    store: Arc<dyn Store>,
-    log_bytes_max: u64,
-    gauge: Gauge,
-) -> std::io::Result<(mpsc::Sender<LogWork>, JoinHandle<()>)> {
+pub fn start(deps: &Deps, gauge: Gauge) -> std::io::Result<(mpsc::Sender<LogWork>, JoinHandle<()>)> {
     let (sender, mut inbox) = mpsc::channel(QUEUE);
     let thread = Thread::start("log-writer")?;
-    let mut writer = Writer { blobs, store, log_bytes_max, gauge, hashes: HashMap::new() };
+    let mut writer = Writer {
+        blobs: Arc::clone(&deps.blobs),
+        store: Arc::clone(&deps.store),
+        cache: Arc::clone(&deps.cache),
+        log_bytes_max: deps.log_bytes_max,
+        gauge,
+        hashes: HashMap::new(),
+    };
     let task = tokio::spawn(async move {
         let mut batch = Vec::new();
         while inbox.recv_many(&mut batch, BATCH).await > 0 {
@@ -95,6 +99,7 @@ pub fn start(
 struct Writer {
     blobs: Arc<dyn BlobStore>,
     store: Arc<dyn Store>,
+    cache: Arc<dyn Cache>,
     log_bytes_max: u64,
     gauge: Gauge,
     /// Running hash and length of the logs of attempts that are followed.
@@ -105,8 +110,11 @@ impl Writer {
     fn handle(&mut self, work: LogWork) {
         match work {
             LogWork::Append { attempt, offset, bytes, link } => match self.append(attempt, offset, &bytes) {
-                // A lost acknowledgement is made up for by the next one, or by the end of the attempt.
-                Ok(offset) => drop(link.try_send(ToWorker::LogStored { attempt, offset })),
+                Ok(offset) => {
+                    self.cache.tell(LogNotice { attempt, bytes: offset, ended: false });
+                    // A lost acknowledgement is made up for by the next one, or by the end of the attempt.
+                    drop(link.try_send(ToWorker::LogStored { attempt, offset }));
+                }
                 Err(BlobError::Gap { have, .. }) => {
                     drop(link.try_send(ToWorker::LogStored { attempt, offset: have }));
                 }
@@ -224,6 +232,7 @@ mod tests {
         Writer {
             blobs: Arc::new(DiskBlobs::open(dir, key).unwrap()),
             store: Arc::new(Memory::default()),
+            cache: crate::testing::cache(),
             log_bytes_max: 100,
             gauge: Gauge::without_inbox("harvester"),
             hashes: HashMap::new(),

@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::BlobStore;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::dispatcher::Sessions;
 use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, LedgerHandle, LinkTx, SchedulerMsg};
@@ -57,6 +58,8 @@ pub struct Deps {
     pub scheduler: mpsc::Sender<SchedulerMsg>,
     /// Told of tasks that wait for a retry.
     pub hibernator: mpsc::Sender<HibernatorMsg>,
+    /// Told of stored bytes of logs and of ended attempts, for who follows them.
+    pub cache: Arc<dyn Cache>,
     /// Judges leases.
     pub clock: Arc<dyn Clock>,
     /// How long to wait for what.
@@ -96,8 +99,7 @@ pub async fn run(
     gauge: Gauge,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (logs, writer) =
-        logs::start(Arc::clone(&deps.blobs), Arc::clone(&deps.store), deps.log_bytes_max, gauge.clone())?;
+    let (logs, writer) = logs::start(&deps, gauge.clone())?;
     let mut harvester = Harvester {
         book: Book::new(deps.patience),
         late: Late::default(),

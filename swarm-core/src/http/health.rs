@@ -18,13 +18,14 @@ pub(super) fn livez() -> &'static str {
 }
 
 #[get("/readyz")]
-pub(super) async fn readyz(state: &State<Arc<ApiState>>) -> Answer<&'static str> {
+pub(super) async fn readyz(state: &State<Arc<ApiState>>) -> Answer<String> {
     if state.stop().is_cancelled() {
         return Err(unavailable("the core is stopping"));
     }
     let answered = tokio::time::timeout(READY_TIMEOUT, state.read(Store::swarm_id)).await;
     match answered {
-        Ok(Ok(_)) => Ok("ready\n"),
+        // Without Redis it is ready all the same.
+        Ok(Ok(_)) => Ok(format!("ready\ncache: {}\n", state.cache.health().word())),
         Ok(Err(failure)) => Err(failure),
         Err(_) => Err(unavailable("the database does not answer")),
     }

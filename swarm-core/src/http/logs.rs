@@ -19,10 +19,11 @@ use super::problem::{Answer, Failure, invalid, not_found};
 use super::transfer::{Download, bytes_answer, send_blob};
 use crate::archive::newest_attempt;
 use crate::blobs::LogKey;
+use crate::cache::Ear;
 use swarm_host::blocking;
 
 const CHUNK_BYTES: usize = 256 << 10;
-/// How soon a follower looks again: sooner after bytes came, later in silence.
+/// How soon a follower looks again without being told to: sooner after bytes came, later in silence.
 const POLL_MIN: Duration = Duration::from_millis(100);
 const POLL_MAX: Duration = Duration::from_secs(1);
 
@@ -37,7 +38,23 @@ struct Reader {
     attempt: AttemptId,
     offset: u64,
     follow: bool,
+    /// Told of new bytes, and of the end.
+    ear: Ear,
     pause: Duration,
+    /// Why it looks.
+    look: Look,
+    ended: bool,
+}
+
+/// Why a follower looks at a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// On its own account, or as it was told of the end.
+    Wholly,
+    /// It was told of new bytes.
+    Told,
+    /// It has just read some.
+    ForMore,
 }
 
 impl<'r> Responder<'r, 'static> for LogAnswer {
@@ -60,23 +77,45 @@ impl Reader {
     /// that came in between are missed.
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            let ended = !self.follow || self.has_ended().await?;
+            if !self.ended && self.look == Look::Wholly {
+                self.ended = !self.follow || self.has_ended().await?;
+            }
             let (blobs, key, offset) = (Arc::clone(&self.state.blobs), LogKey::from(self.attempt), self.offset);
             let bytes = blocking::run(move || blobs.log_read(&key, offset, CHUNK_BYTES)).await;
             let bytes = self.state.served(bytes).map_err(io::Error::other)?;
             if !bytes.is_empty() {
                 self.offset += bytes.len() as u64;
-                self.pause = POLL_MIN;
+                (self.pause, self.look) = (POLL_MIN, Look::ForMore);
                 return Ok(Some(bytes.into()));
             }
-            if ended {
+            if self.ended {
                 return Ok(None);
             }
-            tokio::select! {
-                () = tokio::time::sleep(self.pause) => self.pause = (self.pause * 2).min(POLL_MAX),
-                // An error, not an end: the reader goes on at another core.
-                () = self.state.stop().cancelled() => return Err(io::ErrorKind::ConnectionAborted.into()),
+            if self.look == Look::Told {
+                // Of bytes that are not there: notices may be lies, and must not make it look all the time.
+                self.unless_stopped(tokio::time::sleep(POLL_MIN)).await?;
             }
+            self.look = self.wait().await?;
+        }
+    }
+
+    /// Waits until there is something to look for, or it is time to look for it anyway.
+    async fn wait(&mut self) -> io::Result<Look> {
+        let (offset, pause, stop) = (self.offset, self.pause, self.state.stop().clone());
+        tokio::select! {
+            notice = self.ear.beyond(offset) => Ok(if notice.ended { Look::Wholly } else { Look::Told }),
+            () = tokio::time::sleep(pause) => {
+                self.pause = (pause * 2).min(POLL_MAX);
+                Ok(Look::Wholly)
+            }
+            () = stop.cancelled() => Err(gone()),
+        }
+    }
+
+    async fn unless_stopped(&self, waiting: impl Future<Output = ()>) -> io::Result<()> {
+        tokio::select! {
+            () = waiting => Ok(()),
+            () = self.state.stop().cancelled() => Err(gone()),
         }
     }
 
@@ -87,6 +126,11 @@ impl Reader {
         // A recalled attempt leaves no row: nothing more comes from it.
         Ok(record.is_none_or(|record| record.ended_at.is_some()))
     }
+}
+
+/// An error, not an end: the reader goes on at another core.
+fn gone() -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
 }
 
 #[get("/jobs/<job>/tasks/<task>/log?<attempt>&<offset>&<follow>")]
@@ -111,7 +155,9 @@ pub(super) async fn log(
     if !known {
         return Err(not_found("attempt", id));
     }
-    let reader = Reader { state: Arc::clone(state), attempt: id, offset, follow, pause: POLL_MIN };
+    let (state, ear) = (Arc::clone(state), state.cache.hear(id));
+    let (pause, look, ended) = (POLL_MIN, Look::Wholly, false);
+    let reader = Reader { state, attempt: id, offset, follow, ear, pause, look, ended };
     Ok(LogAnswer { attempt, reader })
 }
 

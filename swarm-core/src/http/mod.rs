@@ -36,6 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::BlobStore;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::CoreConfig;
 use crate::identity::Identity;
@@ -62,6 +63,8 @@ pub struct ApiState {
     pub blobs: Arc<dyn BlobStore>,
     /// Who may do what.
     pub identity: Arc<Identity>,
+    /// What may be lost: notices of logs, what workers last said.
+    pub cache: Arc<dyn Cache>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The modules' status, and the token that stops them.

@@ -10,6 +10,7 @@ use swarm_protocol::api::{ModuleView, Page};
 use super::ApiState;
 use super::guards::{Operator, User, optional};
 use super::problem::{Answer, internal, invalid};
+use crate::cache;
 use crate::logger::{Filter, LoggerHandle};
 
 const LINES_MAX: usize = 10_000;
@@ -17,6 +18,9 @@ const LINES_MAX: usize = 10_000;
 #[get("/modules")]
 pub(super) fn list(_user: User, state: &State<Arc<ApiState>>) -> Json<Page<ModuleView>> {
     let mut items = state.supervisor.views();
+    if let Some(view) = items.iter_mut().find(|view| view.name == cache::NAME) {
+        state.cache.health().show_in(view);
+    }
     items.extend(state.logger.as_ref().map(LoggerHandle::view));
     Json(Page { items, next: None })
 }

@@ -7,45 +7,70 @@ use rocket::http::Status;
 use rocket::response::status::NoContent;
 use rocket::serde::json::Json;
 use rocket::{State, delete, get, post};
-use swarm_protocol::WorkerId;
 use swarm_protocol::api::{JoinAnswer, JoinRequest, JoinToken, JoinTokenRequest, Page, WorkerView};
-use swarm_protocol::link::WorkerFacts;
+use swarm_protocol::{Epoch, WorkerId};
 
 use super::guards::{Admin, Body, Client, Operator, User, With, created, param};
 use super::problem::{Answer, not_found};
 use super::{ApiState, tell};
+use crate::cache::{WorkerRow, WorkerState, WorkerTable};
 use crate::messages::{DispatcherMsg, HarvesterMsg};
 use crate::store::{Applied, Store, Transition, WorkerRecord};
 
-/// The store knows every worker, the dispatcher those it has heard of.
-fn merge(records: Vec<WorkerRecord>, heard: Vec<WorkerView>) -> Vec<WorkerView> {
-    let mut heard: HashMap<WorkerId, WorkerView> = heard.into_iter().map(|view| (view.id, view)).collect();
-    let view = |record: WorkerRecord| {
-        let silent = || WorkerView {
+/// The store knows every worker, the dispatcher those that are linked here, and the table what a core that followed this
+/// one hears of them.
+struct Known {
+    heard: HashMap<WorkerId, WorkerView>,
+    table: Option<WorkerTable>,
+    epoch: Epoch,
+}
+
+impl Known {
+    fn view(&mut self, record: WorkerRecord) -> WorkerView {
+        let silent = WorkerView {
             id: record.id,
-            name: record.name.clone(),
-            state: "offline".to_owned(),
-            facts: WorkerFacts::default(),
-            labels: record.labels.clone().unwrap_or_default(),
+            name: record.name,
+            state: WorkerState::Offline.as_str().to_owned(),
+            facts: record.facts.unwrap_or_default(),
+            labels: record.labels.unwrap_or_default(),
             live: 0,
             used_cpu_millis: 0,
             used_memory_bytes: 0,
+            free_slots: None,
+            load_millis: None,
             heard_at: None,
         };
-        let mut view = heard.remove(&record.id).unwrap_or_else(silent);
+        let mut view = self.heard.remove(&record.id).unwrap_or(silent);
+        let is_here = view.state != WorkerState::Offline.as_str();
+        if let Some(table) = self.table.as_ref().filter(|_| !is_here)
+            && let Some(row) = table.workers.iter().find(|row| row.id == record.id)
+        {
+            // An earlier term's word tells when a worker was last heard, not how it stands.
+            if table.epoch > self.epoch {
+                take_over(&mut view, row);
+            }
+            view.heard_at = view.heard_at.max(row.heard_at());
+        }
         if record.revoked {
-            view.state = "revoked".to_owned();
+            view.state = WorkerState::Revoked.as_str().to_owned();
         }
         view
-    };
-    records.into_iter().map(view).collect()
+    }
+}
+
+fn take_over(view: &mut WorkerView, row: &WorkerRow) {
+    view.state = row.state.as_str().to_owned();
+    (view.live, view.used_cpu_millis, view.used_memory_bytes) = (row.live, row.used_cpu_millis, row.used_memory_bytes);
+    (view.free_slots, view.load_millis) = (row.free_slots, row.load_millis);
 }
 
 #[get("/workers")]
 pub(super) async fn list(_user: User, state: &State<Arc<ApiState>>) -> Answer<Json<Page<WorkerView>>> {
     let records = state.read(Store::workers).await?;
     let heard = state.ask(&state.handles.dispatcher, |reply| DispatcherMsg::Workers { reply }).await?;
-    Ok(Json(Page { items: merge(records, heard), next: None }))
+    let heard = heard.into_iter().map(|view| (view.id, view)).collect();
+    let mut known = Known { heard, table: state.cache.workers().await, epoch: state.epoch };
+    Ok(Json(Page { items: records.into_iter().map(|record| known.view(record)).collect(), next: None }))
 }
 
 #[post("/workers/tokens", data = "<body>")]
@@ -119,4 +144,55 @@ pub(super) async fn declare_lost(operator: Operator, worker: &str, state: &State
     let (by, name) = (&operator.0.name, &record.name);
     crate::audit!(user = by, attempts = ended, "`{by}` declared worker `{name}` lost; {ended} attempts ended");
     Ok(NoContent)
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::Digest;
+
+    use super::*;
+    use crate::testing::at;
+
+    fn record(id: u64, revoked: bool) -> WorkerRecord {
+        let name = format!("w{id}");
+        WorkerRecord {
+            id: WorkerId(id),
+            name,
+            revoked,
+            draining: false,
+            key: Digest::of(b""),
+            facts: None,
+            labels: None,
+        }
+    }
+
+    fn row(id: u64) -> WorkerRow {
+        WorkerRow {
+            id: WorkerId(id),
+            state: WorkerState::Suspect,
+            live: 3,
+            used_cpu_millis: 4,
+            used_memory_bytes: 5,
+            free_slots: Some(6),
+            load_millis: Some(7),
+            heard_at_us: Some(at(8).timestamp_micros()),
+        }
+    }
+
+    #[test]
+    fn of_what_is_not_linked_here_the_core_of_a_later_term_knows_more() {
+        let table = |epoch| Some(WorkerTable { epoch: Epoch(epoch), workers: vec![row(1), row(2)] });
+        let seen = |epoch, revoked| {
+            let mut known = Known { heard: HashMap::new(), table: table(epoch), epoch: Epoch(5) };
+            let view = known.view(record(1, revoked));
+            (view.state, view.live, view.free_slots, view.heard_at)
+        };
+        assert_eq!(seen(6, false), ("suspect".into(), 3, Some(6), Some(at(8))));
+        assert_eq!(seen(6, true).0, "revoked", "the store has the last word");
+        assert_eq!(seen(5, false), ("offline".into(), 0, None, Some(at(8))));
+        let mut here = Known { heard: HashMap::new(), table: None, epoch: Epoch(5) }.view(record(1, false));
+        here.state = "ready".to_owned();
+        let heard = HashMap::from([(WorkerId(1), here.clone())]);
+        assert_eq!(Known { heard, table: table(6), epoch: Epoch(5) }.view(record(1, false)), here);
+    }
 }

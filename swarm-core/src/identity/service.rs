@@ -19,9 +19,10 @@ use uuid::Uuid;
 pub use self::accounts::Account;
 use super::jwt::{AccessTokens, JwtError, LIFETIME};
 use super::keyfile::{self, KeyFileError};
-use super::limits::{Limited, Limiter, Lockout, Rate};
+use super::limits::{Limited, Lockout};
 use super::password::{PasswordError, Passwords};
 use super::workers::WorkerKeys;
+use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::messages::{LedgerHandle, Stopping};
 use crate::store::{Applied, Refusal, Store, StoreError, Transition};
@@ -29,7 +30,7 @@ use swarm_host::blocking;
 
 /// How long a revocation is kept after its token ended, since clocks differ.
 const REVOKED_LONGER: TimeDelta = TimeDelta::minutes(1);
-/// Addresses, and names with failed logins, that are remembered.
+/// Names with failed logins that are remembered.
 const REMEMBERED_MAX: usize = 10_000;
 
 /// What the service needs to know.
@@ -41,8 +42,6 @@ pub struct IdentityConfig {
     pub swarm: SwarmId,
     /// Whether jobs of the first account's group may run as root.
     pub allow_root: bool,
-    /// Logins and joins from one address.
-    pub logins: Rate,
 }
 
 /// Why somebody was turned away.
@@ -97,7 +96,8 @@ pub struct Identity {
     tokens: AccessTokens,
     lockout: Lockout,
     memory: RwLock<Memory>,
-    clients: Mutex<Limiter<IpAddr>>,
+    /// Counts logins and joins from each address.
+    cache: Arc<dyn Cache>,
     /// Failures in a row by name, known or not, and the last one in ms: so that a locked name does not tell whether it
     /// exists, and failures count before they are committed.
     failures: Mutex<HashMap<String, (u32, u64)>>,
@@ -127,6 +127,7 @@ impl Identity {
         config: IdentityConfig,
         store: Arc<dyn Store>,
         ledger: LedgerHandle,
+        cache: Arc<dyn Cache>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, AuthError> {
         let path = config.data_dir.join("jwt.key");
@@ -151,7 +152,7 @@ impl Identity {
             tokens: AccessTokens::new(config.swarm, LIFETIME, &key, &[]),
             lockout: Lockout::default(),
             memory: RwLock::new(memory),
-            clients: Mutex::new(Limiter::new(config.logins, REMEMBERED_MAX)),
+            cache,
             failures: Mutex::default(),
         };
         if fresh {
@@ -182,8 +183,7 @@ impl Identity {
         change(&mut self.memory.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn throttle(&self, client: IpAddr) -> Result<(), AuthError> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(clients.take(&client, self.clock.boot_ms())?)
+    async fn throttle(&self, client: IpAddr) -> Result<(), AuthError> {
+        Ok(self.cache.take_login(client).await?)
     }
 }

@@ -128,6 +128,7 @@ impl Gauge {
             ModuleView {
                 name: self.0.name.to_owned(),
                 state: counts.state.to_owned(),
+                detail: None,
                 queue_depth,
                 queue_capacity: self.0.capacity,
                 handled: counts.handled,

@@ -31,7 +31,7 @@ use crate::modules::{Modules, Parts, Settings};
 use crate::store::conformance::Bench;
 use crate::store::{Applied, AttemptRecord, Db, NewJob, Store, Transition};
 use crate::supervise::History;
-use crate::testing::{Troubled, at, report};
+use crate::testing::{Troubled, at, cache, report};
 
 /// Everything awaited below comes well within this.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -74,6 +74,7 @@ impl<'a> Core<'a> {
         let parts = Parts {
             store: Arc::clone(&troubled) as Arc<dyn Store>,
             blobs: Arc::clone(&disk.blobs),
+            cache: cache(),
             clock: Arc::clone(&disk.clock) as Arc<dyn Clock>,
             heartbeats: dispatcher::bind("127.0.0.1:0".parse().unwrap()).await.unwrap(),
             epoch: store.take_over().unwrap(),

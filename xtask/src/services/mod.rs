@@ -1,4 +1,5 @@
-//! What the tests need beside the code: a database and a Docker engine. What is started here is stopped here.
+//! What the tests need beside the code: a database, a Docker engine, and the program of a Redis. What is started here is
+//! stopped here.
 
 mod docker;
 mod postgres;
@@ -36,6 +37,10 @@ impl Services {
         }
         if !found("docker") || ((own_engine || !docker::answers()) && !found("dockerd")) {
             missing.push("docker.io");
+        }
+        // Not started here: every test that needs one has its own, to kill and to fill.
+        if !found("redis-server") {
+            missing.push("redis-server");
         }
         install(&missing, stop)?;
         let deadline = deadline.max(Instant::now() + START_MIN);

@@ -21,7 +21,6 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::blobs::{DiskBlobs, MasterKey};
 use crate::clock::{ManualClock, truncate};
-use crate::identity::limits::Rate;
 use crate::identity::{Account, IdentityConfig};
 use crate::logger::{Filter, LoggerConfig, Stderr, scoped};
 use crate::messages::{
@@ -191,9 +190,10 @@ async fn state(config: CoreConfig) -> (ApiState, Ahead, Arc<ManualClock>, mpsc::
         .spawn(gauge.clone(), crate::ledger::run(inbox, Arc::clone(&store), epoch, gauge, supervisor.stop().clone()));
     let ahead = Ahead::default();
     let ledger = ahead.before(LedgerHandle(ledger));
-    let logins = Rate { burst: config.limits.login_burst, interval_ms: config.limits.login_interval_ms };
-    let identity = IdentityConfig { data_dir: dir.path().into(), swarm, allow_root: true, logins };
-    let identity = Identity::start(identity, Arc::clone(&store), ledger.clone(), clock.clone()).await.unwrap();
+    let cache = crate::cache::open(&config, swarm, clock.clone()).unwrap();
+    let identity = IdentityConfig { data_dir: dir.path().into(), swarm, allow_root: true };
+    let (records, counts) = (Arc::clone(&store), Arc::clone(&cache));
+    let identity = Identity::start(identity, records, ledger.clone(), counts, clock.clone()).await.unwrap();
     let (seen, watch) = mpsc::channel(64);
     let handles = Handles {
         receiver: receiver(ledger.clone()),
@@ -215,6 +215,7 @@ async fn state(config: CoreConfig) -> (ApiState, Ahead, Arc<ManualClock>, mpsc::
         store,
         blobs,
         identity,
+        cache,
         clock: clock.clone(),
         supervisor,
         archive,

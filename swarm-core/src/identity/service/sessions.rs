@@ -55,7 +55,7 @@ impl Identity {
     /// # Errors
     /// [`AuthError::Unauthenticated`], or [`AuthError::Limited`] after too many failures.
     pub async fn login(&self, client: IpAddr, request: LoginRequest) -> Result<Tokens, AuthError> {
-        self.throttle(client)?;
+        self.throttle(client).await?;
         let LoginRequest { user: name, password } = request;
         let password = SecretString::from(password);
         if !is_name(&name) {

@@ -38,7 +38,7 @@ impl Identity {
     /// # Errors
     /// [`AuthError::Unauthenticated`] for a token that is unknown, used, expired or for another name.
     pub async fn join(&self, client: IpAddr, request: JoinRequest) -> Result<JoinAnswer, AuthError> {
-        self.throttle(client)?;
+        self.throttle(client).await?;
         let refused = || {
             let text = "the join token is unknown, used up, expired, or for another worker; ask an admin for a new one";
             AuthError::Unauthenticated(text.to_owned())
