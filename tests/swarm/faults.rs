@@ -3,6 +3,7 @@
 mod contained;
 mod engine;
 mod files;
+mod redis;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};

@@ -8,6 +8,7 @@ mod judge;
 mod own_engine;
 mod process;
 mod recorder;
+mod redis;
 mod swarm;
 
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ pub(crate) use engine::{Docker, Engine, docker};
 pub(crate) use own_engine::{OwnEngine, Part};
 pub(crate) use process::{Ended, Proc, command, run, signal, strays};
 pub(crate) use recorder::{Log, log_read};
+pub(crate) use redis::{PASSWORD, Redis};
 pub(crate) use swarm::{Setup, Swarm, shared};
 
 /// How long anything may take that should take a few seconds; the machine may be busy.

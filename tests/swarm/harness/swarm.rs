@@ -29,6 +29,8 @@ use super::{Docker, Ended, Engine, NOISE, PATIENCE, Proc, eventually, noise, now
 pub(crate) struct Setup {
     /// A Postgres server; SQLite without one.
     pub(crate) postgres: Option<String>,
+    /// A Redis for the core; its cache lies in the process without one.
+    pub(crate) redis: Option<String>,
     /// Slots of the worker, 4 when not said.
     pub(crate) slots: Option<u32>,
     /// `swarm up` instead of a core and a worker apart.
@@ -178,6 +180,7 @@ impl Swarm {
         if let Some((url, _)) = &self.database {
             command.env("SWARM_CORE_DATABASE_URL", url);
         }
+        command.envs(self.setup.redis.iter().map(|url| ("SWARM_CORE_REDIS", url)));
         command.envs(self.setup.engine.iter().map(|host| ("DOCKER_HOST", host)));
         command.envs(environment.iter().copied()).envs(self.setup.core_env.iter().copied());
         let mut core = Proc::start("core", self.home(), command);
@@ -497,7 +500,7 @@ impl Swarm {
 }
 
 /// A loopback address whose port is free for TCP and UDP alike.
-fn free_address() -> String {
+pub(super) fn free_address() -> String {
     eventually("a port is free", PATIENCE, || {
         let tcp = TcpListener::bind("127.0.0.1:0").ok()?;
         let address = tcp.local_addr().ok()?;

@@ -36,7 +36,7 @@ fn table(epoch: u64) -> WorkerTable {
 }
 
 impl Bed {
-    async fn start(flags: &[&'static str]) -> Self {
+    async fn start(flags: &[&str]) -> Self {
         let (server, stop) = (Server::start(flags).await, CancellationToken::new());
         let cache = on_redis(&server, LIMIT, &stop).await;
         // As long after its start as matters.
@@ -57,11 +57,13 @@ impl Bed {
 
     /// The line is given up, for a reason with these words; all that needs no other core works on.
     async fn is_away(&self, words: &str, fresh_client: u8) {
-        eventually("the state says it", async || {
-            let shown = self.cache.health().to_string();
-            shown.starts_with("redis: away for ") && shown.contains(words)
-        })
-        .await;
+        let mut shown = String::new();
+        let is_said = async || {
+            shown = self.cache.health().to_string();
+            shown.starts_with("redis: away for ") && !shown.contains("not reached yet")
+        };
+        eventually("the state says it", is_said).await;
+        assert!(shown.contains(words), "{shown}");
         assert_eq!(self.cache.health().word(), "redis: away");
         assert_eq!(self.logins(fresh_client).await, 2, "the share is let through, and no more");
         self.wakes_its_own().await;
@@ -168,7 +170,7 @@ async fn with_another_password() {
     let _: Value = server.tell(&[b"ACL", b"SETUSER", b"default", b"resetpass", b">right"]).await;
     let cache = connecting(server.settings("hunter2"), LIMIT, &stop);
     let bed = Bed { server, cache, _stop: stop.drop_guard() };
-    bed.is_away("WRONGPASS", 1).await;
+    bed.is_away("authentication failed", 1).await;
     assert!(!bed.cache.health().to_string().contains("hunter2"));
     let right = connecting(bed.server.settings("right"), LIMIT, &CancellationToken::new());
     eventually("the right one is let in", async || right.health().to_string() == "redis: up").await;

@@ -12,6 +12,8 @@ mod line;
 mod notices;
 #[cfg(test)]
 pub(super) mod server;
+#[cfg(test)]
+mod tls;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -106,7 +108,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What Redis or the system says, made harmless.
 fn reason(error: &RedisError) -> String {
-    sanitise(&error.to_string().chars().take(REASON_CHARS_MAX).collect::<String>(), false)
+    let said = error.clone().into_server_errors();
+    let said = said
+        .and_then(|all| all.first().map(|(_, error)| (error.code().to_owned(), error.details().map(str::to_owned))));
+    let text = said.map_or_else(|| error.to_string(), |(code, text)| format!("{code} {}", text.unwrap_or_default()));
+    sanitise(&text.chars().take(REASON_CHARS_MAX).collect::<String>(), false)
 }
 
 impl RedisCache {

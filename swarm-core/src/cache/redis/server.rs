@@ -14,18 +14,18 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// Runs until it is dropped, unless killed before.
 pub(crate) struct Server {
     dir: tempfile::TempDir,
-    flags: Vec<&'static str>,
+    flags: Vec<String>,
     child: Option<Child>,
 }
 
 impl Server {
     /// One that has not been started.
-    pub(crate) fn absent(flags: &[&'static str]) -> Self {
+    pub(crate) fn absent(flags: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("swarm-redis-").tempdir().unwrap();
-        Self { dir, flags: flags.to_vec(), child: None }
+        Self { dir, flags: flags.iter().map(|flag| (*flag).to_owned()).collect(), child: None }
     }
 
-    pub(crate) async fn start(flags: &[&'static str]) -> Self {
+    pub(crate) async fn start(flags: &[&str]) -> Self {
         let mut server = Self::absent(flags);
         server.launch();
         server.answers().await;

@@ -3,6 +3,7 @@ use swarm_protocol::link::OutputReport;
 
 use super::*;
 use crate::blobs::LogKey;
+use crate::cache::LogNotice;
 use crate::store::{AttemptEnd, Next, SENT_MAX};
 
 #[tokio::test]
@@ -127,8 +128,13 @@ async fn ended_job(swarm: &Swarm, account: &Account, token: &str) -> JobId {
     let job = swarm.job(token, r#"{"image":"tool","outputs":[{"path":"/out/r"}]}"#).await;
     let (worker, _) = swarm.worker("w1").await;
     let attempt = swarm.assign(job, worker).await;
-    let (now, digest) = (swarm.clock.now(), swarm.store_blob(b"the output"));
     swarm.blobs.log_append(&LogKey::from(attempt), 0, b"log bytes").unwrap();
+    end_well(swarm, attempt, worker).await;
+    job
+}
+
+async fn end_well(swarm: &Swarm, attempt: AttemptId, worker: WorkerId) {
+    let (now, digest) = (swarm.clock.now(), swarm.store_blob(b"the output"));
     let output = OutputReport { path: "/out/r".into(), digest, size_bytes: 10, is_dir: false, mode: 0o644 };
     let end = AttemptEnd {
         attempt,
@@ -145,7 +151,6 @@ async fn ended_job(swarm: &Swarm, account: &Account, token: &str) -> JobId {
         usage: None,
     };
     swarm.commit(Transition::End(Box::new(end))).await;
-    job
 }
 
 #[tokio::test]
@@ -177,6 +182,37 @@ async fn outputs_and_logs_are_read_whole_and_from_the_middle() {
     assert_eq!(log.headers().get_one("Swarm-Attempt"), Some("1"));
     assert_eq!(log.into_string().await.unwrap(), "bytes");
     assert_eq!(swarm.get(&format!("/api/v1/jobs/{job}/tasks/0/log?attempt=3"), &token).await.0, 404);
+}
+
+#[tokio::test]
+async fn who_follows_a_log_is_woken_by_notices_and_not_driven_by_false_ones() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    swarm.image(ada.group).await;
+    let job = swarm.job(&token, r#"{"image":"tool","outputs":[{"path":"/out/r"}]}"#).await;
+    let (worker, _) = swarm.worker("w1").await;
+    let attempt = swarm.assign(job, worker).await;
+    let looks = async || {
+        let modules = swarm.get("/api/v1/modules", &token).await.1;
+        let archive = modules["items"].as_array().unwrap().iter().find(|module| module["name"] == "archive");
+        archive.unwrap()["handled"].as_u64().unwrap()
+    };
+    let path = format!("/api/v1/jobs/{job}/tasks/0/log?follow=true");
+    let follow = async { swarm.send(Method::Get, &path, &token, &[], "").await.into_string().await.unwrap() };
+    let tell = async {
+        let (before, began) = (looks().await, std::time::Instant::now());
+        for _ in 0..1000 {
+            swarm.cache.tell(LogNotice { attempt, bytes: u64::MAX, ended: false });
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (looked, tenths) = (looks().await - before, began.elapsed().as_millis() as u64 / 100);
+        assert!(looked < 2 * tenths + 10, "it looked {looked} times in {tenths} tenths of a second");
+        swarm.blobs.log_append(&LogKey::from(attempt), 0, b"log bytes").unwrap();
+        end_well(&swarm, attempt, worker).await;
+        swarm.cache.tell(LogNotice { attempt, bytes: 0, ended: true });
+    };
+    let (log, ()) = tokio::join!(follow, tell);
+    assert_eq!(log, "log bytes");
 }
 
 #[tokio::test]

@@ -86,6 +86,7 @@ struct Swarm {
     store: Arc<dyn Store>,
     blobs: Arc<dyn BlobStore>,
     identity: Arc<Identity>,
+    cache: Arc<dyn Cache>,
     clock: Arc<ManualClock>,
     dir: tempfile::TempDir,
     _seen: mpsc::Receiver<Seen>,
@@ -236,10 +237,10 @@ impl Swarm {
         let (state, ahead, clock, seen, dir) = state(config).await;
         let stop = state.stop().clone().drop_guard();
         let (handles, blobs, identity) = (state.handles.clone(), Arc::clone(&state.blobs), Arc::clone(&state.identity));
-        let store = Arc::clone(&state.store);
+        let (store, cache) = (Arc::clone(&state.store), Arc::clone(&state.cache));
         let rocket = build(state, "127.0.0.1:0".parse().unwrap());
         let client = Client::untracked(rocket).await.unwrap();
-        Self { client, handles, ahead, store, blobs, identity, clock, dir, _seen: seen, _stop: stop }
+        Self { client, handles, ahead, store, blobs, identity, cache, clock, dir, _seen: seen, _stop: stop }
     }
 
     async fn login(&self, user: &str, password: &str) -> swarm_protocol::api::Tokens {

@@ -1,0 +1,104 @@
+//! A Redis that is killed, flushed, stopped and started again with nothing in it, while a job is followed: the swarm goes
+//! on, says what it does without, and loses nothing (invariant I10).
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use swarm_protocol::TaskId;
+use swarm_protocol::state::JobState;
+
+use crate::harness::{PASSWORD, PATIENCE, Proc, Redis, Setup, Swarm, eventually, report};
+
+/// Longer than all that is done to Redis meanwhile.
+const SCRIPT: &str = "n=0; while [ $n -lt 30 ]; do echo $n; sleep 1; n=$((n+1)); done";
+
+impl Swarm {
+    /// Waits until the cache is as `words` begin, and gives how long that took.
+    #[track_caller]
+    fn cache_is(&self, words: &str) -> Duration {
+        let began = Instant::now();
+        eventually(&format!("the cache is `{words}`"), PATIENCE, || {
+            let modules = self.block(self.client.modules()).ok()?.items;
+            let cache = modules.into_iter().find(|module| module.name == "cache")?;
+            let state = if words == "redis: up" { "running" } else { "degraded" };
+            (cache.detail?.starts_with(words) && cache.state == state).then_some(())
+        });
+        began.elapsed()
+    }
+
+    /// All that a user does works, in about the time it takes without Redis.
+    #[track_caller]
+    fn works(&self) {
+        let began = Instant::now();
+        let client = self.client_at(&self.url);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(5), "a login took {took:?}");
+        self.block(client.workers()).expect("the workers can be listed");
+        let job = self.submit(&self.shell("echo done"));
+        assert_eq!(self.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+        self.check_log(TaskId { job, task: 0 }, b"done\n", b"");
+    }
+
+    fn printed(&self) -> String {
+        self.core().as_ref().map(Proc::printed).unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_job_is_followed_while_redis_is_killed_flushed_stopped_and_started_anew() {
+    let redis = &Redis::start();
+    let swarm = &Swarm::start(Setup { redis: Some(redis.url()), ..Setup::default() });
+    swarm.cache_is("redis: up");
+    let log: String = (0..30).map(|n| format!("{n}\n")).collect();
+    let job = swarm.submit(&swarm.shell(SCRIPT));
+    swarm.wait_started(job, 1);
+    let mut back = Vec::new();
+    std::thread::scope(|scope| {
+        let following = scope.spawn(move || swarm.consumer(&["logs", "-f", &job.to_string()]));
+
+        swarm.fault("kill -9 of Redis");
+        redis.kill();
+        swarm.cache_is("redis: away for ");
+        swarm.works();
+        redis.launch();
+        back.push(swarm.cache_is("redis: up"));
+
+        swarm.fault("FLUSHALL");
+        redis.tell("FLUSHALL").expect("it is flushed");
+        let said = || swarm.printed().contains("has lost what it was given").then_some(());
+        eventually("the core says that Redis was flushed", PATIENCE, said);
+        swarm.works();
+
+        swarm.fault("SIGSTOP of Redis");
+        redis.signal(Signal::STOP);
+        swarm.works();
+        swarm.cache_is("redis: away for ");
+        redis.signal(Signal::CONT);
+        back.push(swarm.cache_is("redis: up"));
+
+        let followed = following.join().expect("`logs -f` ends");
+        assert_eq!((followed.code, String::from_utf8_lossy(&followed.stdout)), (Some(0), log.as_str().into()));
+    });
+    swarm.ran_once(job, log.as_bytes());
+    swarm.works();
+    let printed = swarm.printed();
+    assert_eq!(printed.matches("goes on without Redis").count(), 2, "one event for each outage:\n{printed}");
+    assert!(!printed.contains(PASSWORD), "the password is printed");
+    let back: Vec<String> = back.iter().map(|took| format!("{:.1} s", took.as_secs_f64())).collect();
+    report(&format!("Redis killed, flushed, stopped: used again {} after it was back", back.join(" and ")));
+    swarm.judge("Redis killed, flushed, stopped", true);
+}
+
+#[test]
+fn a_swarm_starts_without_its_redis_and_takes_it_when_it_comes() {
+    let redis = Redis::start();
+    redis.kill();
+    let swarm = Swarm::start(Setup { redis: Some(redis.url()), ..Setup::default() });
+    swarm.cache_is("redis: away for ");
+    swarm.works();
+    redis.launch();
+    let took = swarm.cache_is("redis: up");
+    swarm.works();
+    report(&format!("Redis absent at the start: used {:.1} s after it came", took.as_secs_f64()));
+    swarm.judge("Redis absent at the start", true);
+}
