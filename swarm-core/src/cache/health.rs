@@ -6,7 +6,7 @@ use humantime::format_duration;
 use swarm_protocol::api::ModuleView;
 
 /// Notices that are away for less than this are not worth a word: their line is just being made.
-const NOTICES_MS_MIN: u64 = 3_000;
+pub(super) const NOTICES_MS_MIN: u64 = 3_000;
 
 /// How the cache is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -91,3 +91,28 @@ impl Cache for LocalCache {
         until_stopped(&stop).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use swarm_protocol::Epoch;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::testing::at;
+
+    #[tokio::test]
+    async fn what_workers_said_counts_for_a_while_and_logins_come_due_again() {
+        let clock = Arc::new(ManualClock::new(at(0)));
+        let limit = LoginLimit { rate: Rate { burst: 1, interval_ms: 1000 }, share: 4 };
+        let cache = LocalCache::new(limit, Arc::clone(&clock) as Arc<dyn Clock>);
+        let (table, client) = (WorkerTable { epoch: Epoch(1), workers: Vec::new() }, IpAddr::from([192, 0, 2, 1]));
+        cache.show_workers(table.clone());
+        assert_eq!(cache.take_login(client).await, Ok(()));
+        assert_eq!(cache.take_login(client).await, Err(Limited { retry_ms: 1000 }));
+        clock.advance_ms(WORKERS_TTL_MS - 1);
+        assert_eq!(cache.workers().await, Some(table));
+        clock.advance_ms(1);
+        assert_eq!(cache.workers().await, None);
+        assert_eq!(cache.take_login(client).await, Ok(()), "a share is for those who have somebody to share with");
+    }
+}

@@ -1,7 +1,7 @@
 //! What the core may lose at any time: the logins counted from each address, notices that wake who follows a log, and
 //! what the workers last said, for the API of any core.
 //!
-//! [`Cache`] has two implementations that pass the same [`conformance`] suite: one in the process, and one on a Redis that
+//! [`Cache`] has two implementations that pass the same suite (`conformance`): one in the process, and one on a Redis that
 //! several cores share. Nothing in it is the truth (invariant I10): a notice only makes a reader look sooner than it would
 //! have looked anyway, the table of workers is shown and decides nothing, and a count of logins can refuse one but lets
 //! through no more than this core alone would. Whatever Redis does, no call waits for it longer than [`BUDGET`].

@@ -30,13 +30,20 @@ impl Swarm {
     #[track_caller]
     fn works(&self) {
         let began = Instant::now();
-        let client = self.client_at(&self.url);
+        drop(self.client_at(&self.url));
         let took = began.elapsed();
         assert!(took < Duration::from_secs(5), "a login took {took:?}");
-        self.block(client.workers()).expect("the workers can be listed");
+        self.list_workers();
         let job = self.submit(&self.shell("echo done"));
         assert_eq!(self.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
         self.check_log(TaskId { job, task: 0 }, b"done\n", b"");
+    }
+
+    /// How long a request takes that asks Redis.
+    fn list_workers(&self) -> Duration {
+        let began = Instant::now();
+        self.block(self.client.workers()).expect("the workers can be listed");
+        began.elapsed()
     }
 
     fn printed(&self) -> String {
@@ -71,6 +78,13 @@ fn a_job_is_followed_while_redis_is_killed_flushed_stopped_and_started_anew() {
 
         swarm.fault("SIGSTOP of Redis");
         redis.signal(Signal::STOP);
+        let mut took: Vec<Duration> = (0..20).map(|_| swarm.list_workers()).collect();
+        took.sort_unstable();
+        let (median, most) = (took[10].as_millis(), took[19].as_millis());
+        report(&format!(
+            "20 lists of workers from the moment Redis stopped: {median} ms in the median, {most} ms at most"
+        ));
+        assert!(most < 1000, "a request waited for Redis: {took:?}");
         swarm.works();
         swarm.cache_is("redis: away for ");
         redis.signal(Signal::CONT);

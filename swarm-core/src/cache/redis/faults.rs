@@ -202,3 +202,34 @@ async fn poisoned_with_garbage() {
     assert!(health.is_whole() && health.to_string().contains("senseless values ignored"), "{health}");
     bed.is_back(8).await;
 }
+
+#[tokio::test]
+async fn deaf_for_want_of_a_permission() {
+    let (server, stop) = (Server::start(&[]).await, CancellationToken::new());
+    let _: Value = server.tell(&[b"ACL", b"SETUSER", b"default", b"-subscribe"]).await;
+    let cache = connecting(server.settings(""), LIMIT, &stop);
+    let bed = Bed { server, cache, _stop: stop.drop_guard() };
+    eventually("it says so", async || bed.cache.health().word() == "redis: up, without notices").await;
+    let health = bed.cache.health().to_string();
+    assert!(health.starts_with("redis: up; notices away for ") && health.contains("NOPERM"), "{health}");
+    assert!(!bed.cache.health().is_whole());
+    bed.wakes_its_own().await;
+    let _: Value = bed.server.tell(&[b"ACL", b"SETUSER", b"default", b"+subscribe"]).await;
+    bed.is_back(9).await;
+    eventually("all is well", async || bed.cache.health().to_string() == "redis: up").await;
+}
+
+#[tokio::test]
+async fn what_is_written_is_the_swarms_own_and_does_not_stay() {
+    let bed = Bed::start(&[]).await;
+    bed.logins(1).await;
+    bed.is_back(10).await;
+    let keys: Vec<String> = bed.server.tell(&[b"KEYS", b"*"]).await;
+    assert_eq!(keys.len(), 3, "a login, the workers and the mark: {keys:?}");
+    for key in &keys {
+        assert!(key.starts_with("swarm:00000000-0000-0000-0000-000000000007:v1:"), "{key}");
+        let left_ms: i64 = bed.server.tell(&[b"PTTL", key.as_bytes()]).await;
+        // The login's bucket was emptied: eight times the interval.
+        assert!((1..=8 * 600_000).contains(&left_ms), "{key} stays for {left_ms} ms");
+    }
+}

@@ -93,6 +93,7 @@ impl RedisCache {
         self.publish(&mut probe, None);
         let (kept,): (bool,) = answer(probe.query_async(line)).await?;
         self.gauge.handled_many(self.calls.swap(0, Ordering::Relaxed));
+        self.tell_of_notices();
         if !kept {
             self.be_wary();
             if !is_first {

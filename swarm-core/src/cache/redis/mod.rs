@@ -17,7 +17,7 @@ mod tls;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::redis::aio::MultiplexedConnection;
@@ -93,6 +93,8 @@ pub struct RedisCache {
     broken: Notify,
     commands: Mutex<Breaker>,
     notices: Mutex<Breaker>,
+    /// It was said that notices are away while the other line is up.
+    told_deaf: AtomicBool,
     calls: AtomicU64,
     odd: AtomicU64,
     gauge: Gauge,
@@ -137,6 +139,7 @@ impl RedisCache {
             broken: Notify::default(),
             commands: Mutex::new(Breaker::new(now_ms)),
             notices: Mutex::new(Breaker::new(now_ms)),
+            told_deaf: AtomicBool::default(),
             calls: AtomicU64::default(),
             odd: AtomicU64::default(),
             gauge: Gauge::without_inbox(NAME),

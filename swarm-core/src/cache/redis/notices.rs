@@ -1,10 +1,12 @@
 //! The line on which the notices of other cores come.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::redis::RedisError;
 use futures_util::StreamExt as _;
 
+use super::super::health::NOTICES_MS_MIN;
 use super::super::wire::{self, NOTICE_BYTES_MAX, Notice};
 use super::{RedisCache, lock, reason};
 
@@ -44,6 +46,24 @@ impl RedisCache {
                 Ok(None) => return "the connection ended",
                 Err(_) => return "nothing is heard",
             }
+        }
+    }
+
+    /// While the other line is up, says once that notices do not come, and once that they do again.
+    pub(super) fn tell_of_notices(&self) {
+        let now_ms = self.now_ms();
+        let trouble = lock(&self.notices)
+            .trouble()
+            .map(|(since_ms, reason)| (now_ms.saturating_sub(since_ms), reason.to_owned()));
+        let long = trouble.as_ref().filter(|(for_ms, _)| *for_ms >= NOTICES_MS_MIN);
+        match (long, self.told_deaf.swap(long.is_some(), Ordering::Relaxed)) {
+            (Some((_, reason)), false) => {
+                tracing::warn!(
+                    "no notices of other cores come over Redis, so followers of logs look by themselves: {reason}"
+                );
+            }
+            (None, true) => crate::notice!("notices of other cores come over Redis again"),
+            _ => {}
         }
     }
 
