@@ -43,7 +43,7 @@ pub struct CoreConfig {
     /// Certificates (PEM) by which the one of Redis has to be signed; the public authorities when absent.
     pub redis_ca_file: Option<PathBuf>,
     /// Whether a Redis on another machine may be talked to without TLS.
-    pub redis_plain_text: bool,
+    pub redis_plaintext: bool,
     /// Which job is next: `{ name = "fifo" }` or `{ name = "priority-ageing", points_per_hour = 60 }`. Not among the
     /// serialised defaults, since layers are merged key by key and one policy's keys do not fit another.
     #[serde(skip_serializing)]
@@ -117,7 +117,7 @@ impl Default for CoreConfig {
             database_plaintext: false,
             redis: None,
             redis_ca_file: None,
-            redis_plain_text: false,
+            redis_plaintext: false,
             policy: PolicyConfig::default(),
             heartbeat_interval_ms: 1000,
             lease_margin_ms: 5000,
@@ -314,7 +314,7 @@ impl CoreConfig {
     /// What is said of Redis, if anything.
     #[must_use]
     pub fn redis_settings(&self) -> Option<RedisSettings> {
-        let (ca_file, plain_text) = (self.redis_ca_file.clone(), self.redis_plain_text);
+        let (ca_file, plain_text) = (self.redis_ca_file.clone(), self.redis_plaintext);
         self.redis.clone().map(|url| RedisSettings { url, ca_file, plain_text })
     }
 
@@ -401,7 +401,8 @@ mod tests {
         let default = CoreConfig { data_dir: loaded.data_dir.clone(), ..CoreConfig::default() };
         assert_eq!(format!("{loaded:#?}"), format!("{default:#?}"));
         let text = std::fs::read_to_string(sample).unwrap();
-        let keys = ["heartbeat_listen", "database_url", "database_schema", "database_plaintext", "redis", "redis_ca_file"];
+        let keys =
+            ["heartbeat_listen", "database_url", "database_schema", "database_plaintext", "redis", "redis_ca_file"];
         let whole = keys.iter().fold(text, |text, key| text.replace(&format!("# {key} ="), &format!("{key} =")));
         assert!(load(&whole, &CoreFlags::default()).is_ok(), "what is commented out is right too");
     }
