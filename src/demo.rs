@@ -122,7 +122,7 @@ async fn count_words(client: &Client, scratch: &Path, into: &Path) -> anyhow::Re
     let mut spec = JobSpec::new(IMAGE);
     spec.name = Some("count-words".to_owned());
     spec.command = Some(["count-words", "/in/text.txt", "/out/words.txt"].map(String::from).to_vec());
-    spec.inputs = vec![Input { digest: uploaded.digest, path: "/in/text.txt".to_owned(), mode: 0o644 }];
+    spec.inputs = vec![Input { digest: uploaded.digest, path: "/in/text.txt".to_owned(), mode: 0o644, unpack: false }];
     spec.outputs = vec![Output { path: "/out/words.txt".to_owned() }];
     let (job, detail, task) = run(client, &spec).await?;
     ensure!(detail.job.tasks.succeeded == 1, "the first job did not succeed: {}", reason(&task));

@@ -17,6 +17,7 @@
 mod address;
 mod call;
 mod client;
+mod directory;
 mod error;
 mod http;
 mod logs;
@@ -31,6 +32,7 @@ mod transfer;
 
 pub use address::DEFAULT_URL;
 pub use client::{Client, Timeouts};
+pub use directory::{PackError, Packing};
 pub use error::ClientError;
 pub use http::{Http, UploadError};
 pub use logs::{LogOptions, LogTail};

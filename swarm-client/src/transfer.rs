@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt as _};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
@@ -15,7 +16,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::call::Call;
 use crate::http::UploadError;
-use crate::{Client, ClientError, retry};
+use crate::{Client, ClientError, Packing, retry};
 
 const READ_BYTES: usize = 256 << 10;
 
@@ -52,7 +53,9 @@ fn after(offset: u64, progress: &Progress) -> Progress {
     Arc::new(move |bytes| progress(offset + bytes))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 
@@ -63,14 +66,28 @@ impl Client {
     /// # Errors
     /// [`ClientError::Io`] when the file cannot be read, else as every call.
     pub async fn upload_file(&self, path: &Path, progress: Progress) -> Result<FileView, ClientError> {
-        let (digest, size_bytes) = digest_file(path).await?;
+        self.upload_source(&Source::File(path), progress).await
+    }
+
+    /// As [`upload_file`](Self::upload_file), with the archive of a directory. It is read twice, first for its digest, and
+    /// lies nowhere in between.
+    ///
+    /// # Errors
+    /// [`ClientError::Io`] when something of it cannot be read or is changed meanwhile, else as every call.
+    pub async fn upload_directory(&self, packing: &Arc<Packing>, progress: Progress) -> Result<FileView, ClientError> {
+        self.upload_source(&Source::Directory(packing), progress).await
+    }
+
+    async fn upload_source(&self, source: &Source<'_>, progress: Progress) -> Result<FileView, ClientError> {
+        let path = source.path();
+        let (digest, size_bytes) = source.digest().await.map_err(io_error("read", path))?;
         if let Some(known) = self.file_size(digest).await? {
             progress(size_bytes);
             return Ok(FileView { size_bytes, ..known });
         }
         let (mut failures, mut offset, mut furthest) = (0, 0, 0);
         loop {
-            let bytes = read_from(path, offset).await.map_err(io_error("read", path))?;
+            let bytes = source.read_from(offset).await.map_err(io_error("read", path))?;
             let mut call = Call::post("files").header("digest-expected", &digest.to_string());
             if offset > 0 {
                 call = call.header("upload-offset", &offset.to_string());
@@ -220,16 +237,45 @@ impl Client {
     }
 }
 
-async fn digest_file(path: &Path) -> Result<(Digest, u64), ClientError> {
-    let owned = path.to_owned();
-    blocking(move || {
-        let mut file = std::fs::File::open(owned)?;
-        let mut hasher = Hasher(sha2::Sha256::new());
-        let size = io::copy(&mut file, &mut hasher)?;
-        Ok((Digest(hasher.0.finalize().into()), size))
-    })
-    .await
-    .map_err(io_error("read", path))
+/// What is uploaded, read as often as it takes.
+enum Source<'a> {
+    File(&'a Path),
+    Directory(&'a Arc<Packing>),
+}
+
+impl Source<'_> {
+    fn path(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Directory(packing) => packing.root(),
+        }
+    }
+
+    async fn read_from(&self, offset: u64) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
+        Ok(match self {
+            Self::File(path) => read_from(path, offset).await?.boxed(),
+            Self::Directory(packing) => packing.stream(offset).await?.boxed(),
+        })
+    }
+
+    async fn digest(&self) -> io::Result<(Digest, u64)> {
+        match self {
+            Self::File(path) => {
+                let path = path.to_path_buf();
+                blocking(move || digest(std::fs::File::open(path)?)).await
+            }
+            Self::Directory(packing) => {
+                let packing = Arc::clone(packing);
+                blocking(move || digest(packing.reader(0)?)).await
+            }
+        }
+    }
+}
+
+fn digest(mut bytes: impl io::Read) -> io::Result<(Digest, u64)> {
+    let mut hasher = Hasher(sha2::Sha256::new());
+    let size = io::copy(&mut bytes, &mut hasher)?;
+    Ok((Digest(hasher.0.finalize().into()), size))
 }
 
 struct Hasher(sha2::Sha256);

@@ -1,5 +1,6 @@
 //! From flags to a job spec.
 
+mod inputs;
 mod limits;
 
 use std::collections::BTreeMap;
@@ -10,12 +11,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use clap::Args;
+use swarm_client::{Client, ClientError};
 use swarm_protocol::labels;
-use swarm_protocol::spec::{Input, JobSpec, Output, default_mode};
+use swarm_protocol::spec::{JobSpec, Output};
 use swarm_protocol::text::sanitise;
 use swarm_protocol::validate::{bounds, validate};
 use swarm_protocol::{Digest, TaskRange};
 
+use self::inputs::{InputFile, input_file};
 use self::limits::LimitFlags;
 use crate::failure::{Done, Failure};
 
@@ -82,8 +85,9 @@ pub(crate) struct SpecFlags {
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
     /// Upload a file for each task to find at PATH [default: /in/NAME]. PATH's directory is a volume of its own: what the
-    /// image has there is hidden, so name one the image does not need
-    #[arg(short, long = "input", value_name = "FILE[:PATH]")]
+    /// image has there is hidden, so name one the image does not need. A directory is uploaded whole, with its modes and
+    /// the links within it, and is a volume itself; so is what the tar archive FILE holds, if PATH ends in `/`
+    #[arg(short, long = "input", value_name = "FILE|DIR[:PATH]")]
     input: Vec<String>,
     /// Keep this file or directory of the container, or the files that match, such as '/out/**/*.csv'. The directory it
     /// lies in is a volume of its own and empty at the start, whatever the image has there
@@ -103,19 +107,11 @@ pub(crate) struct SpecFlags {
     eager: bool,
 }
 
-/// A file of this machine and where a task finds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct InputFile {
-    pub(crate) file: PathBuf,
-    pub(crate) path: String,
-    pub(crate) mode: u32,
-}
-
 /// A checked spec that still lacks the digests of what is to be uploaded.
 #[derive(Debug)]
 pub(crate) struct Draft {
     spec: JobSpec,
-    pub(crate) files: Vec<InputFile>,
+    files: Vec<InputFile>,
 }
 
 impl Draft {
@@ -124,12 +120,13 @@ impl Draft {
         &self.spec
     }
 
-    /// The spec with the files, uploaded in their order.
-    pub(crate) fn complete(mut self, digests: &[Digest]) -> JobSpec {
-        for (file, digest) in self.files.into_iter().zip(digests) {
-            self.spec.inputs.push(Input { digest: *digest, path: file.path, mode: file.mode });
+    /// Uploads the files; the spec with them.
+    pub(crate) async fn complete(mut self, client: &Client) -> Result<JobSpec, ClientError> {
+        for file in &self.files {
+            let digest = file.upload(client).await?;
+            self.spec.inputs.push(file.input(digest));
         }
-        self.spec
+        Ok(self.spec)
     }
 }
 
@@ -197,9 +194,7 @@ fn whole_seconds(duration: Duration) -> u64 {
 fn check(draft: &Draft) -> Done<()> {
     let mut whole = draft.spec.clone();
     let given = whole.inputs.len();
-    for file in &draft.files {
-        whole.inputs.push(Input { digest: Digest::of(b""), path: file.path.clone(), mode: file.mode });
-    }
+    whole.inputs.extend(draft.files.iter().map(|file| file.input(Digest::of(b""))));
     validate(&whole).map_err(|faults| Failure::fields(faults).speak_of_flags(given))
 }
 
@@ -289,37 +284,6 @@ fn add_env<'a>(
     Ok(())
 }
 
-/// Reads `FILE[:PATH]`; a colon belongs to the file's name unless `/` follows it.
-fn input_file(text: &str) -> Done<InputFile> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let (file, path) = match text.rfind(":/") {
-        Some(at) if at > 0 => (&text[..at], Some(text[at + 1..].to_owned())),
-        _ => (text, None),
-    };
-    let file = PathBuf::from(file);
-    let shown = file.display();
-    let facts = std::fs::metadata(&file).map_err(|error| Failure::io(format!("-i {shown}"), &error))?;
-    if facts.is_dir() {
-        return Err(Failure::usage(format!("-i {shown} is a directory")).hint("pack it with tar and give the archive"));
-    }
-    if !facts.is_file() {
-        return Err(Failure::usage(format!("-i {shown} is not a regular file")));
-    }
-    let path = match path {
-        Some(path) => path,
-        None => {
-            let name = file.file_name().and_then(|name| name.to_str());
-            let name = name.ok_or_else(|| {
-                Failure::usage(format!("-i {shown}: its name is not UTF-8")).hint("name its place: -i FILE:/in/NAME")
-            })?;
-            format!("/in/{name}")
-        }
-    };
-    // A job runs as another user than the file's owner, who may have kept it to themselves.
-    let mode = (facts.permissions().mode() & 0o777) | default_mode();
-    Ok(InputFile { file, path, mode })
-}
-
 fn parse_range(text: &str) -> Result<TaskRange, String> {
     let hint = || "write FIRST-LAST, for instance 0-99".to_owned();
     let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -357,7 +321,7 @@ mod tests {
         "2030-01-31T08:00:00Z".parse().unwrap()
     }
 
-    fn draft(args: &[&str]) -> Done<Draft> {
+    pub(super) fn draft(args: &[&str]) -> Done<Draft> {
         let cli = Cli::try_parse_from([&["x", "submit"], args].concat()).unwrap_or_else(|error| panic!("{error}"));
         let Command::Submit(submit) = cli.command else { panic!("not submit") };
         submit.spec.draft(now())
@@ -367,7 +331,7 @@ mod tests {
         draft(args).unwrap_or_else(|failure| panic!("{}", failure.human())).spec
     }
 
-    fn refused(args: &[&str]) -> String {
+    pub(super) fn refused(args: &[&str]) -> String {
         let failure = draft(args).unwrap_err();
         assert_ne!(failure.exit, Exit::Ok);
         failure.human()
@@ -431,23 +395,6 @@ mod tests {
         assert!(Cli::try_parse_from(["x", "submit", "--require", "zone", "a"]).is_err());
         assert!(refused(&["-e", "NO_SUCH_VARIABLE_HERE", "a"]).contains("NO_SUCH_VARIABLE_HERE"));
         assert!(refused(&["-i", "/no/such/file", "a"]).starts_with("error: -i /no/such/file: "));
-    }
-
-    #[test]
-    fn inputs_go_to_in_or_where_they_are_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("a:b.csv");
-        std::fs::write(&file, "x").unwrap();
-        let plain = file.to_str().unwrap();
-        let placed = format!("{plain}:/data/in.csv");
-        let draft = draft(&["-i", plain, "-i", &placed, "img"]).unwrap();
-        let paths: Vec<_> = draft.files.iter().map(|file| file.path.as_str()).collect();
-        assert_eq!(paths, ["/in/a:b.csv", "/data/in.csv"]);
-        let digest = Digest::of(b"x");
-        let whole = draft.complete(&[digest, digest]);
-        assert_eq!(whole.inputs[1], Input { digest, path: "/data/in.csv".into(), mode: 0o644 });
-        assert!(refused(&["-i", plain, "-i", plain, "img"]).contains("-i number 2"));
-        assert!(refused(&["-i", dir.path().to_str().unwrap(), "img"]).contains("is a directory"));
     }
 
     #[test]

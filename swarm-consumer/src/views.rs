@@ -200,7 +200,9 @@ mod tests {
 
     #[test]
     fn one_job_and_its_tasks() {
-        let spec = json!({"image": "tool:1", "command": ["sh", "-c", "x\u{7}"]});
+        let digest = swarm_protocol::Digest::of(b"");
+        let spec = json!({"image": "tool:1", "command": ["sh", "-c", "x\u{7}"], "inputs": [
+            {"digest": digest, "path": "/in/a.csv"}, {"digest": digest, "path": "/data", "unpack": true}]});
         let detail = of(samples::detail("failed", spec));
         let mut task = samples::task("failed", Some(3), json!([]));
         task["late_reports"] = json!([{

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use swarm_protocol::api::{Warning, WhyReason, WorkerView};
 use swarm_protocol::labels::Labels;
-use swarm_protocol::link::{Hello, LiveSet, ToCore, ToWorker, Welcome};
+use swarm_protocol::link::{DIRECTORIES_SINCE, Hello, LiveSet, ToCore, ToWorker, Welcome};
 use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{AttemptId, BootId, GroupId, JobId, SessionId, Timestamp, WorkerId};
 use tokio::sync::{mpsc, oneshot};
@@ -73,13 +73,16 @@ pub struct Shape {
     pub needs: Resources,
     /// Labels that the worker must have.
     pub require: Arc<Labels>,
+    /// The oldest link version whose workers understand the order; 0 when all do.
+    pub link_version: u8,
 }
 
 impl Shape {
     /// As the spec says.
     #[must_use]
     pub fn of(spec: &JobSpec) -> Self {
-        Self { needs: spec.resources, require: Arc::new(spec.require.clone()) }
+        let link_version = if spec.inputs.iter().any(|input| input.unpack) { DIRECTORIES_SINCE } else { 0 };
+        Self { needs: spec.resources, require: Arc::new(spec.require.clone()), link_version }
     }
 }
 

@@ -14,13 +14,15 @@ use crate::spec::Limits;
 use crate::usage::Usage;
 
 /// The newest link version this build speaks, and the oldest.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// The version byte of [`Hello`] and [`Welcome`], whatever is spoken afterwards.
 pub const HANDSHAKE: u8 = 1;
 /// See [`VERSION`].
 pub const VERSION_MIN: u8 = 2;
 /// The first version with [`ToCore::Labels`], which is all it adds.
 pub const LABELS_SINCE: u8 = 3;
+/// The first version whose workers unpack archives ([`InputOrder::directory`]), which is all it adds: no layout changed.
+pub const DIRECTORIES_SINCE: u8 = 4;
 /// The largest message either side accepts.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// The most frames in one message.
@@ -289,17 +291,26 @@ pub struct LayerOrder {
     pub size_bytes: u64,
 }
 
-/// A file to put in.
+/// A file to put in, or an archive to unpack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputOrder {
     /// The blob.
     pub digest: Digest,
     /// Bytes of the blob.
     pub size_bytes: u64,
-    /// Absolute path in the container.
+    /// Absolute path in the container. With a final `/`, from version [`DIRECTORIES_SINCE`] on, it is a directory and the
+    /// blob a tar archive of what it holds.
     pub path: String,
-    /// Permission bits.
+    /// Permission bits of a file.
     pub mode: u32,
+}
+
+impl InputOrder {
+    /// The directory that the archive is unpacked into, without the final `/`; `None` for a file.
+    #[must_use]
+    pub fn directory(&self) -> Option<&str> {
+        self.path.strip_suffix('/')
+    }
 }
 
 /// How an attempt ended, as the worker saw it.

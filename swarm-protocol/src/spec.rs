@@ -172,7 +172,7 @@ pub struct Tmpfs {
     pub bytes: u64,
 }
 
-/// A file that an attempt gets.
+/// A file, or a directory packed as an archive, that an attempt gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
@@ -180,9 +180,14 @@ pub struct Input {
     pub digest: Digest,
     /// Where it appears in the container: absolute, without `.` or `..` parts.
     pub path: String,
-    /// Permission bits, 0o644 by default.
+    /// Permission bits, 0o644 by default; entries of an archive have their own.
     #[serde(default = "default_mode")]
     pub mode: u32,
+    /// The file is a tar archive, plain and not compressed, whose entries become the content of the directory `path`.
+    /// They may be directories, regular files, and links that do not lead out of it; all of them belong to the user that
+    /// the container runs as.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unpack: bool,
 }
 
 /// The mode of an input whose spec names none.

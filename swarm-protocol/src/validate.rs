@@ -9,7 +9,7 @@ use crate::Timestamp;
 use crate::globs::{OutputGlob, dir_of};
 use crate::labels;
 use crate::problem::FieldError;
-use crate::spec::{JobSpec, Limits, Resources};
+use crate::spec::{Input, JobSpec, Limits, Resources, default_mode};
 
 /// Bounds that a spec must keep; chosen so that a whole spec stays far below the request body's bound of 1 MiB.
 pub mod bounds {
@@ -23,6 +23,10 @@ pub mod bounds {
     pub const ENV_MAX: usize = 512;
     /// Inputs, and outputs.
     pub const FILES_MAX: usize = 256;
+    /// Entries of an archive that is unpacked as an input, its directories included.
+    pub const UNPACKED_MAX: usize = 200_000;
+    /// Bytes of all their names together.
+    pub const UNPACKED_NAME_BYTES_MAX: usize = 32 << 20;
     /// Files that one attempt may hand back, those that globs match included.
     pub const COLLECTED_MAX: usize = 1_000;
     /// Smallest and largest memory of a task; docker refuses less than 6 MiB.
@@ -227,11 +231,13 @@ fn files(spec: &JobSpec, faults: &mut Faults) {
     let mut seen = HashSet::new();
     // More are refused anyway, and looking at each takes time.
     for (at, input) in spec.inputs.iter().enumerate().take(bounds::FILES_MAX) {
-        check_file_path(&input.path, &format!("inputs[{at}].path"), faults);
+        check_input_path(spec, input, at, faults);
         let twice = !seen.insert(("input", input.path.as_str()));
         faults.check(!twice, format!("inputs[{at}].path"), "is given twice", "give each input its own path");
         let field = format!("inputs[{at}].mode");
-        faults.check(input.mode <= 0o777, field, "is more than permission bits", "give 0 to 0o777, for instance 0o644");
+        faults.check(input.mode <= 0o777, field.as_str(), "is more than permission bits", MODE_HINT);
+        let idle = input.unpack && input.mode != default_mode();
+        faults.check(!idle, field, "means nothing for an archive", "leave it out: each entry has its own");
     }
     for (at, output) in spec.outputs.iter().enumerate().take(bounds::FILES_MAX) {
         let field = format!("outputs[{at}].path");
@@ -292,6 +298,30 @@ fn limits(spec: &JobSpec, faults: &mut Faults) {
 const RESERVED_DIRS: [&str; 11] =
     ["/proc", "/sys", "/dev", "/bin", "/sbin", "/lib", "/lib64", "/usr", "/etc", "/boot", "/run/secrets"];
 
+const MODE_HINT: &str = "give 0 to 0o777, for instance 0o644";
+
+/// The directory of a file becomes a volume, and so does one that an archive fills. No other input goes into the latter:
+/// either would have to give way.
+fn check_input_path(spec: &JobSpec, input: &Input, at: usize, faults: &mut Faults) {
+    let field = format!("inputs[{at}].path");
+    if !input.unpack {
+        check_file_path(&input.path, &field, faults);
+    } else if check_path(&input.path, &field, faults) {
+        check_hidden(&input.path, &field, faults);
+    }
+    let archives = || spec.inputs.iter().take(bounds::FILES_MAX).enumerate().filter(|(_, other)| other.unpack);
+    if let Some((above, dir)) = archives().find(|(_, dir)| is_below(&input.path, &dir.path)) {
+        let problem = format!("lies in the directory of inputs[{above}], {}", crate::text::sanitise(&dir.path, false));
+        faults.check(false, field, problem, "put it into that directory before it is packed, or give it another path");
+    }
+}
+
+/// Whether `path` lies in `dir`, at any depth.
+#[must_use]
+pub fn is_below(path: &str, dir: &str) -> bool {
+    path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// A file's directory becomes a volume, so it must be one that can be hidden without breaking the image.
 fn check_file_path(path: &str, field: &str, faults: &mut Faults) -> bool {
     let is_path = check_path(path, field, faults);
@@ -351,7 +381,11 @@ mod tests {
     }
 
     fn input(path: &str) -> Input {
-        Input { digest: Digest::of(b""), path: path.into(), mode: 0o644 }
+        Input { digest: Digest::of(b""), path: path.into(), mode: 0o644, unpack: false }
+    }
+
+    fn archive(path: &str) -> Input {
+        Input { unpack: true, ..input(path) }
     }
 
     #[test]
@@ -393,6 +427,26 @@ mod tests {
         let many = (0..45_000).map(|n| Output { path: format!("/out/{n}/[") });
         assert_eq!(faults_of(|s| s.outputs = many.collect()).len(), 1 + bounds::FILES_MAX);
         assert_eq!(faults_of(|s| s.inputs = vec![input("/a/b"), input("/a/b")]), ["inputs[1].path"]);
+    }
+
+    #[test]
+    fn a_directory_hides_nothing_of_the_system_and_no_other_input_goes_into_it() {
+        assert!(
+            faults_of(|s| s.inputs = vec![archive("/data"), archive("/in/a"), input("/in/b"), input("/data2/x")])
+                .is_empty()
+        );
+        for bad in ["/", "/etc/x", "/usr", "data", "/data/", "/data/../etc"] {
+            assert_eq!(faults_of(|s| s.inputs.push(archive(bad))), ["inputs[0].path"], "{bad}");
+        }
+        assert_eq!(faults_of(|s| s.inputs = vec![input("/data/x/y"), archive("/data")]), ["inputs[0].path"]);
+        assert_eq!(faults_of(|s| s.inputs = vec![archive("/data"), archive("/data/x")]), ["inputs[1].path"]);
+        assert_eq!(faults_of(|s| s.inputs = vec![archive("/data"), input("/data")]), ["inputs[1].path"]);
+        assert_eq!(faults_of(|s| s.inputs.push(Input { mode: 0o755, ..archive("/data") })), ["inputs[0].mode"]);
+        let inside = |s: &mut JobSpec| {
+            s.inputs.push(archive("/data"));
+            s.outputs.push(Output { path: "/data/sub/out".into() });
+        };
+        assert!(faults_of(inside).is_empty(), "a job may write into what it was given");
     }
 
     #[test]

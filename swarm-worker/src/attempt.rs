@@ -15,6 +15,7 @@ mod prepare;
 mod report;
 mod running;
 mod signal;
+mod unpack;
 mod user;
 
 use std::sync::Arc;

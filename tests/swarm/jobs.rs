@@ -79,7 +79,12 @@ fn logs_are_kept_byte_for_byte() {
             let file = swarm.home().join(format!("log-{name}"));
             std::fs::write(&file, bytes).unwrap();
             let uploaded = swarm.block(swarm.client.upload_file(&file, Arc::new(|_| ()))).unwrap();
-            spec.inputs.push(Input { digest: uploaded.digest, path: format!("/in/{name}"), mode: 0o644 });
+            spec.inputs.push(Input {
+                digest: uploaded.digest,
+                path: format!("/in/{name}"),
+                mode: 0o644,
+                unpack: false,
+            });
         }
         let job = swarm.submit(&spec);
         assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);

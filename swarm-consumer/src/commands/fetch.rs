@@ -118,7 +118,7 @@ async fn fetch_page(client: &Client, items: Vec<Item>, into: &Path, force: bool)
 async fn fetch_one(client: &Client, item: Item, into: &Path, force: bool) -> Done<(TaskId, PathBuf, u64)> {
     let Item { task, attempt, n, output, path } = item;
     let whole = make_parents(into, &path)?;
-    let bar = super::image::bar(Some(output.size_bytes));
+    let bar = super::bar(Some(output.size_bytes));
     let moving = bar.clone();
     let progress: swarm_client::Progress = Arc::new(move |moved| moving.set_position(moved));
     let destination = Destination { path: &whole, overwrite: force };

@@ -12,6 +12,7 @@ mod waiting;
 
 use std::io::Write as _;
 
+pub(crate) use image::bar;
 pub(crate) use jobs::Verdict;
 
 use crate::cli::{Cli, Command, Global};

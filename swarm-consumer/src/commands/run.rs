@@ -1,6 +1,5 @@
 //! `run` and `submit`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -13,7 +12,7 @@ use super::interrupt::CtrlC;
 use super::jobs::{WAIT_STEP, verdict};
 use super::logs::LOOK_AGAIN;
 use super::waiting::{self, Waiting};
-use super::{fetch, image, logs, program};
+use super::{fetch, logs, program};
 use crate::cli::{Run, Sending, Submit};
 use crate::exit::Exit;
 use crate::failure::{Done, Failure, unless_gone};
@@ -38,18 +37,9 @@ pub(crate) async fn submit(client: &Client, submit: &Submit, format: Format) -> 
 
 /// Uploads the inputs, then submits. One key for all tries, so that a lost answer makes no second job.
 async fn send(client: &Client, draft: Draft, sending: &Sending) -> Done<Submitted> {
-    let mut digests = Vec::new();
-    for input in &draft.files {
-        let bar = image::bar(None);
-        let moving = bar.clone();
-        let progress: swarm_client::Progress = Arc::new(move |moved| moving.set_position(moved));
-        let uploaded = client.upload_file(&input.file, progress).await;
-        bar.finish_and_clear();
-        digests.push(uploaded?.digest);
-    }
     let key = sending.idempotency_key.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let given = draft.spec().inputs.len();
-    let spec = draft.complete(&digests);
+    let spec = draft.complete(client).await?;
     let sent = match sending.must_fit {
         true => client.submit_fitting(&spec, Some(&key)).await,
         false => client.submit(&spec, Some(&key)).await,
@@ -229,6 +219,8 @@ async fn detach(client: &Client, job: JobId, ctrl_c: &mut CtrlC) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use clap::Parser as _;
     use serde_json::{Value, json};
     use swarm_client::{MemoryTokens, SavedTokens};

@@ -45,15 +45,11 @@ pub(crate) async fn run(client: &Client, command: ScheduleCommand, format: Forma
 
 async fn create(client: &Client, create: &ScheduleCreate) -> Done<Schedule> {
     let draft = create.spec.draft(Utc::now())?;
-    let mut digests = Vec::new();
-    for input in &draft.files {
-        digests.push(client.upload_file(&input.file, std::sync::Arc::new(|_| ())).await?.digest);
-    }
     let request = ScheduleRequest {
         name: create.schedule.clone(),
         cron: create.cron.clone(),
         zone: create.zone.clone(),
-        spec: draft.complete(&digests),
+        spec: draft.complete(client).await?,
     };
     Ok(Schedule(client.create_schedule(&request).await?))
 }

@@ -21,6 +21,9 @@ fn progress(job: &JobView) -> String {
     text
 }
 
+/// Inputs of a job shown to people; programs see them all.
+const INPUTS_SHOWN: usize = 10;
+
 /// A list of jobs.
 pub(crate) struct Jobs {
     pub(crate) jobs: Vec<JobView>,
@@ -77,6 +80,13 @@ impl Report for Job {
         line("image", format!("{} ({})", job.image, job.image_digest.short()));
         if let Some(command) = &spec.command {
             line("command", command.join(" "));
+        }
+        for input in spec.inputs.iter().take(INPUTS_SHOWN) {
+            let (mark, kind) = if input.unpack { ("/", "directory ") } else { ("", "") };
+            line("input", format!("{}{mark} ({kind}{})", input.path, input.digest.short()));
+        }
+        if spec.inputs.len() > INPUTS_SHOWN {
+            line("", format!("and {} more", spec.inputs.len() - INPUTS_SHOWN));
         }
         let cores = f64::from(spec.resources.cpu_millis) / 1000.0;
         line("each", format!("{cores} cores, {}", size(spec.resources.memory_bytes)));

@@ -295,7 +295,7 @@ impl Dispatcher {
         let end = CoreEnd::new(&secret, &handshake);
         self.sessions.insert(session, worker, end, self.clock.boot_ms(), self.clock.now());
         let facts = tidy(hello.facts);
-        self.picture.connect(worker, name, facts, session, tx.clone());
+        self.picture.connect(worker, name, facts, session, tx.clone(), version);
         if version < link::LABELS_SINCE {
             self.picture.relabel(worker, session, Labels::new());
         }

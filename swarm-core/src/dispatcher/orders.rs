@@ -23,7 +23,7 @@ pub fn order(job: &JobRecord, attempt: AttemptId, limits: Limits) -> TaskOrder {
     let inputs = spec.inputs.iter().zip(&job.input_bytes).map(|(input, &size_bytes)| InputOrder {
         digest: input.digest,
         size_bytes,
-        path: input.path.clone(),
+        path: if input.unpack { format!("{}/", input.path) } else { input.path.clone() },
         mode: input.mode,
     });
     TaskOrder {
@@ -66,9 +66,10 @@ mod tests {
         job.spec.timeout_s = Some(90);
         job.spec.lease_s = 15;
         job.spec.env.insert("A".into(), "b".into());
-        job.spec.inputs.push(Input { digest: Digest::of(b"x"), path: "/in/x".into(), mode: 0o600 });
+        let input = |path: &str, unpack| Input { digest: Digest::of(b"x"), path: path.into(), mode: 0o600, unpack };
+        job.spec.inputs = vec![input("/in/x", false), input("/data", true)];
         job.spec.outputs.push(Output { path: "/out".into() });
-        job.input_bytes = vec![77];
+        job.input_bytes = vec![77, 78];
         job.allow_root = true;
         job.spec.limits.pids = 7;
         let attempt = AttemptId { job: JobId(4), task: 2, attempt: 3 };
@@ -77,7 +78,8 @@ mod tests {
         assert_eq!((order.timeout_ms, order.lease_ms, order.grace_ms), (Some(90_000), 15_000, 10_000));
         assert_eq!((order.log_bytes_max, order.output_bytes_max), (67_108_864, 10_737_418_240));
         let input = InputOrder { digest: Digest::of(b"x"), size_bytes: 77, path: "/in/x".into(), mode: 0o600 };
-        assert_eq!(order.inputs, [input]);
+        assert_eq!((order.inputs[0].directory(), &order.inputs[0]), (None, &input));
+        assert_eq!((order.inputs[1].directory(), order.inputs[1].size_bytes), (Some("/data"), 78));
         assert_eq!((order.limits.pids, order.limits.disk_bytes), (7, 10 << 30));
         assert_eq!((order.outputs, order.env), (vec!["/out".to_owned()], vec![("A".to_owned(), "b".to_owned())]));
     }

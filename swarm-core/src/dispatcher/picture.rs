@@ -64,6 +64,7 @@ struct Worker {
 struct Link {
     session: SessionId,
     tx: LinkTx,
+    version: u8,
     ready: bool,
 }
 
@@ -163,6 +164,7 @@ impl Picture {
         facts: WorkerFacts,
         session: SessionId,
         tx: LinkTx,
+        version: u8,
     ) -> Option<SessionId> {
         if self.workers.get(&id).is_none_or(|worker| worker.facts != facts) {
             self.notes.insert((id, Said::Facts), 0);
@@ -171,7 +173,7 @@ impl Picture {
         (worker.name, worker.facts) = (name, facts);
         worker.freed.clear();
         worker.declining_until_ms = 0;
-        worker.link.replace(Link { session, tx, ready: false }).map(|former| former.session)
+        worker.link.replace(Link { session, tx, version, ready: false }).map(|former| former.session)
     }
 
     /// A worker said over the link of this session which labels it has.
@@ -299,7 +301,8 @@ impl Picture {
             let frames = worker.link.as_ref().map_or(0, |link| link.tx.capacity().saturating_sub(LINK_RESERVE));
             let frames = u32::try_from(frames).unwrap_or(u32::MAX);
             capacity.slots = capacity.slots.min(used.slots.saturating_add(frames));
-            Candidate { worker: *id, capacity, used, labels: worker.labels.clone().unwrap_or_default() }
+            let link_version = worker.link.as_ref().map_or(0, |link| link.version);
+            Candidate { worker: *id, capacity, used, labels: worker.labels.clone().unwrap_or_default(), link_version }
         };
         self.workers.iter().filter(|(_, worker)| ready(worker)).map(candidate).collect()
     }
@@ -316,6 +319,7 @@ impl Picture {
             capacity: worker.capacity(),
             used: worker.used,
             labels: worker.labels.clone(),
+            link_version: worker.link.as_ref().map(|link| link.version),
         };
         self.workers.values().map(subject).collect()
     }

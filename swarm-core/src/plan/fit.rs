@@ -9,6 +9,8 @@ use crate::messages::Shape;
 
 /// The field of warnings about labels, or the beginning of one.
 pub(super) const REQUIRE: &str = "require";
+/// The field of the warning about directories.
+pub(super) const INPUTS: &str = "inputs";
 
 /// Why none of `workers` could ever run a task of this shape. Workers that have not said yet what they offer may be able
 /// to; those whose key was revoked are not.
@@ -19,6 +21,12 @@ pub fn misfit(workers: &[Subject], shape: &Shape) -> Option<Warning> {
     if enrolled.is_empty() {
         let problem = "no worker has joined the swarm yet".to_owned();
         return Some(warning("no-worker", "resources", problem, "start a worker, or let one join".to_owned()));
+    }
+    enrolled.retain(|worker| worker.may_speak(shape.link_version));
+    if enrolled.is_empty() {
+        let problem = "no worker is new enough to unpack input directories".to_owned();
+        let hint = "update a worker, or give the job files instead of directories".to_owned();
+        return Some(warning("no-worker-fits", INPUTS, problem, hint));
     }
     if !enrolled.iter().any(|worker| worker.may_have(&shape.require)) {
         return Some(unlabelled(&enrolled, &shape.require));
@@ -99,7 +107,8 @@ mod tests {
 
     fn worker(name: &str, standing: Standing, cores: u64, gib: u64, slots: u32) -> Subject {
         let capacity = Amount { cpu_millis: cores * 1000, memory_bytes: gib * GIB, slots };
-        Subject { name: name.to_owned(), standing, capacity, used: capacity, labels: Some(labels(&[])) }
+        let (name, labels) = (name.to_owned(), Some(labels(&[])));
+        Subject { name, standing, capacity, used: capacity, labels, link_version: Some(4) }
     }
 
     fn told(workers: &[Subject], cores: u32, gib: u64) -> Option<(String, String)> {

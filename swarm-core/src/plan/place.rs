@@ -3,7 +3,7 @@
 //! Load is the fullest of the worker's three measures (cores, memory, slots), so a worker short of memory is not chosen
 //! for its idle cores. Nothing is promised twice: a worker never gets more than it offers. There is no prefetching: a
 //! worker holds as many tasks as it has slots ([`PREFETCH`]), so a task never waits on one worker while another idles.
-//! A worker without the labels that a task requires is none for it.
+//! A worker without the labels that a task requires, or whose link is too old for its order, is none for it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -65,13 +65,17 @@ pub struct Candidate {
     pub used: Amount,
     /// What it is known by.
     pub labels: Arc<Labels>,
+    /// What its link speaks.
+    pub link_version: u8,
 }
 
 impl Candidate {
     /// Whether one task of this shape fits.
     #[must_use]
     pub fn fits(&self, shape: &Shape) -> bool {
-        self.capacity.minus(self.used).fits(shape.needs) && has_all(&self.labels, &shape.require)
+        self.link_version >= shape.link_version
+            && self.capacity.minus(self.used).fits(shape.needs)
+            && has_all(&self.labels, &shape.require)
     }
 
     /// How loaded it would be with one more task, in billionths of its fullest measure.
@@ -118,7 +122,7 @@ mod tests {
 
     fn worker(id: u64, cores: u64, gib: u64, slots: u32) -> Candidate {
         let capacity = Amount { cpu_millis: cores * 1000, memory_bytes: gib * GIB, slots };
-        Candidate { worker: WorkerId(id), capacity, used: Amount::default(), labels: Arc::default() }
+        Candidate { worker: WorkerId(id), capacity, used: Amount::default(), labels: Arc::default(), link_version: 3 }
     }
 
     fn needs(cpu_millis: u32, memory_bytes: u64) -> Shape {
@@ -160,6 +164,13 @@ mod tests {
         assert!(place(&workers, &require(&[("zone", "a"), ("gpu", "nvidia")]), 1).is_empty());
     }
 
+    #[test]
+    fn only_workers_that_understand_the_order_get_it() {
+        let workers = [Candidate { link_version: 4, ..worker(1, 2, 4, 2) }, worker(2, 64, 64, 64)];
+        let shape = Shape { link_version: 4, ..needs(1000, GIB) };
+        assert_eq!(counts(place(&workers, &shape, 9)), [(1, 2)]);
+    }
+
     proptest! {
         /// No worker is promised more than it offers, and what is left over really fits nowhere.
         #[test]
@@ -173,6 +184,7 @@ mod tests {
                 capacity: Amount { cpu_millis: w.0, memory_bytes: w.1, slots: w.2 },
                 used: Amount { cpu_millis: w.3, memory_bytes: w.4, slots: w.5 },
                 labels: Arc::default(),
+                link_version: 3,
             }).collect();
             let placed = place(&workers, &shape, tasks);
             let mut after = workers.clone();

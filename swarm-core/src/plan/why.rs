@@ -6,7 +6,7 @@ use swarm_protocol::api::{Warning, WhyReason};
 use swarm_protocol::labels::{Labels, has_all};
 use swarm_protocol::spec::Resources;
 
-use super::fit::{REQUIRE, bytes, cores, misfit};
+use super::fit::{INPUTS, REQUIRE, bytes, cores, misfit};
 use super::place::Amount;
 use crate::messages::Shape;
 
@@ -45,12 +45,19 @@ pub struct Subject {
     pub used: Amount,
     /// What it is known by; none while it has never said.
     pub labels: Option<Arc<Labels>>,
+    /// What its link speaks; none while it is not linked.
+    pub link_version: Option<u8>,
 }
 
 impl Subject {
     /// Whether it has these labels, as far as is known.
     pub(super) fn may_have(&self, require: &Labels) -> bool {
         self.labels.as_ref().is_none_or(|labels| has_all(labels, require))
+    }
+
+    /// Whether it understands orders of this link version, as far as is known.
+    pub(super) fn may_speak(&self, link_version: u8) -> bool {
+        self.link_version.is_none_or(|speaks| speaks >= link_version)
     }
 }
 
@@ -72,7 +79,9 @@ enum Hope {
 pub fn why(workers: &[Subject], shape: &Shape) -> Vec<WhyReason> {
     let room = |worker: &Subject| worker.capacity.minus(worker.used).fits(shape.needs);
     let labelled = |worker: &Subject| lacks(worker.labels.as_deref(), &shape.require).is_empty();
-    let fits = |worker: &Subject| worker.standing == Standing::Ready && room(worker) && labelled(worker);
+    let fits = |worker: &Subject| {
+        worker.standing == Standing::Ready && room(worker) && labelled(worker) && worker.may_speak(shape.link_version)
+    };
     if workers.iter().any(fits) {
         return Vec::new();
     }
@@ -94,6 +103,7 @@ pub fn hint(reasons: &[WhyReason]) -> Option<String> {
     let hint = match reasons.first()?.code.as_str() {
         "no-worker" => "start a worker, or let one join",
         "too-big" => "ask for less, or add a bigger worker",
+        "version" => "update a worker, or give the job files instead of directories",
         "label" => "require what a worker has, or start one with these labels, by --label KEY=VALUE",
         "cpu" | "memory" | "slots" => "it starts when running tasks end; a further worker makes it start sooner",
         _ if code("draining") => "resume a drained worker, or add one",
@@ -102,10 +112,14 @@ pub fn hint(reasons: &[WhyReason]) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// The reason that concerns all workers: none has the labels, or none that has them is big enough.
+/// The reason that concerns all workers: none is new enough or has the labels, or none that has them is big enough.
 fn nowhere(workers: &[Subject], shape: &Shape) -> Vec<WhyReason> {
     let reason = |misfit: Warning| {
-        let code = if misfit.field.starts_with(REQUIRE) { "label" } else { "too-big" };
+        let code = match misfit.field.as_str() {
+            INPUTS => "version",
+            field if field.starts_with(REQUIRE) => "label",
+            _ => "too-big",
+        };
         WhyReason { code: code.into(), text: misfit.problem, worker: None }
     };
     misfit(workers, shape).map(reason).into_iter().collect()
@@ -128,6 +142,7 @@ fn judge(worker: &Subject, shape: &Shape) -> (Hope, WhyReason) {
     let unknown = worker.capacity == Amount::default();
     let missing = lacks(worker.labels.as_deref(), &shape.require);
     let (hope, own, room) = match (never.first(), short.first()) {
+        _ if !worker.may_speak(shape.link_version) => (Hope::Never, "version", too_old(worker, shape.link_version)),
         _ if !missing.is_empty() => {
             (if worker.labels.is_some() { Hope::Never } else { hope }, "label", missing.join(", "))
         }
@@ -138,6 +153,11 @@ fn judge(worker: &Subject, shape: &Shape) -> (Hope, WhyReason) {
     let code = if code.is_empty() { own } else { code };
     let text = [text, room].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
     (hope, WhyReason { code: code.to_owned(), text, worker: Some(worker.name.clone()) })
+}
+
+fn too_old(worker: &Subject, link_version: u8) -> String {
+    let speaks = worker.link_version.unwrap_or_default();
+    format!("it speaks link version {speaks}, and to unpack input directories takes {link_version}")
 }
 
 fn words(prefix: &str, shortages: &[(&'static str, String)]) -> String {
@@ -188,7 +208,7 @@ mod tests {
     fn worker(name: &str, standing: Standing, cores: u64, gib: u64) -> Subject {
         let capacity = Amount { cpu_millis: cores * 1000, memory_bytes: gib * GIB, slots: 4 };
         let labels = Some(labels(&[]));
-        Subject { name: name.to_owned(), standing, capacity, used: Amount::default(), labels }
+        Subject { name: name.to_owned(), standing, capacity, used: Amount::default(), labels, link_version: Some(4) }
     }
 
     fn shape(cpu_millis: u32, memory_bytes: u64) -> Shape {
@@ -268,6 +288,22 @@ mod tests {
         let busy = ("cpu".to_owned(), "full: 1 cores short (0 of 1 free)".to_owned());
         assert_eq!(told_of(&workers, &shape), [&[busy][..], &lacking].concat());
         workers[2].used.cpu_millis = 0;
+        assert!(told_of(&workers, &shape).is_empty());
+    }
+
+    #[test]
+    fn a_worker_too_old_for_the_order_says_so() {
+        let old = |worker: Subject| Subject { link_version: Some(3), ..worker };
+        let shape = Shape { link_version: 4, ..shape(1000, GIB) };
+        let mut workers = vec![old(worker("old", Standing::Ready, 4, 4))];
+        let said =
+            ("version".to_owned(), "old: it speaks link version 3, and to unpack input directories takes 4".to_owned());
+        let nowhere = ("version".to_owned(), "swarm: no worker is new enough to unpack input directories".to_owned());
+        assert_eq!(told_of(&workers, &shape), [nowhere, said.clone()]);
+        assert!(hint(&why(&workers, &shape)).unwrap().contains("update a worker"));
+        workers.push(Subject { link_version: None, ..worker("gone", Standing::Offline, 4, 4) });
+        assert_eq!(told_of(&workers, &shape), [("offline".to_owned(), "gone: it is offline".to_owned()), said]);
+        workers.push(worker("new", Standing::Ready, 4, 4));
         assert!(told_of(&workers, &shape).is_empty());
     }
 

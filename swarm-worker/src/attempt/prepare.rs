@@ -7,8 +7,10 @@ use swarm_protocol::Outcome;
 use swarm_protocol::globs::dir_of;
 use swarm_protocol::link::{InputOrder, TaskOrder};
 use swarm_protocol::spec::Tmpfs;
+use swarm_protocol::validate::is_below;
 
 use super::logs::engine_limits;
+use super::unpack::{Refusal, Terms, unpacked};
 use super::user::{self, Named, Owner, User};
 use super::{Attempt, End, engine_end};
 use crate::images::{self, ImageFacts};
@@ -22,13 +24,21 @@ use crate::watchdog::Watched;
 /// Permission bits of a directory that holds inputs or outputs.
 const DIR_MODE: u32 = 0o755;
 
-/// The directories that become volumes: each holds an input or an output.
+/// The directories that become volumes: each is or holds an input, or holds an output. Those within a directory that an
+/// archive fills are part of its volume, so that nothing of the archive is hidden.
 pub(super) fn directories(order: &TaskOrder) -> Vec<&str> {
-    let inputs = order.inputs.iter().map(|input| split(&input.path).0);
+    let inputs = order.inputs.iter().map(|input| input.directory().unwrap_or_else(|| split(&input.path).0));
     let mut dirs: Vec<&str> = inputs.chain(order.outputs.iter().map(|path| dir_of(path))).collect();
     dirs.sort_unstable();
     dirs.dedup();
+    dirs.retain(|dir| !order.inputs.iter().filter_map(InputOrder::directory).any(|above| is_below(dir, above)));
     dirs
+}
+
+/// The directories of outputs below `dir`, relative to it.
+fn outputs_below(order: &TaskOrder, dir: &str) -> Vec<String> {
+    let below = |path: &String| Some(dir_of(path).strip_prefix(dir)?.strip_prefix('/')?.to_owned());
+    order.outputs.iter().filter_map(below).collect()
 }
 
 /// The name of the nth volume of a container.
@@ -231,14 +241,35 @@ impl Attempt {
     }
 
     async fn put(&self, id: &ContainerId, owner: &Owner, input: &InputOrder) -> Result<(), End> {
-        let (dir, name) = split(&input.path);
-        let fault = Fault::default();
+        let (uid, gid) = (owner.uid.into(), owner.gid.into());
+        let (fault, refusal) = (Fault::default(), Refusal::default());
         let blob = self.ctx.transfer.blob(self.id, input.digest, input.size_bytes, fault.clone());
-        let tar = single_file_tar(name, input.size_bytes, input.mode, owner.uid.into(), owner.gid.into(), blob);
+        let (dir, tar) = match input.directory() {
+            None => {
+                let (dir, name) = split(&input.path);
+                (dir, single_file_tar(name, input.size_bytes, input.mode, uid, gid, blob))
+            }
+            Some(dir) => {
+                let others = self.order.inputs.iter().filter(|other| other.path != input.path);
+                let others: u64 = others.map(|other| other.size_bytes).sum();
+                let bytes_max = self.order.limits.disk_bytes.saturating_sub(others);
+                let terms = Terms { uid, gid, bytes_max, needed: outputs_below(&self.order, dir) };
+                (dir, unpacked(blob, terms, refusal.clone()))
+            }
+        };
         let put = self.ctx.runtime.put_archive(id, dir, tar).await;
-        // The engine only sees a stream that breaks off; the reason is in `fault`.
-        put.map_err(|error| fault.get().map_or_else(|| engine_end(&error), |fault| images::transfer(fault).into()))
+        // The engine only sees a stream that breaks off; the reason is in one of the two.
+        put.map_err(|error| match (fault.get(), refusal.get()) {
+            (Some(fault), _) => images::transfer(fault).into(),
+            (None, Some(why)) => End::With(Outcome::Refused { reason: not_unpacked(dir, why) }),
+            (None, None) => engine_end(&error),
+        })
     }
+}
+
+fn not_unpacked(dir: &str, why: &str) -> String {
+    let why = swarm_protocol::text::sanitise(why, false);
+    format!("the input {dir} cannot be unpacked as a tar archive: {why}")
 }
 
 fn root_refusal(user: &str) -> String {
@@ -261,6 +292,12 @@ mod tests {
         order.inputs = vec![testing::input("/data/in", b"x")];
         assert_eq!(directories(&order), ["/data", "/job"]);
         assert!(directories(&testing::order(1, b"image")).is_empty());
+        // What lies in an unpacked directory belongs to its volume.
+        order.inputs =
+            vec![testing::input("/data/", b"x"), testing::input("/in/a/", b"x"), testing::input("/in/b", b"x")];
+        order.outputs = vec!["/data/deep/er/out".into(), "/data/top".into(), "/data2/out".into()];
+        assert_eq!(directories(&order), ["/data", "/data2", "/in", "/in/a"]);
+        assert_eq!(outputs_below(&order, "/data"), ["deep/er"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Whole workers against a scripted core and an engine in memory.
 
+mod directories;
 mod engines;
 mod faults;
 mod images;

@@ -1,21 +1,24 @@
-//! Tar streams to and from the engine: image archives and single files, framed by hand so that a file of any size
-//! passes through in the chunks it arrives in.
+//! Tar streams to and from the engine: image archives, single files and directories, framed by hand so that a file of
+//! any size passes through in the chunks it arrives in.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt};
 use swarm_protocol::ids::Digest;
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
+pub(crate) use self::reader::{Kind, Member, TarReader};
 use super::ByteStream;
+
+mod reader;
 
 /// Tar's unit: headers are one block, bodies are padded to whole blocks.
 const BLOCK_BYTES: usize = 512;
-
-/// The most an extension record (long name, PAX) may have before the archive is called hostile.
-const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 /// One layer of an image archive.
 pub struct ArchiveLayer {
@@ -89,111 +92,19 @@ pub fn dir_entry_tar(uid: u64, gid: u64, mode: u32) -> ByteStream {
 /// `InvalidData` when the first entry is no regular file (a directory, a link) or the archive is damaged;
 /// `UnexpectedEof` when it ends early.
 pub async fn untar_single_file(tar: ByteStream) -> io::Result<(TarEntry, ByteStream)> {
-    let mut reader = BlockReader { source: tar, pending: BytesMut::new() };
-    let mut extended = Extended::default();
-    loop {
-        let block = reader.take(BLOCK_BYTES).await?;
-        if block.iter().all(|byte| *byte == 0) {
-            return Err(damaged("the archive is empty"));
-        }
-        let header = checked_header(&block)?;
-        let size = header.entry_size()?;
-        match header.entry_type() {
-            EntryType::XHeader => extended.read_pax(&reader.extension(size).await?)?,
-            EntryType::XGlobalHeader | EntryType::GNULongLink => drop(reader.extension(size).await?),
-            EntryType::GNULongName => extended.path = Some(until_nul(&reader.extension(size).await?)),
-            EntryType::Regular | EntryType::Continuous => {
-                let entry = TarEntry {
-                    path: extended.path.unwrap_or_else(|| String::from_utf8_lossy(&header.path_bytes()).into_owned()),
-                    size: extended.size.unwrap_or(size),
-                    mode: header.mode()? & 0o7777,
-                    uid: extended.uid.map_or_else(|| header.uid(), Ok)?,
-                    gid: extended.gid.map_or_else(|| header.gid(), Ok)?,
-                };
-                let body = reader.into_body(entry.size);
-                return Ok((entry, body));
-            }
-            EntryType::Directory => return Err(damaged("it is a directory, not a file")),
-            EntryType::Symlink | EntryType::Link => return Err(damaged("it is a link, not a file")),
-            _ => return Err(damaged("it is not a regular file")),
-        }
+    let mut reader = TarReader::new(tar);
+    let member = reader.next_member().await?.ok_or_else(|| damaged("the archive is empty"))?;
+    match member.kind {
+        Kind::File => {}
+        Kind::Directory => return Err(damaged("it is a directory, not a file")),
+        Kind::Symlink | Kind::HardLink => return Err(damaged("it is a link, not a file")),
+        Kind::Other => return Err(damaged("it is not a regular file")),
     }
-}
-
-/// What extension records said about the entry that follows them.
-#[derive(Default)]
-struct Extended {
-    path: Option<String>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-}
-
-impl Extended {
-    fn read_pax(&mut self, records: &[u8]) -> io::Result<()> {
-        for record in PaxExtensions::new(records) {
-            let record = record?;
-            let value = String::from_utf8_lossy(record.value_bytes());
-            let number = || value.parse::<u64>().map_err(|_| damaged("an extension record holds no number"));
-            match record.key_bytes() {
-                b"path" => self.path = Some(value.into_owned()),
-                b"size" => self.size = Some(number()?),
-                b"uid" => self.uid = Some(number()?),
-                b"gid" => self.gid = Some(number()?),
-                key if key.starts_with(b"GNU.sparse") => return Err(damaged("sparse files are not supported")),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-struct BlockReader {
-    source: ByteStream,
-    pending: BytesMut,
-}
-
-impl BlockReader {
-    /// Exactly `count` bytes, kept in memory: only for headers and bounded extension records.
-    async fn take(&mut self, count: usize) -> io::Result<Bytes> {
-        while self.pending.len() < count {
-            let chunk = self.source.next().await.ok_or_else(cut_short)??;
-            self.pending.extend_from_slice(&chunk);
-        }
-        Ok(self.pending.split_to(count).freeze())
-    }
-
-    async fn extension(&mut self, size: u64) -> io::Result<Bytes> {
-        if size > EXTENSION_BYTES_MAX {
-            return Err(damaged("an extension record is too long"));
-        }
-        let size = usize::try_from(size).map_err(io::Error::other)?;
-        Ok(self.take(size.next_multiple_of(BLOCK_BYTES)).await?.slice(..size))
-    }
-
-    fn into_body(self, size: u64) -> ByteStream {
-        let whole = once(self.pending.freeze()).chain(self.source);
-        stream::try_unfold((whole.boxed(), size), |(mut source, left)| async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            let mut chunk = source.next().await.ok_or_else(cut_short)??;
-            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-            let left = left - chunk.len() as u64;
-            Ok(Some((chunk, (source, left))))
-        })
-        .boxed()
-    }
-}
-
-fn checked_header(block: &[u8]) -> io::Result<Header> {
-    let header = Header::from_byte_slice(block).clone();
-    let mut again = header.clone();
-    again.set_cksum();
-    if header.cksum()? != again.cksum()? {
-        return Err(damaged("a header's checksum is wrong"));
-    }
-    Ok(header)
+    let Member { path, size, mode, uid, gid, .. } = member;
+    let entry = TarEntry { path: String::from_utf8_lossy(&path).into_owned(), size, mode, uid, gid };
+    let body =
+        stream::try_unfold(reader, |mut reader| async move { Ok(reader.chunk().await?.map(|chunk| (chunk, reader))) });
+    Ok((entry, body.boxed()))
 }
 
 fn member(name: &str, size: u64, body: ByteStream) -> ByteStream {
@@ -225,6 +136,45 @@ fn file_head(name: &str, size: u64, mode: u32, uid: u64, gid: u64) -> Bytes {
     head.freeze()
 }
 
+/// The header of a directory or link, or of a file whose bytes follow, with records for long names before it. `name` is
+/// relative and has no `.` or `..`; `link` is where a link leads.
+///
+/// # Errors
+/// `InvalidInput` for a name that no archive can hold.
+pub(crate) fn member_head(member: &Member, uid: u64, gid: u64) -> io::Result<Bytes> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(match member.kind {
+        Kind::File => EntryType::Regular,
+        Kind::Directory => EntryType::Directory,
+        Kind::Symlink => EntryType::Symlink,
+        Kind::HardLink => EntryType::Link,
+        Kind::Other => return Err(io::ErrorKind::InvalidInput.into()),
+    });
+    header.set_size(member.size);
+    header.set_mode(member.mode);
+    header.set_uid(uid);
+    header.set_gid(gid);
+    header.set_mtime(member.mtime);
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let mut head = tar::Builder::new(Vec::new());
+    match member.kind {
+        Kind::Symlink | Kind::HardLink => head.append_link(&mut header, path(&member.path), path(&member.link))?,
+        _ => head.append_data(&mut header, path(&member.path), io::empty())?,
+    }
+    // The end that a whole archive would get is not written yet.
+    Ok(std::mem::take(head.get_mut()).into())
+}
+
+/// What fills the last block of a file of `size` bytes.
+pub(crate) fn padding(size: u64) -> Bytes {
+    const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+    let over = (size % BLOCK_BYTES as u64) as usize;
+    Bytes::from_static(&ZEROS[..if over == 0 { 0 } else { BLOCK_BYTES - over }])
+}
+
+/// The two empty blocks behind the last member.
+pub(crate) const END_OF_ARCHIVE: &[u8] = &[0; 2 * BLOCK_BYTES];
+
 fn finish(header: &mut Header, size: u64, mode: u32, uid: u64, gid: u64) {
     header.set_size(size);
     header.set_mode(mode);
@@ -249,24 +199,13 @@ fn exactly(size: u64, body: ByteStream) -> ByteStream {
     .boxed()
 }
 
-fn padding(size: u64) -> Bytes {
-    const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
-    let over = (size % BLOCK_BYTES as u64) as usize;
-    Bytes::from_static(&ZEROS[..if over == 0 { 0 } else { BLOCK_BYTES - over }])
-}
-
 fn end_of_archive() -> ByteStream {
-    once(Bytes::from_static(&[0; 2 * BLOCK_BYTES]))
+    once(Bytes::from_static(END_OF_ARCHIVE))
 }
 
 /// A stream of these bytes alone.
 pub fn once(bytes: Bytes) -> ByteStream {
     stream::iter((!bytes.is_empty()).then_some(Ok(bytes))).boxed()
-}
-
-fn until_nul(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 fn damaged(what: &'static str) -> io::Error {

@@ -45,7 +45,7 @@ fn a_worker_killed_while_files_go_in_and_out_brings_them_whole() {
     std::fs::write(&file, &bytes).expect("the input can be written");
     let uploaded = swarm.block(swarm.client.upload_file(&file, std::sync::Arc::new(|_| ()))).expect("it is uploaded");
     let mut spec = swarm.shell("cat /in/data > /out/copy; echo begun; sleep 1; echo done");
-    spec.inputs.push(Input { digest: uploaded.digest, path: "/in/data".into(), mode: 0o644 });
+    spec.inputs.push(Input { digest: uploaded.digest, path: "/in/data".into(), mode: 0o644, unpack: false });
     spec.outputs = vec![Output { path: "/out/copy".into() }];
     let moments: [Moment; 3] = [
         ("assigned", Swarm::wait_assigned),

@@ -1,5 +1,9 @@
 //! Labels of workers, and tasks that require them.
 
+use swarm_protocol::Digest;
+use swarm_protocol::link::DIRECTORIES_SINCE;
+use swarm_protocol::spec::Input;
+
 use super::*;
 use crate::testing::labels;
 
@@ -47,6 +51,32 @@ async fn a_task_goes_to_a_worker_with_its_labels_and_waits_for_one() {
     assert_eq!(views[1].labels, *labels(&[("zone", "b")]));
     assert_eq!(views[0].labels.keys().collect::<Vec<_>>(), ["evil", "zone"]);
     assert!(!views[0].labels["evil"].contains('\u{1b}'), "hostile labels are made harmless");
+}
+
+#[tokio::test]
+async fn directories_go_to_workers_whose_link_knows_them() {
+    let swarm = Swarm::start().await;
+    let hello = Hello { version_max: DIRECTORIES_SINCE - 1, ..hello(64, 64) };
+    let (welcome, mut old) = swarm.try_connect(1, hello).await;
+    let Welcome::Accepted { session, .. } = welcome else { panic!("{welcome:?}") };
+    swarm.tell(DispatcherMsg::Ready { worker: WorkerId(1), session, held: Vec::new() }).await;
+    let mut record = job_record(1);
+    let input = Input { digest: Digest::of(b"x"), path: "/data".into(), mode: 0o644, unpack: true };
+    (record.spec.inputs, record.input_bytes) = (vec![input], vec![1]);
+    let shape = Shape::of(&record.spec);
+    swarm.memory.change(|jobs| jobs.entry(JobId(1)).or_insert(record).id);
+    let (work, shape_of) = (Work::Fresh(TaskRange::one(0)), shape.clone());
+    let runnable =
+        Runnable { job: JobId(1), group: GroupId(1), priority: 0, runnable_since: at(0), shape: shape_of, work };
+    swarm.scheduler.send(SchedulerMsg::Enqueue(runnable)).await.unwrap();
+    swarm.settle().await;
+    assert!(old.try_recv().is_err(), "it would take the archive for a file");
+    let (reply, reasons) = oneshot::channel();
+    swarm.tell(DispatcherMsg::Why { shape, reply }).await;
+    let codes: Vec<_> = reasons.await.unwrap().into_iter().map(|reason| reason.code).collect();
+    assert_eq!(codes, ["version", "version"]);
+    let mut new = swarm.worker(2, 1, 1).await;
+    assert_eq!(new.order().await.inputs[0].directory(), Some("/data"));
 }
 
 #[tokio::test]
