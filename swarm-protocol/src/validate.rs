@@ -440,7 +440,7 @@ mod tests {
         }
         assert_eq!(faults_of(|s| s.inputs = vec![input("/data/x/y"), archive("/data")]), ["inputs[0].path"]);
         assert_eq!(faults_of(|s| s.inputs = vec![archive("/data"), archive("/data/x")]), ["inputs[1].path"]);
-        assert_eq!(faults_of(|s| s.inputs = vec![archive("/data"), input("/data")]), ["inputs[1].path"]);
+        assert_eq!(faults_of(|s| s.inputs = vec![archive("/in/data"), input("/in/data")]), ["inputs[1].path"]);
         assert_eq!(faults_of(|s| s.inputs.push(Input { mode: 0o755, ..archive("/data") })), ["inputs[0].mode"]);
         let inside = |s: &mut JobSpec| {
             s.inputs.push(archive("/data"));

@@ -3,6 +3,7 @@
 //! `REPORT ` are figures.
 
 mod demo;
+mod directories;
 mod doctor;
 mod ends;
 mod faults;

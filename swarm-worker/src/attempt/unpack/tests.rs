@@ -62,7 +62,7 @@ fn members(tar: &[u8]) -> Vec<(EntryType, String, String, String)> {
         let mut entry = entry.unwrap();
         let header = entry.header().clone();
         assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (1000, 1001));
-        assert!(matches!(header.mode().unwrap(), 0o751 | DIR_MODE), "{:o}", header.mode().unwrap());
+        assert!(matches!(header.mode().unwrap(), 0o751 | 0o777 | DIR_MODE), "{:o}", header.mode().unwrap());
         let path = entry.path().unwrap().display().to_string();
         let link = entry.link_name().unwrap().map(|link| link.display().to_string()).unwrap_or_default();
         let mut text = String::new();
@@ -111,22 +111,20 @@ async fn a_directory_passes_with_new_owners_and_the_directories_it_implies() {
 async fn long_names_and_links_pass() {
     let (name, target) = (["d".repeat(200), "e".repeat(200), "f".repeat(200)].join("/"), "t".repeat(250));
     let mut tar = Builder::new(Vec::new());
-    let mut header = Header::new_gnu();
-    header.set_mode(0o751);
-    header.set_size(3);
-    tar.append_data(&mut header, &name, &b"abc"[..]).unwrap();
-    let mut header = Header::new_gnu();
-    header.set_entry_type(SOFT);
-    header.set_mode(0o751);
-    header.set_size(0);
-    tar.append_link(&mut header, "soft", &target).unwrap();
+    let header = |kind, size| {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o751);
+        header.set_uid(5);
+        header.set_gid(6);
+        header.set_size(size);
+        header.set_cksum();
+        header
+    };
+    tar.append_data(&mut header(FILE, 3), &name, &b"abc"[..]).unwrap();
+    tar.append_link(&mut header(SOFT, 0), "soft", &target).unwrap();
     tar.append_pax_extensions([("path", &b"by/pax"[..]), ("linkpath", b"pax")]).unwrap();
-    let mut header = Header::new_ustar();
-    header.set_entry_type(SOFT);
-    header.set_mode(0o751);
-    header.set_size(0);
-    header.set_cksum();
-    tar.append(&header, io::empty()).unwrap();
+    tar.append(&header(SOFT, 0), io::empty()).unwrap();
     let found = members(&passed(&tar.into_inner().unwrap(), terms(3)).await.unwrap());
     let found: Vec<_> = found.iter().skip(2).map(|(_, path, link, text)| (&path[..], &link[..], &text[..])).collect();
     assert_eq!(found, [(&name[..], "", "abc"), ("soft", &target, ""), ("by", "", ""), ("by/pax", "pax", "")]);

@@ -14,6 +14,8 @@ fn archive(names: &[&str]) -> Vec<u8> {
         header.set_entry_type(if bytes.is_empty() { tar::EntryType::Directory } else { tar::EntryType::Regular });
         header.set_size(bytes.len() as u64);
         header.set_mode(0o640);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_cksum();
         tar.append(&header, bytes).unwrap();
     }

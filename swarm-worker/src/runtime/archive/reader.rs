@@ -75,20 +75,24 @@ impl Extended {
 
     fn member(self, header: &Header, size: u64) -> io::Result<Member> {
         let link = || header.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default();
+        let kind = match header.entry_type() {
+            EntryType::Regular | EntryType::Continuous => Kind::File,
+            EntryType::Directory => Kind::Directory,
+            EntryType::Symlink => Kind::Symlink,
+            EntryType::Link => Kind::HardLink,
+            _ => Kind::Other,
+        };
+        // Of anything else the numbers mean nothing, and some programs leave them out.
+        let counts = matches!(kind, Kind::File | Kind::Directory);
+        let number = |found: io::Result<u64>| if counts { found } else { Ok(found.unwrap_or_default()) };
         Ok(Member {
-            kind: match header.entry_type() {
-                EntryType::Regular | EntryType::Continuous => Kind::File,
-                EntryType::Directory => Kind::Directory,
-                EntryType::Symlink => Kind::Symlink,
-                EntryType::Link => Kind::HardLink,
-                _ => Kind::Other,
-            },
+            kind,
             path: self.path.unwrap_or_else(|| header.path_bytes().into_owned()),
             link: self.link.unwrap_or_else(link),
             size: self.size.unwrap_or(size),
-            mode: header.mode()? & 0o7777,
-            uid: self.uid.map_or_else(|| header.uid(), Ok)?,
-            gid: self.gid.map_or_else(|| header.gid(), Ok)?,
+            mode: if counts { header.mode()? & 0o7777 } else { 0o777 },
+            uid: self.uid.map_or_else(|| number(header.uid()), Ok)?,
+            gid: self.gid.map_or_else(|| number(header.gid()), Ok)?,
             mtime: header.mtime().unwrap_or_default(),
         })
     }
