@@ -150,7 +150,8 @@ mod tests {
         (workers[0].labels, workers[1].labels) = (Some(labels(&[("zone", "a")])), Some(labels(&[("gpu", "nvidia")])));
         let told = |workers: &[Subject], gib: u64, pairs: &[(&str, &str)]| {
             let needs = Resources { cpu_millis: 1000, memory_bytes: gib * GIB };
-            misfit(workers, &Shape { needs, require: labels(pairs) }).map(|warning| (warning.field, warning.problem))
+            misfit(workers, &Shape { needs, require: labels(pairs), link_version: 0 })
+                .map(|warning| (warning.field, warning.problem))
         };
         assert_eq!(told(&workers, 8, &[("zone", "a")]), None, "offline, but it has it");
         let nowhere = ("require.zone".to_owned(), "no worker has the label `zone=b`".to_owned());

@@ -158,7 +158,7 @@ fn dispatcher(seen: mpsc::Sender<Seen>, swarm: SwarmId) -> mpsc::Sender<Dispatch
 fn one_worker() -> Subject {
     let capacity = Amount { cpu_millis: 4_000, memory_bytes: 8 << 30, slots: 4 };
     let (used, labels) = (Amount::default(), Some(Arc::default()));
-    Subject { name: "w1".to_owned(), standing: Standing::Offline, capacity, used, labels }
+    Subject { name: "w1".to_owned(), standing: Standing::Offline, capacity, used, labels, link_version: None }
 }
 
 fn harvester(seen: mpsc::Sender<Seen>) -> mpsc::Sender<HarvesterMsg> {
