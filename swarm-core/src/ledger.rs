@@ -175,7 +175,13 @@ impl Writer {
     ) -> Result<Vec<Verdict>, StoreError> {
         let (store, epoch, number) = (Arc::clone(&self.store), self.epoch, self.number);
         let (transitions, part) = (Arc::clone(transitions), part.clone());
-        self.thread.run(move || store.commit(epoch, number, &transitions[part])).await
+        let commit = move || {
+            abort_point("ledger-commit-before");
+            let answer = store.commit(epoch, number, &transitions[part]);
+            abort_point("ledger-commit-after");
+            answer
+        };
+        self.thread.run(commit).await
     }
 
     /// Whether the last batch tried is in the store.
@@ -192,6 +198,12 @@ impl Writer {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Where a test may end the process, by `NAME=return` in `FAILPOINTS`. Nothing in releases.
+fn abort_point(name: &str) {
+    fail::fail_point!(name, |_| std::process::abort());
+    let _ = name;
 }
 
 #[cfg(test)]

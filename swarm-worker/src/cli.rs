@@ -200,6 +200,8 @@ fn line(finding: &Finding) -> String {
 }
 
 async fn serve(args: WorkerArgs, watchdog: &[&str]) -> anyhow::Result<()> {
+    #[cfg(feature = "failpoints")]
+    let _faults = fail::FailScenario::setup();
     let mut config = WorkerConfig::settle(args.config.as_deref(), &args.flags)?;
     config.watchdog = Some(watchdog.iter().map(ToString::to_string).collect());
     let runtime =

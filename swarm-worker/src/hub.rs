@@ -86,6 +86,8 @@ struct State {
     generation: u64,
     draining: bool,
     engine_silent: bool,
+    /// The disk of the data directory is full.
+    is_full: bool,
 }
 
 /// What a renewal said, to be kept until it is answered.
@@ -259,7 +261,12 @@ impl Hub {
     /// Whether new work is taken.
     pub(crate) fn is_accepting(&self) -> bool {
         let state = self.state();
-        !state.draining && !state.engine_silent
+        !state.draining && !state.engine_silent && !state.is_full
+    }
+
+    /// Notes whether the data directory's disk has room; what was noted before.
+    pub(crate) fn set_room(&self, has_room: bool) -> bool {
+        !std::mem::replace(&mut self.state().is_full, !has_room)
     }
 
     /// Whether the container engine answered last.

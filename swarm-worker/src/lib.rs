@@ -25,6 +25,7 @@ pub mod machine;
 pub mod network;
 mod offer;
 mod reconcile;
+mod room;
 pub mod run;
 pub mod runtime;
 mod sandbox;

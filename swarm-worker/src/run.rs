@@ -22,7 +22,7 @@ use crate::sandbox::{self, Sandboxes};
 use crate::spool::Spool;
 use crate::transfer::Transfer;
 use crate::watchdog::{self, Launch, WatchFiles};
-use crate::{disk, engine, link, offer, reconcile};
+use crate::{disk, engine, link, offer, reconcile, room};
 
 /// How often leases are looked at.
 const LEASE_TICK: Duration = Duration::from_millis(250);
@@ -110,6 +110,7 @@ pub async fn run_with(config: WorkerConfig, parts: Parts, stop: CancellationToke
     core.spawn("sandboxes", sandbox::keep(ctx.clone()));
     core.spawn("offer", offer::keep(ctx.clone()));
     core.spawn("engine", engine::keep_looking(ctx.clone()));
+    core.spawn("room", room::keep_looking(ctx.clone()));
     core.spawn("link", link::keep(ctx.clone()));
     tokio::select! {
         biased;

@@ -106,8 +106,23 @@ pub(crate) fn cut_short() -> Failure {
     problem.with_hint("send it again").retryable().into()
 }
 
-/// A fault of ours: the log has the details, the client does not.
-pub(crate) fn internal(error: &dyn std::error::Error) -> Failure {
+/// There is no room for what a client wants to have kept.
+pub(crate) fn disk_full() -> Failure {
+    let problem = Problem::new(503, "unavailable", "Not available now", "the core's disk is full");
+    problem.with_hint("try again when there is room on the disk of the core's data directory").retryable().into()
+}
+
+/// Whether the system gave this as a reason somewhere below.
+fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |cause| cause.source());
+    causes.any(|cause| {
+        let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    })
+}
+
+/// A fault of ours: the log has the details, the client does not, but for a full disk.
+pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -116,6 +131,9 @@ pub(crate) fn internal(error: &dyn std::error::Error) -> Failure {
         source = cause.source();
     }
     tracing::error!(error = text, "a request failed");
+    if is_disk_full(error) {
+        return disk_full();
+    }
     let detail = "the core failed at this request; its log has the details";
     Problem::new(500, "internal", "The core failed", detail).retryable().into()
 }
@@ -245,4 +263,22 @@ fn catch_all(status: Status, request: &Request<'_>) -> Failure {
 
 pub(crate) fn all() -> Vec<Catcher> {
     catchers![catch_all]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_a_way_out_and_other_faults_are_not_told() {
+        let failed = |kind: std::io::ErrorKind| {
+            let error = BlobError::Io { action: "write", path: "/data/blobs/x".into(), source: kind.into() };
+            *Failure::from(error).0
+        };
+        let full = failed(std::io::ErrorKind::StorageFull);
+        assert_eq!((full.status, full.retryable, full.hint.is_some()), (503, true, true), "{full:?}");
+        let other = failed(std::io::ErrorKind::PermissionDenied);
+        assert_eq!(other.status, 500);
+        assert!(!format!("{other:?}").contains("/data"), "{other:?}");
+    }
 }

@@ -20,7 +20,7 @@ use tokio_util::io::StreamReader;
 
 use super::ApiState;
 use super::parked::{Parked, Sender};
-use super::problem::{Answer, Failure, cut_short, internal, invalid, too_large, unavailable};
+use super::problem::{Answer, Failure, cut_short, disk_full, internal, invalid, too_large, unavailable};
 use super::turns::Turn;
 use crate::blobs::{BlobRead, BlobStore, BlobUpload, StagedBlob, expect_digest};
 use swarm_host::blocking;
@@ -212,7 +212,7 @@ fn fill(upload: &mut dyn BlobUpload, source: &mut Pipe, bytes_max: u64) -> Resul
         upload.write_all(&buffer[..count]).map_err(|error| {
             Unfilled::Refused(match error.kind() {
                 io::ErrorKind::FileTooLarge => too_large("the upload", bytes_max),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => unavailable("the core's disk is full"),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => disk_full(),
                 _ => internal(&error),
             })
         })?;

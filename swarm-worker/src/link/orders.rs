@@ -79,7 +79,7 @@ fn take(ctx: &Arc<Ctx>, shared: &Shared, order: TaskOrder, unkept: Option<&Strin
     let refusal = if let Some(why) = unkept {
         Some(why.clone())
     } else if !ctx.hub.is_accepting() {
-        Some("the worker is draining, or its container engine cannot be used".to_owned())
+        Some("the worker is draining, its disk is full, or its container engine cannot be used".to_owned())
     } else if ctx.hub.live_count() >= ctx.slots_offered().saturating_add(PREFETCH_MAX) {
         Some("the worker holds too many orders already".to_owned())
     } else {

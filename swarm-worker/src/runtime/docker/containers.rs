@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use futures_util::stream::{self, StreamExt};
 
 use super::errors::{map, map_start, timed_out, within};
+use super::points::around;
 use super::{DockerRuntime, label_filter};
 use crate::runtime::spec::invalid;
 use crate::runtime::{
@@ -49,7 +50,7 @@ impl DockerRuntime {
 
     pub(super) async fn start_container(&self, id: &str) -> Result<(), RuntimeError> {
         let deadline = self.deadlines.call;
-        match tokio::time::timeout(deadline, self.docker.start_container(id, None)).await {
+        match tokio::time::timeout(deadline, around("start", self.docker.start_container(id, None))).await {
             Ok(answer) => answer.map_err(|error| map_start(deadline, id, error)),
             Err(_) => Err(timed_out("start", deadline)),
         }
@@ -58,7 +59,7 @@ impl DockerRuntime {
     pub(super) async fn wait_container(&self, id: &str) -> Result<ExitInfo, RuntimeError> {
         let said = loop {
             // An engine that vanished behind a proxy or a network never answers: it is asked again now and then.
-            match tokio::time::timeout(self.deadlines.call, self.wait_once(id)).await {
+            match tokio::time::timeout(self.deadlines.call, around("wait", self.wait_once(id))).await {
                 Ok(said) => break said?,
                 Err(_) if self.inspect_container(id).await?.0.phase == ContainerPhase::Running => {}
                 Err(_) => break None,

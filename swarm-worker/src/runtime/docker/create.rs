@@ -11,6 +11,7 @@ use bollard::query_parameters::CreateContainerOptions;
 
 use super::DockerRuntime;
 use super::errors::{map_create, timed_out};
+use super::points::around;
 use super::quota::is_refusal;
 use crate::runtime::{ContainerId, ContainerSpec, DiskQuota, Labels, Network, RuntimeError, VolumeMount};
 
@@ -40,7 +41,8 @@ impl DockerRuntime {
             host.storage_opt = Some(HashMap::from([("size".to_owned(), bytes.to_string())]));
         }
         let deadline = self.deadlines.call;
-        match tokio::time::timeout(deadline, self.docker.create_container(Some(options), body)).await {
+        let created = around("create", self.docker.create_container(Some(options), body));
+        match tokio::time::timeout(deadline, created).await {
             Ok(Ok(created)) => Ok(ContainerId(created.id)),
             Ok(Err(error)) => Err(map_create(deadline, error)),
             Err(_) => Err(timed_out("create", deadline)),

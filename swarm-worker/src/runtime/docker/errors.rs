@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bollard::errors::Error;
 
+use super::points::around;
 use crate::runtime::RuntimeError;
 
 /// What the engine says when the job's own words make a start impossible, whatever status it gives that.
@@ -28,7 +29,7 @@ pub(super) async fn within<T>(
     deadline: Duration,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, RuntimeError> {
-    match tokio::time::timeout(deadline, work).await {
+    match tokio::time::timeout(deadline, around(call, work)).await {
         Ok(answer) => answer.map_err(|error| map(call, deadline, error)),
         Err(_) => Err(timed_out(call, deadline)),
     }

@@ -10,6 +10,7 @@ use swarm_protocol::ids::Digest;
 
 use super::DockerRuntime;
 use super::errors::{map, timed_out};
+use super::points::around;
 use crate::runtime::{ByteStream, OurImage, RuntimeError};
 
 /// How the engine announces a loaded image without a tag, and one with tags.
@@ -103,7 +104,7 @@ impl DockerRuntime {
     pub(super) async fn load(&self, archive: ByteStream, expect: &Digest) -> Result<(), RuntimeError> {
         let before = self.all_image_ids().await?;
         let deadline = self.deadlines.transfer;
-        let loaded = tokio::time::timeout(deadline, self.send_archive(archive, expect))
+        let loaded = tokio::time::timeout(deadline, around("load image", self.send_archive(archive, expect)))
             .await
             .map_err(|_| timed_out("load image", deadline))??;
         if loaded == [expect.to_string()] {

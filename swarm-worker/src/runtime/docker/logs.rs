@@ -9,6 +9,7 @@ use swarm_protocol::logs::LogStream;
 
 use super::DockerRuntime;
 use super::errors::map;
+use super::points::pass;
 use crate::runtime::{LogItem, LogItems, RuntimeError};
 
 /// The engine's stamp has 30 bytes; a little more allows for zones written as offsets.
@@ -27,7 +28,9 @@ impl DockerRuntime {
             ..Default::default()
         };
         let deadline = self.deadlines.call;
+        pass("logs", "before");
         let source = self.docker.logs(id, Some(options)).boxed();
+        pass("logs", "after");
         let items = stream::unfold(Some((source, Assembler::default())), move |state| async move {
             let (mut source, mut assembler) = state?;
             loop {

@@ -5,6 +5,7 @@ mod create;
 mod errors;
 mod images;
 mod logs;
+mod points;
 mod quota;
 mod sibling;
 mod usage;
