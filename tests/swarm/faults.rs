@@ -1,9 +1,18 @@
 //! kill -9 and worse in the middle of runs. Each scenario has a swarm of its own and ends with a clean checker.
 
+mod clock;
 mod contained;
+mod cycles;
+mod database;
+mod disks;
 mod engine;
 mod files;
+mod frozen;
+mod links;
+mod points;
 mod redis;
+mod takeover;
+mod weather;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! Whole-swarm tests: the real binaries, real Docker, real kills. After each scenario the checker judges what was seen,
 //! what the store holds and what the engine did. `SWARM_TEST_TIER=full` multiplies the counts; lines beginning with
-//! `REPORT ` are figures.
+//! `REPORT ` are figures, and `SHOWN ` fills a cell of the fault matrix (`matrix.rs`).
 
 mod demo;
 mod directories;
@@ -14,6 +14,7 @@ mod jobs;
 mod labels;
 mod limits;
 mod logs;
+mod matrix;
 mod modules;
 mod power;
 mod readme;

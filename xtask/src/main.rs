@@ -2,6 +2,7 @@
 //! what the tests need, runs every stage within a printed budget, and leaves nothing behind.
 
 mod leftovers;
+mod matrix;
 mod report;
 mod run;
 mod services;

@@ -67,6 +67,9 @@ fn write_summary(text: &mut String, outcomes: &[Outcome]) -> fmt::Result {
     let (passed, failed) = totals(outcomes);
     let (budget, took) = (sum(|outcome| outcome.budget), sum(|outcome| outcome.took));
     writeln!(text, "{:<10}{budget:>8}{took:>8}{passed:>9}{failed:>9}", "sum")?;
+    for table in outcomes.iter().filter_map(|outcome| outcome.tally.matrix.table()) {
+        writeln!(text, "\n{table}\n")?;
+    }
     for outcome in outcomes {
         let stage = outcome.stage.as_str();
         for what in outcome.problems.iter().chain(&outcome.tally.failures) {

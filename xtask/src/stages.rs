@@ -15,6 +15,9 @@ use crate::supply::Rules;
 use crate::tally::Tally;
 use crate::temp::TempDir;
 
+/// Whole-swarm scenarios that run at a time, at least.
+const SCENARIOS_MIN: usize = 4;
+
 /// One run of the tests. Fields are dropped in this order: services first, then the directory they lie in.
 #[derive(Debug)]
 pub(crate) struct Runner {
@@ -53,6 +56,7 @@ impl Findings {
     }
 
     fn settle(mut self) -> (Tally, Vec<String>) {
+        self.problems.extend(self.tally.matrix.missing());
         if self.is_counted && self.problems.is_empty() && self.tally.passed + self.tally.failed == 0 {
             self.problems.push("ran no test".to_owned());
         }
@@ -142,7 +146,7 @@ impl Runner {
                 let findings = self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?);
                 if self.tier == Tier::Full { Ok(findings.and(self.tls(deadline)?)) } else { Ok(findings) }
             }
-            Stage::Swarm => self.tests(&["--test", "swarm"], deadline),
+            Stage::Swarm => self.swarm(deadline),
             Stage::Demo => self.demo(deadline),
         }
     }
@@ -178,13 +182,32 @@ impl Runner {
 
     /// `cargo test` for the whole workspace: naming single packages would resolve to other features.
     fn tests(&self, targets: &[&str], deadline: Instant) -> Result<Findings> {
+        self.marked_stage(&mut self.test_command(targets), true, deadline)
+    }
+
+    fn test_command(&self, targets: &[&str]) -> Command {
         let mut command = cargo(&self.root);
         command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(targets);
         if self.tier == Tier::Full {
             // Passing tests' own lines are part of the report.
             command.args(["--", "--show-output"]);
         }
-        self.marked_stage(&mut command, true, deadline)
+        command
+    }
+
+    /// Whole swarms, and the fault matrix that they print.
+    fn swarm(&self, deadline: Instant) -> Result<Findings> {
+        let mut command = self.test_command(&["--test", "swarm"]);
+        // Scenarios wait most of the time: for leases, for containers, for what was killed.
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            command.env("RUST_TEST_THREADS", (2 * cores).max(SCENARIOS_MIN).to_string());
+        }
+        let mut findings = self.marked_stage(&mut command, true, deadline)?;
+        if findings.tally.matrix.table().is_none() {
+            findings.problems.push("no test printed the fault matrix".to_owned());
+        }
+        Ok(findings)
     }
 
     /// What only a core with TLS to Postgres can show. It has OpenSSL compiled, which takes minutes.

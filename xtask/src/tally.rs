@@ -1,5 +1,7 @@
 //! Counts tests by reading what cargo and the test harness print.
 
+use crate::matrix::Matrix;
+
 /// What a stage's output said.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -11,6 +13,8 @@ pub(crate) struct Tally {
     pub(crate) failures: Vec<String>,
     /// What followed `REPORT ` at the beginning of lines.
     pub(crate) reports: Vec<String>,
+    /// What tests said of the fault matrix.
+    pub(crate) matrix: Matrix,
 }
 
 /// Names kept; more are counted only.
@@ -23,12 +27,14 @@ impl Tally {
         self.failed += other.failed;
         self.failures.extend(other.failures);
         self.reports.extend(other.reports);
+        self.matrix.add(other.matrix);
     }
 
     /// Reads one line of output.
     pub(crate) fn read(&mut self, line: &str) {
         let line = plain(line);
         let line = line.trim();
+        self.matrix.read(line);
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, "passed");
             self.failed += count(counts, "failed");

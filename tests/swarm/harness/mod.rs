@@ -1,14 +1,21 @@
 //! Starts swarms out of the real binary, each in a directory of its own on ports of its own, watches them, and leaves
 //! nothing behind.
 
+mod clock;
 mod death;
 mod disks;
 mod engine;
+mod jobs;
 mod judge;
+mod memory;
+mod namespace;
 mod own_engine;
+mod postgres;
 mod process;
+mod proxy;
 mod recorder;
 mod redis;
+mod small_disk;
 mod swarm;
 
 use std::time::{Duration, Instant};
@@ -17,10 +24,15 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use disks::Owner;
 pub(crate) use engine::{Docker, Engine, docker};
+pub(crate) use memory::be_worker;
+pub(crate) use namespace::{Namespace, Rule};
 pub(crate) use own_engine::{OwnEngine, Part};
+pub(crate) use postgres::{OwnPostgres, StopMode};
 pub(crate) use process::{Ended, Proc, command, run, signal, strays};
-pub(crate) use recorder::{Log, log_read};
+pub(crate) use proxy::{Proxy, Weather};
+pub(crate) use recorder::{Log, log_read, verdict};
 pub(crate) use redis::{PASSWORD, Redis};
+pub(crate) use small_disk::{Full, SmallDisk};
 pub(crate) use swarm::{Setup, Swarm, shared};
 
 /// How long anything may take that should take a few seconds; the machine may be busy.

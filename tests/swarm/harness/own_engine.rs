@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::death::Death;
-use super::{Docker, PATIENCE, eventually, signal, strays};
+use super::{Docker, PATIENCE, SmallDisk, eventually, signal, strays};
 
 /// How long an engine may take to stop its containers and itself.
 const STOP: Duration = Duration::from_secs(30);
@@ -20,6 +20,8 @@ pub(crate) struct OwnEngine {
     dir: tempfile::TempDir,
     flags: &'static [&'static str],
     child: Mutex<Option<Child>>,
+    /// Where its data lies, when that is small.
+    disk: Option<SmallDisk>,
 }
 
 /// What of an engine is killed.
@@ -34,10 +36,24 @@ pub(crate) enum Part {
 impl OwnEngine {
     /// Starts one with further flags.
     pub(crate) fn start(flags: &'static [&'static str]) -> Self {
+        Self::start_on(None, flags)
+    }
+
+    /// Starts one whose data lies on a tmpfs with these mount options.
+    pub(crate) fn start_small(options: &str) -> Self {
+        Self::start_on(Some(options), &["--storage-driver=overlay2"])
+    }
+
+    pub(crate) fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    fn start_on(small: Option<&str>, flags: &'static [&'static str]) -> Self {
         let dir = tempfile::Builder::new().prefix("swarm-engine-").tempdir().expect("a directory can be made");
         // An empty file of its own, lest the system's contradict the flags.
         fs::write(dir.path().join("daemon.json"), "{}").expect("a file can be written");
-        let engine = Self { dir, flags, child: Mutex::new(None) };
+        let disk = small.map(|options| SmallDisk::mount(&dir.path().join("data"), options));
+        let engine = Self { dir, flags, child: Mutex::new(None), disk };
         engine.begin();
         engine
     }

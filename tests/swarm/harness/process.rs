@@ -28,14 +28,20 @@ pub(crate) struct Ended {
 /// The binary with this test's directory as its home and nothing inherited that could lead it elsewhere.
 pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_swarm"));
-    command.args(args).env_clear().env("HOME", home).env("SWARM_CONFIG_DIR", home.join("config"));
+    command.args(args);
+    isolated(&mut command, home);
+    command
+}
+
+/// Has a program inherit nothing but what it needs.
+pub(super) fn isolated(command: &mut Command, home: &Path) {
+    command.env_clear().env("HOME", home).env("SWARM_CONFIG_DIR", home.join("config"));
     for kept in ["PATH", "DOCKER_HOST", "SWARM_TEST_RUN", "LANG", "TMPDIR"] {
         if let Some(value) = std::env::var_os(kept) {
             command.env(kept, value);
         }
     }
     command.env("RUST_BACKTRACE", "1").current_dir(home).process_group(0).stdin(Stdio::null());
-    command
 }
 
 impl Proc {

@@ -3,26 +3,23 @@
 use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use rustix::process::Signal;
-use swarm_checker::{Op, Submit, Verdict};
-use swarm_client::{Client, ClientError, LogOptions, MemoryTokens};
-use swarm_protocol::api::{JobDetail, JoinTokenRequest, TaskPhase, TaskView};
-use swarm_protocol::logs::LogStream;
-use swarm_protocol::spec::{JobSpec, Resources};
-use swarm_protocol::{JobId, TaskId};
+use swarm_client::{Client, MemoryTokens};
+use swarm_protocol::api::JoinTokenRequest;
 use swarm_worker::WorkerConfig;
 use swarm_worker::runtime::ByteStream;
 use swarm_worker::runtime::testimage::{HostImage, host_image_with};
 
+use super::clock::fake_clock;
 use super::disks::Disks;
-use super::process::{command, run, strays};
-use super::recorder::{Log, Recorder, job_seen, log_read, task_seen, verdict};
-use super::{Docker, Ended, Engine, NOISE, PATIENCE, Proc, eventually, noise, now_us, signal};
+use super::memory;
+use super::process::{command, strays};
+use super::recorder::Recorder;
+use super::{Docker, Engine, NOISE, PATIENCE, Proc, Proxy, SmallDisk, eventually, noise, signal};
 
 /// What a swarm is made of.
 #[derive(Default)]
@@ -39,12 +36,26 @@ pub(crate) struct Setup {
     pub(crate) engine: Option<String>,
     /// Variables for the core, beside what every core gets.
     pub(crate) core_env: Vec<(&'static str, &'static str)>,
+    /// Variables for the worker.
+    pub(crate) worker_env: Vec<(&'static str, &'static str)>,
+    /// What lies between worker and core.
+    pub(crate) link: Option<Arc<Proxy>>,
+    /// Directories below the swarm's own that are small disks, with their mount options.
+    pub(crate) small_disks: Vec<(&'static str, &'static str)>,
+    /// Where below the swarm's directory SQLite's file is, when it is not in the core's.
+    pub(crate) database_file: Option<&'static str>,
+    /// Core and worker have wall clocks that [`Swarm::set_clock`] changes.
+    pub(crate) fake_clocks: bool,
     /// Core and worker keep their data on disks whose power can be cut.
     pub(crate) disks: bool,
+    /// The worker's engine is in memory, and its test calls [`be_worker`](super::be_worker) first.
+    pub(crate) in_memory: bool,
 }
 
 /// See the module.
 pub(crate) struct Swarm {
+    /// In the order of [`Setup::small_disks`]; unmounted before the directory they lie in goes.
+    pub(crate) small_disks: Vec<SmallDisk>,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) url: String,
     pub(crate) address: String,
@@ -87,6 +98,9 @@ const PROGRAMS: [&str; 20] = [
     "truncate",
 ];
 
+/// The last byte of the loopback address on which a core behind a proxy hears heartbeats.
+const CORE_HEARTBEATS: u8 = 2;
+
 /// Held while ports are chosen and taken, so that two swarms of this process do not choose the same.
 static PORTS: Mutex<()> = Mutex::new(());
 
@@ -95,6 +109,8 @@ impl Swarm {
     pub(crate) fn start(setup: Setup) -> Self {
         let dir = tempfile::Builder::new().prefix("swarm-test-").tempdir().expect("a directory can be made");
         let home = dir.path();
+        let small_disks =
+            setup.small_disks.iter().map(|(name, options)| SmallDisk::mount(&home.join(name), options)).collect();
         std::fs::create_dir(home.join("config")).expect("a directory can be made");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime can be started");
@@ -105,13 +121,14 @@ impl Swarm {
         });
         let store = match &database {
             Some((url, _)) => url.clone(),
-            None => home.join("core/swarm.db").display().to_string(),
+            None => home.join(setup.database_file.unwrap_or("core/swarm.db")).display().to_string(),
         };
         let ports = PORTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let address = free_address();
         let url = format!("http://{address}");
         let client = Client::new(&url, Arc::new(MemoryTokens::default())).expect("loopback is an address");
         let swarm = Self {
+            small_disks,
             recorder: Recorder::new(home),
             disks: if setup.disks { Disks::mount(home) } else { Disks::default() },
             engine: Engine::watch(Docker { host: setup.engine.clone() }, home),
@@ -149,6 +166,10 @@ impl Swarm {
         self.dir.path()
     }
 
+    pub(super) fn has_fake_clocks(&self) -> bool {
+        self.setup.fake_clocks
+    }
+
     pub(crate) fn docker(&self) -> &Docker {
         &self.engine.docker
     }
@@ -173,17 +194,7 @@ impl Swarm {
 
     /// As `start_core`, with variables of its environment.
     pub(crate) fn start_core_in(&self, environment: &[(&str, &str)]) {
-        let data = self.home().join("core");
-        let data = data.to_str().expect("a plain path");
-        let part = if self.setup.up { "up" } else { "core" };
-        let mut command = command(self.home(), &[part, "--data-dir", data, "--listen", &self.address]);
-        if let Some((url, _)) = &self.database {
-            command.env("SWARM_CORE_DATABASE_URL", url);
-        }
-        command.envs(self.setup.redis.iter().map(|url| ("SWARM_CORE_REDIS", url)));
-        command.envs(self.setup.engine.iter().map(|host| ("DOCKER_HOST", host)));
-        command.envs(environment.iter().copied()).envs(self.setup.core_env.iter().copied());
-        let mut core = Proc::start("core", self.home(), command);
+        let mut core = self.spawn_core(environment);
         eventually("the core answers", PATIENCE, || {
             if let Some(status) = core.ended() {
                 panic!("the core ended at its start: {status}\n{}", core.printed());
@@ -191,6 +202,29 @@ impl Swarm {
             self.block(self.client.ready()).ok()
         });
         *self.core() = Some(core);
+    }
+
+    /// As `start_core_in`, but waits for nothing.
+    pub(crate) fn spawn_core(&self, environment: &[(&str, &str)]) -> Proc {
+        let data = self.home().join("core");
+        let data = data.to_str().expect("a plain path");
+        let part = if self.setup.up { "up" } else { "core" };
+        let mut command = command(self.home(), &[part, "--data-dir", data, "--listen", &self.address]);
+        if self.database.is_some() || self.setup.database_file.is_some() {
+            command.env("SWARM_CORE_DATABASE_URL", &self.store);
+        }
+        if let Some(link) = &self.setup.link {
+            let heartbeats = link.heartbeats(CORE_HEARTBEATS);
+            command.env("SWARM_CORE_HEARTBEAT_LISTEN", heartbeats.to_string());
+            link.aim(self.address.parse().expect("an address"), heartbeats);
+        }
+        if self.setup.fake_clocks {
+            fake_clock(self.home(), "core", &mut command);
+        }
+        command.envs(self.setup.redis.iter().map(|url| ("SWARM_CORE_REDIS", url)));
+        command.envs(self.setup.engine.iter().map(|host| ("DOCKER_HOST", host)));
+        command.envs(environment.iter().copied()).envs(self.setup.core_env.iter().copied());
+        Proc::start("core", self.home(), command)
     }
 
     /// The admin's password, as the first start leaves it.
@@ -229,16 +263,32 @@ impl Swarm {
 
     /// As `start_worker`, with further flags.
     pub(crate) fn start_worker_with(&self, flags: &[&str]) {
+        self.start_worker_in(flags, &[]);
+    }
+
+    /// As `start_worker`, with further flags and variables of its environment.
+    pub(crate) fn start_worker_in(&self, flags: &[&str], environment: &[(&str, &str)]) {
+        if self.setup.in_memory {
+            let command = memory::command(self.home(), &self.url);
+            *self.worker() = Some(Proc::start("worker", self.home(), command));
+            return;
+        }
         let path = |name: &str| self.home().join(name).display().to_string();
         let slots = self.setup.slots.unwrap_or(4).to_string();
-        let mut words = vec!["worker".to_owned(), "--core".into(), self.url.clone(), "--data".into(), path("worker")];
+        let core = self.setup.link.as_ref().map_or_else(|| self.url.clone(), |link| format!("http://{}", link.address));
+        let mut words = vec!["worker".to_owned(), "--core".into(), core, "--data".into(), path("worker")];
         words.extend(["--name".into(), "w1".into(), "--slots".into(), slots, "--cpu-millis".into(), "8000".into()]);
         if !self.home().join("worker/identity.json").exists() {
             words.extend(["--join-token-file".into(), path("join-token")]);
         }
         words.extend(self.setup.engine.iter().flat_map(|host| ["--docker-host".to_owned(), host.clone()]));
         let words: Vec<&str> = words.iter().map(String::as_str).chain(flags.iter().copied()).collect();
-        *self.worker() = Some(Proc::start("worker", self.home(), command(self.home(), &words)));
+        let mut command = command(self.home(), &words);
+        command.envs(self.setup.worker_env.iter().copied()).envs(environment.iter().copied());
+        if self.setup.fake_clocks {
+            fake_clock(self.home(), "worker", &mut command);
+        }
+        *self.worker() = Some(Proc::start("worker", self.home(), command));
     }
 
     /// Waits until a worker takes work.
@@ -262,177 +312,6 @@ impl Swarm {
         self.write_stream(&archive, self.host_image.archive());
         let ended = self.consumer(&["image", "push", archive.to_str().expect("a plain path"), "--name", &self.image]);
         assert_eq!(ended.code, Some(0), "image push: {}", ended.stderr);
-    }
-
-    /// Runs `swarm consumer …` to its end.
-    #[track_caller]
-    pub(crate) fn consumer(&self, words: &[&str]) -> Ended {
-        run(self.consumer_command(words), self.home(), PATIENCE)
-    }
-
-    pub(crate) fn consumer_command(&self, words: &[&str]) -> Command {
-        let mut command = command(self.home(), &[&["consumer"], words].concat());
-        command.env("SWARM_URL", &self.url);
-        command
-    }
-
-    /// As `run`, and notes the job it made, found by a name of its own.
-    #[track_caller]
-    pub(crate) fn run(&self, flags: &[&str], job: &[&str]) -> (Ended, JobId) {
-        let name = format!("run-{}", uuid::Uuid::new_v4().simple());
-        let start = now_us();
-        let ended = self.consumer(&[&["run", "--name", &name], flags, &[&self.image], job].concat());
-        let filter = swarm_client::JobFilter { name: Some(name.clone()), ..Default::default() };
-        let jobs = self.block(self.client.jobs(&filter)).expect("jobs can be listed").items;
-        let [one] = jobs.as_slice() else { panic!("`run` made {} jobs: {ended:?}", jobs.len()) };
-        self.note_submitted(one.id, start);
-        (ended, one.id)
-    }
-
-    /// Notes a job that the consumer made; `start` is when it began to, in Unix microseconds.
-    #[track_caller]
-    pub(crate) fn note_submitted(&self, job: JobId, start: i64) {
-        let JobDetail { job, .. } = self.detail(job);
-        let submit = Submit { job: Some(job.id.0), key: None, name: job.name, tasks: job.tasks.total };
-        self.recorder.add(start, Verdict::Ok, Op::Submit(submit));
-    }
-
-    /// A spec of a shell job that needs little.
-    pub(crate) fn shell(&self, script: &str) -> JobSpec {
-        let mut spec = JobSpec::new(&self.image);
-        spec.command = Some(["sh", "-c", script].map(str::to_owned).to_vec());
-        spec.resources = Resources { cpu_millis: 100, memory_bytes: 32 << 20 };
-        spec
-    }
-
-    /// Submits and records it, with a key of its own.
-    pub(crate) fn try_submit(&self, spec: &JobSpec) -> Result<JobId, ClientError> {
-        let (start, key) = (now_us(), uuid::Uuid::new_v4().to_string());
-        let result = self.block(self.client.submit(spec, Some(&key)));
-        let job = result.as_ref().ok().map(|submitted| submitted.job.0);
-        let submit = Submit { job, key: Some(key), name: spec.name.clone(), tasks: spec.tasks().count() };
-        self.recorder.add(start, verdict(&result), Op::Submit(submit));
-        result.map(|submitted| submitted.job)
-    }
-
-    #[track_caller]
-    pub(crate) fn submit(&self, spec: &JobSpec) -> JobId {
-        self.try_submit(spec).unwrap_or_else(|error| panic!("a good job is refused: {error}"))
-    }
-
-    /// Reads and records a job; none while the core is away.
-    pub(crate) fn try_detail(&self, job: JobId) -> Option<JobDetail> {
-        let start = now_us();
-        let detail = self.block(self.client.job(job)).ok()?;
-        self.recorder.add(start, Verdict::Ok, job_seen(&detail));
-        Some(detail)
-    }
-
-    #[track_caller]
-    pub(crate) fn detail(&self, job: JobId) -> JobDetail {
-        eventually("the job can be read", PATIENCE, || self.try_detail(job))
-    }
-
-    /// Reads and records a task.
-    pub(crate) fn try_task(&self, task: TaskId) -> Option<TaskView> {
-        let start = now_us();
-        let view = self.block(self.client.task(task)).ok()?;
-        self.recorder.add(start, Verdict::Ok, task_seen(task.job, &view));
-        Some(view)
-    }
-
-    #[track_caller]
-    pub(crate) fn task(&self, job: JobId) -> TaskView {
-        self.task_of(TaskId { job, task: 0 })
-    }
-
-    #[track_caller]
-    pub(crate) fn task_of(&self, task: TaskId) -> TaskView {
-        eventually("the task can be read", PATIENCE, || self.try_task(task))
-    }
-
-    /// Waits until task 0 of `job` has a started container in this attempt.
-    #[track_caller]
-    pub(crate) fn wait_started(&self, job: JobId, attempt: u16) {
-        self.expect(job, "its container starts", PATIENCE, || {
-            let view = self.try_task(TaskId { job, task: 0 })?;
-            let found = view.attempts.iter().find(|found| found.attempt == attempt)?;
-            (found.phase == TaskPhase::Started).then_some(())
-        });
-    }
-
-    /// Waits for the end of `job` and reads its tasks' record.
-    #[track_caller]
-    pub(crate) fn wait_ended(&self, job: JobId, deadline: Duration) -> JobDetail {
-        self.expect(job, "it ends", deadline, || {
-            self.try_task(TaskId { job, task: 0 });
-            self.try_detail(job).filter(|detail| detail.job.state.is_final())
-        })
-    }
-
-    /// As [`eventually`], and says why the job stands where it stands when it does not come.
-    #[track_caller]
-    pub(crate) fn expect<T>(
-        &self,
-        job: JobId,
-        what: &str,
-        deadline: Duration,
-        mut ask: impl FnMut() -> Option<T>,
-    ) -> T {
-        let began = std::time::Instant::now();
-        loop {
-            if let Some(answer) = ask() {
-                return answer;
-            }
-            if began.elapsed() > deadline {
-                let why = self.block(self.client.why(job));
-                let task = self.block(self.client.task(TaskId { job, task: 0 }));
-                panic!("job {job}: {what}: not within {} s\nwhy: {why:?}\ntask: {task:?}", deadline.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// The whole log of a task's newest attempt.
-    #[track_caller]
-    pub(crate) fn log(&self, task: TaskId) -> Log {
-        self.block(async {
-            let mut log = Log::default();
-            let mut tail = self.client.log(task, LogOptions { follow: true, ..LogOptions::default() });
-            while let Some(record) = tail.next().await.expect("the log can be read") {
-                match record.stream {
-                    LogStream::Stdout => log.stdout.extend(record.bytes),
-                    LogStream::Stderr => log.stderr.extend(record.bytes),
-                    LogStream::Cut => {
-                        let text = String::from_utf8(record.bytes).expect("a cut mark is text");
-                        log.cut_at_least |= text.starts_with(">=");
-                        log.cut_bytes += text.trim_start_matches(">=").parse::<u64>().expect("a cut mark counts");
-                    }
-                }
-            }
-            log
-        })
-    }
-
-    /// Reads an ended task's log and records it beside what the job wrote; the checker compares.
-    #[track_caller]
-    pub(crate) fn check_log(&self, task: TaskId, stdout: &[u8], stderr: &[u8]) {
-        let start = now_us();
-        let log = self.log(task);
-        self.recorder.add(start, Verdict::Ok, log_read(task, "stdout", stdout, &log.stdout, &log));
-        self.recorder.add(start, Verdict::Ok, log_read(task, "stderr", stderr, &log.stderr, &log));
-        for (stream, written, read) in [("stdout", stdout, &log.stdout), ("stderr", stderr, &log.stderr)] {
-            let at = written.iter().zip(read).position(|(written, read)| written != read);
-            let at = at.unwrap_or(written.len().min(read.len()));
-            let near = |bytes: &[u8]| bytes[at.saturating_sub(40)..bytes.len().min(at + 80)].escape_ascii().to_string();
-            let (whole, got) = (written.len(), read.len());
-            let text = || format!("written: {}\nread:    {}", near(written), near(read));
-            assert!(
-                written == read,
-                "{stream} of {task}: {whole} bytes written, {got} read, differ at {at}\n{}",
-                text()
-            );
-        }
     }
 
     /// This installation's id, as containers are labelled.

@@ -42,6 +42,9 @@ impl Services {
         if !found("redis-server") {
             missing.push("redis-server");
         }
+        // What the fault scenarios work with, besides.
+        let tools = [("unshare", "util-linux"), ("ip", "iproute2"), ("iptables", "iptables"), ("faketime", "faketime")];
+        missing.extend(tools.into_iter().filter(|(program, _)| !found(program)).map(|(_, package)| package));
         install(&missing, stop)?;
         let deadline = deadline.max(Instant::now() + START_MIN);
         let docker = docker::Docker::start(&dir.join("docker"), own_engine, deadline, stop)?;

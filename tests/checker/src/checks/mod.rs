@@ -24,16 +24,19 @@ pub struct Evidence {
     pub stamps: Option<Stamps>,
     /// Whether every accepted job must have ended; otherwise the open ones count as unknown.
     pub all_ended: bool,
+    /// Whether core and engine had wall clocks that differ or jump. Instants of the one are not compared with those of the
+    /// other then; durations are, all the same.
+    pub clocks_differ: bool,
 }
 
 /// Checks every invariant as far as the evidence reaches. I10 needs a cache outside the process and is not exercised.
 #[must_use]
 pub fn check(evidence: &Evidence) -> Report {
     let mut report = Report::default();
-    let Evidence { history, world, stamps, all_ended } = evidence;
+    let Evidence { history, world, stamps, all_ended, clocks_differ } = evidence;
     if let Some(world) = world {
         submits::check(history, world, &mut report);
-        records::check(world, *all_ended, &mut report);
+        records::check(world, *all_ended, *clocks_differ, &mut report);
         schedules::check(history, world, &mut report);
     }
     if let (Some(world), Some(stamps)) = (world, stamps) {
@@ -119,7 +122,7 @@ mod testing {
     }
 
     pub(super) fn judge(history: Vec<Entry>, world: World, stamps: Stamps) -> Report {
-        check(&Evidence { history, world: Some(world), stamps: Some(stamps), all_ended: true })
+        check(&Evidence { history, world: Some(world), stamps: Some(stamps), all_ended: true, clocks_differ: false })
     }
 
     /// Breaks the good swarm and expects exactly the named invariants to be violated.

@@ -1,0 +1,169 @@
+//! Disks that are full: small filesystems under the database, the blobs, the worker's spool and an engine's images. Nothing
+//! that was acknowledged is lost, who asks is told, and all goes on by itself when there is space again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use swarm_protocol::JobId;
+use swarm_protocol::state::JobState;
+
+use super::{LONG, LONG_LOG};
+use crate::harness::{Full, OwnEngine, PATIENCE, Setup, SmallDisk, Swarm, eventually, noise, report, rounds};
+
+/// Cycles of full and free again in the full tier.
+const CYCLES: u32 = 50;
+/// How soon after there is space again everything works.
+const HEALED: Duration = Duration::from_secs(60);
+/// What a core needs beside the ballast: image, database and logs of some jobs.
+const ROOM: &str = "size=96m,nr_inodes=4k";
+
+/// Whether an error tells its reader what is the matter and what to do.
+fn is_clear(error: &swarm_client::ClientError) -> bool {
+    error
+        .problem()
+        .is_some_and(|problem| matches!(problem.status, 503 | 507) && problem.retryable && problem.hint.is_some())
+}
+
+impl Swarm {
+    fn fill(&self, disk: &SmallDisk, what: Full) {
+        self.fault(&format!("{what:?} of a disk are used up"));
+        disk.fill(what);
+    }
+
+    fn all_succeed(&self, jobs: &[JobId]) {
+        for job in jobs {
+            assert_eq!(
+                self.wait_ended(*job, Duration::from_secs(180)).job.state,
+                JobState::Succeeded,
+                "{:?}",
+                self.task(*job)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_database_on_a_full_disk_acknowledges_nothing_that_it_loses_and_goes_on() {
+    let database_file = Some("database/swarm.db");
+    let setup = Setup { small_disks: vec![("database", "size=8m")], database_file, ..Setup::default() };
+    let swarm = &Swarm::start(setup);
+    let (mut refused, mut slowest) = (0, Duration::ZERO);
+    for _ in 0..rounds(CYCLES) {
+        let running = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(running, 1);
+        swarm.fill(&swarm.small_disks[0], Full::Bytes);
+        let mut spec = swarm.shell("true");
+        // One that does not fit into what is left of a page.
+        spec.env = (0..64).map(|n| (format!("FILLER_{n}"), "x".repeat(1000))).collect();
+        let give_up = Instant::now() + Duration::from_secs(12);
+        let early = swarm.submit_stubbornly(&spec, give_up);
+        assert!(early.is_none(), "there was space for {early:?}");
+        refused += 1;
+        swarm.small_disks[0].clear();
+        let cleared = Instant::now();
+        let late = swarm.submit_stubbornly(&spec, cleared + HEALED).expect("it is taken when there is space again");
+        slowest = slowest.max(cleared.elapsed());
+        swarm.ran_once(running, LONG_LOG);
+        swarm.all_succeed(&[late]);
+    }
+    for job in swarm.block(swarm.client.jobs(&swarm_client::JobFilter::default())).expect("jobs can be listed").items {
+        swarm.wait_ended(job.id, Duration::from_secs(120));
+    }
+    swarm.judge("full disk of the database", true);
+    report(&format!("database's disk full {refused} times: taken again after {:.1} s", slowest.as_secs_f64()));
+}
+
+fn blobs_full(scenario: &str, what: Full) {
+    let database_file = Some("database.db");
+    let swarm = &Swarm::start(Setup { small_disks: vec![("core", ROOM)], database_file, ..Setup::default() });
+    let (file, mut slowest) = (swarm.home().join("input"), Duration::ZERO);
+    for round in 0..rounds(CYCLES) {
+        std::fs::write(&file, noise(200_000, round as u8 + 1)).expect("the input can be written");
+        let upload = || swarm.block(swarm.client.upload_file(&file, Arc::new(|_| ())));
+        let running = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(running, 1);
+        swarm.fill(&swarm.small_disks[0], what);
+        let refused = upload().expect_err("there is no space for it");
+        assert!(is_clear(&refused), "{refused:?}");
+        // Its log cannot be stored now: the worker keeps it.
+        let ending = swarm.submit(&swarm.shell("echo begun; echo done"));
+        std::thread::sleep(Duration::from_secs(6));
+        swarm.small_disks[0].clear();
+        let cleared = Instant::now();
+        eventually("an upload is taken again", HEALED, || upload().ok());
+        slowest = slowest.max(cleared.elapsed());
+        swarm.ran_once(running, LONG_LOG);
+        swarm.ran_once(ending, super::SHORT_LOG);
+    }
+    swarm.judge(scenario, true);
+    report(&format!("{scenario}: taken again after {:.1} s", slowest.as_secs_f64()));
+}
+
+#[test]
+fn blobs_on_a_full_disk_refuse_uploads_and_keep_what_they_have() {
+    blobs_full("full disk of the blobs", Full::Bytes);
+}
+
+#[test]
+fn blobs_without_inodes_refuse_uploads_and_keep_what_they_have() {
+    blobs_full("blobs without inodes", Full::Inodes);
+}
+
+fn spool_full(scenario: &str, what: Full) {
+    let swarm = &Swarm::start(Setup { small_disks: vec![("worker", "size=16m,nr_inodes=2k")], ..Setup::default() });
+    let mut slowest = Duration::ZERO;
+    for _ in 0..rounds(CYCLES) {
+        let running = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(running, 1);
+        swarm.fill(&swarm.small_disks[0], what);
+        // Nothing can be promised for it; it may be refused by the worker, and waits.
+        let waiting = swarm.submit(&swarm.shell("echo begun; echo done"));
+        eventually("the worker takes no more work", PATIENCE, || {
+            let workers = swarm.block(swarm.client.workers()).ok()?.items;
+            workers.iter().all(|worker| worker.state != "ready").then_some(())
+        });
+        std::thread::sleep(Duration::from_secs(4));
+        swarm.small_disks[0].clear();
+        let cleared = Instant::now();
+        swarm.wait_ready();
+        slowest = slowest.max(cleared.elapsed());
+        assert_eq!(swarm.wait_ended(running, Duration::from_secs(180)).job.state, JobState::Succeeded);
+        swarm.all_succeed(&[waiting]);
+        swarm.check_log(swarm_protocol::TaskId { job: running, task: 0 }, LONG_LOG, b"");
+    }
+    swarm.judge(scenario, true);
+    report(&format!("{scenario}: ready again after {:.1} s", slowest.as_secs_f64()));
+}
+
+#[test]
+fn a_worker_whose_spool_is_full_takes_no_work_and_loses_none() {
+    spool_full("full disk of the spool", Full::Bytes);
+}
+
+#[test]
+fn a_worker_whose_spool_has_no_inodes_takes_no_work_and_loses_none() {
+    spool_full("spool without inodes", Full::Inodes);
+}
+
+#[test]
+fn an_engine_whose_disk_is_full_costs_attempts_and_never_a_job() {
+    let engine = OwnEngine::start_small("size=128m");
+    let swarm = &Swarm::start(Setup { engine: engine.docker().host, ..Setup::default() });
+    let mut lost = 0;
+    for _ in 0..rounds(CYCLES) {
+        let running = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(running, 1);
+        let disk = engine.disk().expect("it has a small disk");
+        swarm.fill(disk, Full::Bytes);
+        let mut spec = swarm.shell("head -c 100000 /etc/noise > /tmp/copy && echo begun && echo done");
+        spec.retries.lost = 100;
+        let waiting = swarm.submit(&spec);
+        std::thread::sleep(Duration::from_secs(8));
+        disk.clear();
+        assert_eq!(swarm.wait_ended(running, Duration::from_secs(180)).job.state, JobState::Succeeded);
+        swarm.all_succeed(&[waiting]);
+        lost += swarm.task(waiting).attempts.len() - 1;
+    }
+    swarm.judge("full disk of the engine", true);
+    report(&format!("engine's disk full: {lost} attempts lost, 0 jobs"));
+}
