@@ -67,14 +67,12 @@ impl Apart {
         for _ in 0..rounds(PARTITIONS / times) {
             let job = swarm.submit(&swarm.shell(LONG));
             swarm.wait_started(job, 1);
-            let container = swarm.container(job);
             for _ in 0..times {
                 let cut = self.cut(cuts);
                 std::thread::sleep(lasting);
                 drop(cut);
                 std::thread::sleep(lasting / 2);
             }
-            swarm.carries_on(job, &container);
             swarm.ran_once(job, LONG_LOG);
             swarm.wait_ready();
         }
