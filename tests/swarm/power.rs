@@ -126,6 +126,7 @@ fn a_core_whose_disk_forgets_what_was_not_synced_keeps_every_promise() {
             digest: *digest,
             path: format!("/in/{at}"),
             mode: 0o644,
+            unpack: false,
         };
         spec.inputs = some.iter().enumerate().map(input).collect();
         let job = swarm.submit(&spec);

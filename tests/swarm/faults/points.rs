@@ -47,7 +47,7 @@ impl Swarm {
         std::fs::write(&file, b"data").expect("the input can be written");
         let uploaded = self.block(self.client.upload_file(&file, Arc::new(|_| ()))).expect("it is uploaded");
         let mut spec = self.shell("cat /in/data > /out/copy; echo begun; sleep 1; echo done");
-        spec.inputs.push(Input { digest: uploaded.digest, path: "/in/data".into(), mode: 0o644 });
+        spec.inputs.push(Input { digest: uploaded.digest, path: "/in/data".into(), mode: 0o644, unpack: false });
         spec.outputs = vec![Output { path: "/out/copy".into() }];
         spec.retries.lost = LOSSES_MAX;
         spec

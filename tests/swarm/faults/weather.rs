@@ -55,7 +55,7 @@ fn bytes_of_files_that_are_changed_on_the_way_are_never_taken_for_true() {
     std::fs::write(&file, &bytes).expect("the input can be written");
     let uploaded = swarm.block(swarm.client.upload_file(&file, Arc::new(|_| ()))).expect("it is uploaded");
     let mut spec = swarm.shell("cat /in/data > /out/copy; echo begun; sleep 2; echo done");
-    spec.inputs.push(Input { digest: uploaded.digest, path: "/in/data".into(), mode: 0o644 });
+    spec.inputs.push(Input { digest: uploaded.digest, path: "/in/data".into(), mode: 0o644, unpack: false });
     spec.outputs = vec![Output { path: "/out/copy".into() }];
     spec.retries.lost = LOSSES_MAX;
     // The image comes in fair weather.
