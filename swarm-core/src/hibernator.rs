@@ -28,12 +28,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::harvester::retry;
 use crate::messages::{HibernatorMsg, LedgerHandle, Runnable, SchedulerMsg, Stopping};
 use crate::plan::cron::CronRule;
 use crate::plan::launches::{self, Due};
 use crate::plan::sweep::Tasks;
 use crate::receiver::runnable;
-use crate::store::{Applied, NewJob, Refusal, ScheduleRecord, Store, Transition, Verdict};
+use crate::store::{Applied, NewJob, Refusal, ScheduleRecord, Store, Transition, Verdict, Work};
 use crate::supervise::{Gauge, until_stopped};
 
 /// Longest pause between two looks at the wall clock.
@@ -150,6 +151,17 @@ impl Held {
         Some(work)
     }
 
+    /// The clock was set back to `now`: what runs again after a backoff waits no longer than one.
+    fn rewind(&mut self, now: Timestamp) {
+        let is_late =
+            |until: Timestamp, work: &Runnable| matches!(work.work, Work::Again(_)) && retry::due(until, now) < until;
+        let late: Vec<_> = self.by_instant.extract_if(.., |(until, _), work| is_late(*until, work)).collect();
+        for (key, work) in late {
+            self.by_job.entry(work.job).or_default().remove(&key);
+            self.hold(retry::due(key.0, now), work);
+        }
+    }
+
     fn first(&self) -> Option<Timestamp> {
         self.by_instant.keys().next().map(|(until, _)| *until)
     }
@@ -264,6 +276,7 @@ impl Hibernator {
         let now = self.deps.clock.now();
         if now < self.looked_at {
             self.timers.values_mut().for_each(|timer| timer.rewind(now));
+            self.held.rewind(now);
         }
         self.looked_at = now;
         while let Some(work) = self.held.release(now) {

@@ -77,15 +77,16 @@ struct Request {
 }
 
 enum What {
-    /// The work of the job to be, which has no number yet, and when it may start.
-    Submit(Box<Runnable>),
+    /// The work of the job to be, which has no number yet, and the instant before which it must not start.
+    Submit(Box<Runnable>, Option<Timestamp>),
     Cancel(JobId),
 }
 
 async fn begin(deps: &Deps, message: ReceiverMsg) -> Result<Request, Stopping> {
     let (what, transition, reply) = match message {
         ReceiverMsg::Submit { new, reply } => {
-            (What::Submit(Box::new(runnable(JobId(0), &new))), Transition::CreateJob(new), reply)
+            let what = What::Submit(Box::new(runnable(JobId(0), &new)), new.job.spec.start_at);
+            (what, Transition::CreateJob(new), reply)
         }
         ReceiverMsg::Cancel { job, reply } => {
             (What::Cancel(job), Transition::Cancel { job, at: deps.clock.now() }, reply)
@@ -98,9 +99,9 @@ async fn begin(deps: &Deps, message: ReceiverMsg) -> Result<Request, Stopping> {
 async fn finish(deps: &Deps, request: Request) -> Option<Refusal> {
     let Ok(verdict) = request.verdict.await else { return None };
     match (&verdict, request.what) {
-        (Ok(Applied::Job { job, repeated: false }), What::Submit(mut work)) => {
+        (Ok(Applied::Job { job, repeated: false }), What::Submit(mut work, until)) => {
             work.job = *job;
-            hand_on(*work, deps.clock.now(), &deps.scheduler, &deps.hibernator).await;
+            hand_on(*work, until, deps.clock.now(), &deps.scheduler, &deps.hibernator).await;
         }
         (Ok(Applied::Cancelled { live, .. }), What::Cancel(job)) => {
             // A module that is gone stops the core, which is then rebuilt from the store.
@@ -121,19 +122,19 @@ async fn finish(deps: &Deps, request: Request) -> Option<Refusal> {
 /// Work that may run now goes to the scheduler, other work to the hibernator.
 async fn hand_on(
     work: Runnable,
+    until: Option<Timestamp>,
     now: Timestamp,
     scheduler: &mpsc::Sender<SchedulerMsg>,
     hibernator: &mpsc::Sender<HibernatorMsg>,
 ) {
-    let until = work.runnable_since;
-    if until > now {
+    if let Some(until) = until.filter(|until| *until > now) {
         let _ = hibernator.send(HibernatorMsg::Hold { until, work }).await;
     } else {
         let _ = scheduler.send(SchedulerMsg::Enqueue(work)).await;
     }
 }
 
-/// All tasks of a job that was just made; `runnable_since` is the instant before which it must not start.
+/// All tasks of a job that was just made.
 pub(crate) fn runnable(job: JobId, new: &NewJob) -> Runnable {
     Runnable {
         job,

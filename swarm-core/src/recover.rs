@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use swarm_protocol::{AttemptId, AttemptNo, JobId, TaskIndex, Timestamp};
 
+use crate::harvester::retry;
 use crate::messages::{Expected, Runnable, Shape};
 use crate::store::{JobRecord, LivePhase, LiveTask, Snapshot, Work};
 
@@ -32,7 +33,7 @@ pub fn plan(jobs: Vec<JobRecord>, live: &[LiveTask], now: Timestamp) -> Recovere
     let mut recovered = Recovered::default();
     for job in jobs.values().filter(|job| !job.cancel_requested) {
         if let Some(range) = job.fresh() {
-            recovered.add(job.runnable_since(), work_of(job, Work::Fresh(range)), now);
+            recovered.add(job.spec.start_at.unwrap_or(now), work_of(job, Work::Fresh(range)), now);
         }
     }
     let mut again: BTreeMap<(JobId, Timestamp), Vec<(TaskIndex, AttemptNo)>> = BTreeMap::new();
@@ -55,7 +56,7 @@ pub fn plan(jobs: Vec<JobRecord>, live: &[LiveTask], now: Timestamp) -> Recovere
     }
     for ((job, not_before), tasks) in again {
         if let Some(job) = jobs.get(&job).filter(|job| !job.cancel_requested) {
-            recovered.add(not_before, work_of(job, Work::Again(tasks)), now);
+            recovered.add(retry::due(not_before, now), work_of(job, Work::Again(tasks)), now);
         }
     }
     recovered.runnable.sort_by_key(|work| work.job);
@@ -107,6 +108,18 @@ mod tests {
 
     fn live(job: u64, task: u32, attempt: u16, phase: LivePhase) -> LiveTask {
         LiveTask { job: JobId(job), task, attempt, phase, losses: 1, failures: 0 }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_delays_no_job_and_a_retry_by_a_backoff_at_most() {
+        let mut job = job_record(1);
+        (job.submitted_at, job.spec.array, job.next_fresh) = (at(9000), TaskRange::new(0, 9), 1);
+        let waiting = live(1, 0, 2, LivePhase::Waiting { not_before: at(9000) });
+        let plan = plan(vec![job], &[waiting], at(1000));
+        let works: Vec<_> = plan.runnable.iter().map(|work| work.work.clone()).collect();
+        assert_eq!(works, [Work::Fresh(TaskRange { first: 1, last: 9 })]);
+        let delayed: Vec<_> = plan.delayed.iter().map(|(until, work)| (*until, work.work.clone())).collect();
+        assert_eq!(delayed, [(at(1300), Work::Again(vec![(0, 2)]))]);
     }
 
     #[test]

@@ -11,6 +11,13 @@ const BACKOFF_FIRST_MS: u64 = 1_000;
 /// Backoff never grows beyond this.
 const BACKOFF_MAX_MS: u64 = 5 * 60 * 1000;
 
+/// When what waits until `not_before` runs again, looked at `now`: a clock that was set back since must not make it wait
+/// for longer than any backoff.
+#[must_use]
+pub fn due(not_before: Timestamp, now: Timestamp) -> Timestamp {
+    not_before.min(now + delta_ms(BACKOFF_MAX_MS))
+}
+
 /// What follows `outcome`. Losses and own failures draw on budgets of their own; a refusal or a cancel is never
 /// retried, for it would only repeat; an at-most-once task is not retried once it may have run (invariant I7).
 pub fn after(expected: &Expected, outcome: &Outcome, may_have_run: bool, now: Timestamp) -> Next {

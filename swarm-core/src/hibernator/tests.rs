@@ -88,6 +88,23 @@ async fn delayed_work_is_released_in_order_by_the_wall_clock_however_it_jumps() 
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_back_delays_a_retry_by_a_backoff_at_most_and_a_job_until_its_start() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(7200))));
+    let again = Runnable { work: Work::Again(vec![(0, 2)]), ..delayed(1) };
+    let mut run = start(&memory, &clock, vec![(at(7260), again), (at(7210), delayed(2))]);
+    run.settle().await;
+    clock.set_wall(at(0));
+    run.settle().await;
+    clock.set_wall(at(300));
+    assert_eq!(run.released().await, JobId(1));
+    run.settle().await;
+    assert!(run.released.try_recv().is_err());
+    clock.set_wall(at(7210));
+    assert_eq!(run.released().await, JobId(2));
+    run.stop.cancel();
+}
+
+#[tokio::test]
 async fn each_instant_is_launched_once_across_restarts_and_clock_jumps() {
     let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
     // 1_800_000_000 is a whole multiple of ten minutes.

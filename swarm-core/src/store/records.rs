@@ -63,7 +63,8 @@ impl JobRecord {
         self.spec.resources
     }
 
-    /// The instant before which none of its tasks may start.
+    /// What its age counts from. By a clock that was set back since, this may lie ahead: what has no start of its own to
+    /// wait for may run all the same.
     #[must_use]
     pub fn runnable_since(&self) -> Timestamp {
         self.spec.start_at.unwrap_or(self.submitted_at).max(self.submitted_at)

@@ -73,6 +73,8 @@ enum Gone {
     Exited(ExitInfo),
     /// The engine does not know it any more.
     Vanished,
+    /// It was never started, and is removed.
+    NeverRan,
 }
 
 impl Attempt {
@@ -87,7 +89,14 @@ impl Attempt {
             Err(error) if error.is_infrastructure() => match self.ctx.runtime.inspect(id).await {
                 Ok(container) if container.phase != ContainerPhase::Created => {}
                 _ => {
-                    self.kill_until_gone(id).await;
+                    // What was not seen to be unstarted may have run, and the core must know.
+                    match self.kill_until_gone(id).await {
+                        Gone::NeverRan => {}
+                        Gone::Vanished => self.started(self.ctx.machine.wall_us()),
+                        Gone::Exited(exit) => {
+                            self.started(exit.started_at_us.unwrap_or_else(|| self.ctx.machine.wall_us()));
+                        }
+                    }
                     return Err(engine_end(&error).torn());
                 }
             },
@@ -118,7 +127,7 @@ impl Attempt {
         let log = log?;
         let exit = match gone {
             Gone::Exited(exit) => Some(exit),
-            Gone::Vanished => None,
+            Gone::Vanished | Gone::NeverRan => None,
         };
         let (outcome, outputs) = self.judge(id, exit.as_ref(), cause, running).await?;
         let ran_ms = ran_ms(running, *ended.borrow(), exit.as_ref(), cause);
@@ -269,7 +278,7 @@ impl Attempt {
                     let container = self.ctx.runtime.inspect(id).await;
                     let never_ran = container.is_ok_and(|container| container.phase == ContainerPhase::Created);
                     if never_ran && self.ctx.runtime.remove(id, true).await.is_ok() {
-                        return Gone::Vanished;
+                        return Gone::NeverRan;
                     }
                 }
                 Err(error) => {

@@ -121,6 +121,21 @@ async fn a_start_that_answered_an_error_and_started_runs_once() {
     bench.end().await;
 }
 
+/// The core counts as unstarted what the report has no start of.
+#[tokio::test]
+async fn a_start_whose_answer_and_inspection_fail_is_reported_if_the_container_ran() {
+    let bench = Bench::start(|| Script::new().out("hello\n")).await;
+    let gone = || RuntimeError::Engine { call: "any", message: "connection reset".into() };
+    for (job, start, ran) in [(1, Effect::DoneButFail(gone()), true), (2, Effect::Fail(gone()), false)] {
+        bench.engine.plan(FaultPlan::new().on(Call::Start, 1, start).on(Call::Inspect, 1, Effect::Fail(gone())));
+        let report = bench.run(&order(job)).await;
+        assert!(by_engine(&report.outcome), "{report:?}");
+        assert_eq!(report.started_at_us.is_some(), ran, "{report:?}");
+    }
+    bench.until_clean().await;
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn a_kill_that_is_answered_too_late_is_repeated_until_the_container_has_ended() {
     let bench = Bench::start(|| Script::new().forever().ignoring_signals()).await;
