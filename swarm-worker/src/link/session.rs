@@ -188,7 +188,7 @@ async fn connect(ctx: &Ctx) -> Result<Link, LinkError> {
 }
 
 async fn next_message(stream: &mut (impl Stream<Item = io::Result<Bytes>> + Unpin)) -> Result<Bytes, LinkError> {
-    Ok(stream.next().await.transpose()?.ok_or(LinkError::Closed)?)
+    stream.next().await.transpose()?.ok_or(LinkError::Closed)
 }
 
 async fn read(

@@ -40,7 +40,7 @@ pub(crate) async fn watch(data: &Path, docker_host: Option<String>) -> anyhow::R
     watch_with(data, &ThisMachine, connect).await
 }
 
-/// As the process that [`run`](crate::run) starts, for the worker in `data`: on a machine of the caller's choice, with
+/// As the process that [`run`](crate::run()) starts, for the worker in `data`: on a machine of the caller's choice, with
 /// `connect` as the way to its engine.
 ///
 /// # Errors
