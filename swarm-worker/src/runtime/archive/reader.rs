@@ -74,7 +74,7 @@ impl Extended {
     }
 
     fn member(self, header: &Header, size: u64) -> io::Result<Member> {
-        let link = || header.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default();
+        let link = || header.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default();
         let kind = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => Kind::File,
             EntryType::Directory => Kind::Directory,
