@@ -45,11 +45,10 @@ pub(crate) async fn watch(data: &Path, docker_host: Option<String>) -> anyhow::R
 ///
 /// # Errors
 /// When its notes or locks cannot be read.
-pub async fn watch_with(
-    data: &Path,
-    machine: &dyn Machine,
-    connect: impl AsyncFn() -> Result<Arc<dyn ContainerRuntime>, RuntimeError>,
-) -> anyhow::Result<()> {
+pub async fn watch_with<F>(data: &Path, machine: &dyn Machine, connect: impl Fn() -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = Result<Arc<dyn ContainerRuntime>, RuntimeError>>,
+{
     let Some(_held) = take_lock(data).await? else { return Ok(()) };
     let files = WatchFiles::new(data);
     files.prepare()?;

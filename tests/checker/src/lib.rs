@@ -11,7 +11,7 @@ mod report;
 mod stamps;
 mod world;
 
-pub use checks::{Evidence, check};
+pub use checks::{Evidence, Frozen, check};
 pub use db::{LoadError, create_database, drop_database, load};
 pub use history::{
     Entry, Expectation, JobSeen, LogRead, Op, Probe, ReadError, Seen, Submit, TaskSeen, Verdict, read_history,

@@ -4,24 +4,27 @@ use std::collections::BTreeMap;
 
 use swarm_protocol::TaskId;
 
+use super::{Evidence, Frozen};
 use crate::report::{Invariant, Report};
 use crate::stamps::{Span, Stamps};
 use crate::world::World;
 
 /// How long a container may outlive its attempt.
 const GRACE_US: i64 = 60_000_000;
+/// How long it may take to kill a container once its engine answers again.
+const KILL_US: i64 = 10_000_000;
 /// Stamps of one clock, taken by different parts.
 const RAN_TOLERANCE_MS: i64 = 2_000;
 
-pub(super) fn check(world: &World, stamps: &Stamps, report: &mut Report) {
+pub(super) fn check(world: &World, stamps: &Stamps, evidence: &Evidence, report: &mut Report) {
     let spans = stamps.spans();
     let mut tasks = BTreeMap::<TaskId, Vec<&Span>>::new();
     for span in &spans {
         tasks.entry(span.attempt.task_id()).or_default().push(span);
-        one(world, span, report);
+        one(world, span, evidence.clocks_were_set, report);
     }
     for (task, spans) in &tasks {
-        overlaps(world, *task, spans, report);
+        overlaps(world, *task, spans, &evidence.frozen, report);
     }
     for (stamp, listed) in stamps.listing() {
         let id = stamp.attempt_id();
@@ -31,7 +34,7 @@ pub(super) fn check(world: &World, stamps: &Stamps, report: &mut Report) {
             continue;
         }
         let since = world.attempts.get(&id).map_or(listed.created_us, |attempt| attempt.ended_us);
-        if stamp.at_us - since <= GRACE_US {
+        if stamp.at_us - since <= GRACE_US || evidence.clocks_were_set {
             finding.unknown += 1;
         } else {
             let over_s = (stamp.at_us - since) / 1_000_000;
@@ -43,7 +46,7 @@ pub(super) fn check(world: &World, stamps: &Stamps, report: &mut Report) {
 }
 
 /// What one run of a container says about its attempt's record.
-fn one(world: &World, span: &Span, report: &mut Report) {
+fn one(world: &World, span: &Span, clocks_were_set: bool, report: &mut Report) {
     let (id, container) = (span.attempt, &span.container);
     let Some(attempt) = world.attempts.get(&id) else {
         let known = world.is_live(id);
@@ -57,7 +60,9 @@ fn one(world: &World, span: &Span, report: &mut Report) {
         let text = || format!("{id} was lost, its container {container} had started, and it is not marked");
         report.at(Invariant::I7).expect(attempt.may_have_run, text);
     }
-    if let Some(ended) = span.ended_us {
+    if clocks_were_set {
+        report.at(Invariant::I8).unknown += 1;
+    } else if let Some(ended) = span.ended_us {
         let late = ended - attempt.ended_us;
         let text =
             || format!("container {container} of {id} ran on for {} s after its attempt ended", late / 1_000_000);
@@ -71,8 +76,14 @@ fn one(world: &World, span: &Span, report: &mut Report) {
     }
 }
 
-/// I4: the runs of one task do not overlap; `eager` and declared losses are counted apart.
-fn overlaps(world: &World, task: TaskId, spans: &[&Span], report: &mut Report) {
+/// Whether the engine could not end a run in time before `later` began.
+fn is_frozen(frozen: &[Frozen], earlier: &Span, later: &Span) -> bool {
+    let matters = |one: &&Frozen| one.until_us + KILL_US >= later.started_us && one.from_us <= later.started_us;
+    frozen.iter().filter(matters).any(|one| one.worker == earlier.worker)
+}
+
+/// I4: the runs of one task do not overlap; `eager` jobs, declared losses and frozen engines are counted apart.
+fn overlaps(world: &World, task: TaskId, spans: &[&Span], frozen: &[Frozen], report: &mut Report) {
     let finding = report.at(Invariant::I4);
     finding.checked += 1;
     let eager = world.jobs.get(&task.job).is_some_and(|job| job.eager);
@@ -83,7 +94,7 @@ fn overlaps(world: &World, task: TaskId, spans: &[&Span], report: &mut Report) {
             }
             let declared =
                 world.attempts.get(&earlier.attempt).is_some_and(|a| a.loss.as_deref() == Some("declared-lost"));
-            if eager || declared {
+            if eager || declared || is_frozen(frozen, earlier, later) {
                 finding.excepted += 1;
                 continue;
             }

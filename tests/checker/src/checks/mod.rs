@@ -27,6 +27,21 @@ pub struct Evidence {
     /// Whether core and engine had wall clocks that differ or jump. Instants of the one are not compared with those of the
     /// other then; durations are, all the same.
     pub clocks_differ: bool,
+    /// When engines did not do as they were told.
+    pub frozen: Vec<Frozen>,
+    /// Wall clocks were set meanwhile: what is recorded by them cannot be compared with the engines' stamps.
+    pub clocks_were_set: bool,
+}
+
+/// A time in which a worker's engine did not answer, or not as it should.
+#[derive(Debug, Clone, Copy)]
+pub struct Frozen {
+    /// The worker's number.
+    pub worker: u64,
+    /// Unix time in microseconds.
+    pub from_us: i64,
+    /// Unix time in microseconds.
+    pub until_us: i64,
 }
 
 /// Checks every invariant as far as the evidence reaches. I10 needs a cache outside the process and is not exercised.
@@ -34,13 +49,14 @@ pub struct Evidence {
 pub fn check(evidence: &Evidence) -> Report {
     let mut report = Report::default();
     let Evidence { history, world, stamps, all_ended, clocks_differ } = evidence;
+    let Evidence { history, world, stamps, all_ended, .. } = evidence;
     if let Some(world) = world {
         submits::check(history, world, &mut report);
         records::check(world, *all_ended, *clocks_differ, &mut report);
         schedules::check(history, world, &mut report);
     }
     if let (Some(world), Some(stamps)) = (world, stamps) {
-        containers::check(world, stamps, &mut report);
+        containers::check(world, stamps, evidence, &mut report);
     }
     progress::check(history, world.as_ref(), &mut report);
     logs::check(history, world.as_ref(), &mut report);

@@ -1,0 +1,93 @@
+//! What the checker makes of a world that has ended.
+
+use std::collections::BTreeMap;
+
+use swarm_checker::{Action, Evidence, Frozen, Listed, Report, Stamp, Stamps, check, load};
+use swarm_protocol::{AttemptId, JobId};
+use swarm_worker::runtime::fake::{self, EngineEvent};
+
+use crate::time::wall_us;
+use crate::world::World;
+
+/// What comes before the names of all labels.
+const LABEL: &str = "io.swarm-sync.";
+
+fn label(event: &EngineEvent, name: &str) -> Option<u64> {
+    event.labels.get(&format!("{LABEL}{name}"))?.parse().ok()
+}
+
+/// The attempt that a container was made for; none for those of the worker itself.
+pub(crate) fn attempt_of(event: &EngineEvent) -> Option<AttemptId> {
+    let (job, task, attempt) = (label(event, "job")?, label(event, "task")?, label(event, "attempt")?);
+    Some(AttemptId { job: JobId(job), task: u32::try_from(task).ok()?, attempt: u16::try_from(attempt).ok()? })
+}
+
+fn stamp(event: &EngineEvent) -> Option<Stamp> {
+    let AttemptId { job, task, attempt } = attempt_of(event)?;
+    let action = match event.action {
+        fake::Action::Create => Action::Create,
+        fake::Action::Start => Action::Start,
+        fake::Action::Die => Action::Die,
+        fake::Action::Destroy => Action::Destroy,
+    };
+    Some(Stamp {
+        container: event.name.clone(),
+        job: job.0,
+        task,
+        attempt,
+        worker: label(event, "worker")?,
+        at_us: event.at_us.cast_signed(),
+        action: Some(action),
+        listed: None,
+    })
+}
+
+/// All stamps, with a listing of what is there.
+fn stamps<'a>(events: impl Iterator<Item = &'a EngineEvent>) -> Stamps {
+    let mut stamps: Vec<Stamp> = events.filter_map(stamp).collect();
+    stamps.sort_by_key(|stamp| stamp.at_us);
+    let mut there = BTreeMap::<String, (Stamp, bool)>::new();
+    for stamp in &stamps {
+        match stamp.action {
+            Some(Action::Create) => drop(there.insert(stamp.container.clone(), (stamp.clone(), false))),
+            Some(Action::Destroy) => drop(there.remove(&stamp.container)),
+            Some(what) => {
+                if let Some((_, running)) = there.get_mut(&stamp.container) {
+                    *running = what == Action::Start;
+                }
+            }
+            None => {}
+        }
+    }
+    let at_us = wall_us().cast_signed();
+    let listed = there.into_values().map(|(made, running)| {
+        let listed = Some(Listed { created_us: made.at_us, running });
+        Stamp { at_us, action: None, listed, ..made }
+    });
+    stamps.extend(listed);
+    Stamps(stamps)
+}
+
+impl World {
+    /// Judges everything that was seen.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn judge(&self) -> anyhow::Result<Report> {
+        // A worker that never ran a container has no number here, and froze none.
+        let frozen = self.frozen.iter().filter_map(|frozen| {
+            let event = self.events.iter().find(|(place, _)| *place == frozen.worker).map(|(_, event)| event);
+            let until_us = i64::try_from(frozen.until_us).unwrap_or(i64::MAX / 2);
+            Some(Frozen { worker: label(event?, "worker")?, from_us: frozen.from_us.cast_signed(), until_us })
+        });
+        let evidence = Evidence {
+            history: self.users().history(),
+            world: Some(load(&self.database())?),
+            stamps: Some(stamps(self.events.iter().map(|(_, event)| event))),
+            all_ended: true,
+            frozen: frozen.collect(),
+            clocks_were_set: self.clocks_were_set(),
+        };
+        Ok(check(&evidence))
+    }
+}

@@ -1,0 +1,239 @@
+//! What a seed stands for: the jobs, and which faults happen when.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use swarm_protocol::Digest;
+use swarm_protocol::spec::{Input, JobSpec, Output};
+use swarm_protocol::tasks::TaskRange;
+
+use crate::core::INPUT;
+use crate::net::{CORE, Site, USERS, Weather};
+use crate::store::Death;
+use crate::time::{BEGIN_US, wall_us};
+use crate::work::{OUTPUT, Work};
+
+/// One job of a user.
+#[derive(Debug, Clone)]
+pub(crate) struct JobPlan {
+    pub(crate) at_ms: u64,
+    pub(crate) key: String,
+    pub(crate) spec: JobSpec,
+    pub(crate) work: Work,
+    /// Submitted once more with the same key, though it is known to have worked.
+    pub(crate) is_repeated: bool,
+    pub(crate) cancel_after_ms: Option<u64>,
+}
+
+/// One thing that is done to the world. Workers by their place in the list.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Act {
+    Cut(Site, Site),
+    Mend(Site, Site),
+    Weather(Weather),
+    CoreCrash,
+    CoreDiesAtCommit(Death),
+    CoreStop,
+    CoreStart,
+    CoreFreeze,
+    CoreThaw,
+    WorkerCrash(usize),
+    WorkerStart(usize),
+    WorkerFreeze(usize),
+    WorkerThaw(usize),
+    PowerLoss(usize),
+    EngineDown(usize),
+    EngineUp(usize),
+    EngineFaults(usize, f64),
+    StoreGone {
+        for_ms: u64,
+    },
+    AnswersLost(f64),
+    ClockJump {
+        by_s: i64,
+    },
+    /// All faults are over.
+    Heal,
+}
+
+/// The whole plan of a seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) workers: u16,
+    pub(crate) jobs: Vec<JobPlan>,
+    /// What a schedule makes every minute.
+    pub(crate) schedule: Option<JobPlan>,
+    /// By time, then in the order drawn.
+    pub(crate) acts: BTreeMap<(u64, u64), Act>,
+    pub(crate) clocks_are_set: bool,
+}
+
+impl Plan {
+    /// Draws a plan. Without faults it is the same work in fair weather.
+    pub(crate) fn draw(seed: u64, with_faults: bool) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let workers = rng.random_range(1..=3);
+        let storm_ms = rng.random_range(60_000..240_000);
+        let jobs = (0..rng.random_range(2..=8)).map(|n| job(&mut rng, n, storm_ms)).collect();
+        let schedule = rng.random_bool(0.3).then(|| {
+            let mut plan = job(&mut rng, 99, storm_ms);
+            (plan.spec.start_at, plan.spec.array, plan.spec.timeout_s) = (None, None, None);
+            plan
+        });
+        let mut acts = Acts { rng, acts: BTreeMap::new(), workers: usize::from(workers), storm_ms };
+        if with_faults {
+            let faults = acts.rng.random_range(1..=10);
+            (0..faults).for_each(|_| acts.fault());
+        }
+        acts.put(storm_ms, Act::Heal);
+        let clocks_are_set = acts.acts.values().any(|act| matches!(act, Act::ClockJump { .. }));
+        Self { workers, jobs, schedule, acts: acts.acts, clocks_are_set }
+    }
+}
+
+fn job(rng: &mut StdRng, n: u64, storm_ms: u64) -> JobPlan {
+    let work = Work {
+        run_ms: if rng.random_bool(0.5) { rng.random_range(0..2000) } else { rng.random_range(2000..60_000) },
+        exit: if rng.random_bool(0.8) { 0 } else { 3 },
+        lines: rng.random_range(0..40),
+        has_output: rng.random_bool(0.4),
+    };
+    let mut spec = JobSpec::new("work");
+    spec.env.extend([work.variable()]);
+    spec.lease_s = rng.random_range(15..=60);
+    spec.at_most_once = rng.random_bool(0.2);
+    spec.eager = !spec.at_most_once && rng.random_bool(0.1);
+    spec.retries.lost = rng.random_range(0..=6);
+    spec.retries.failed = rng.random_range(0..=1);
+    spec.priority = rng.random_range(-1..=1);
+    spec.resources.cpu_millis = rng.random_range(1..=4) * 500;
+    if rng.random_bool(0.4) {
+        spec.array = Some(TaskRange { first: 0, last: rng.random_range(1..=6) });
+    }
+    if rng.random_bool(0.1) {
+        spec.timeout_s = Some(rng.random_range(1..=20));
+    }
+    if work.has_output {
+        spec.outputs.push(Output { path: OUTPUT.to_owned() });
+    }
+    if rng.random_bool(0.3) {
+        spec.inputs.push(Input { digest: Digest::of(INPUT), path: "/in/file".to_owned(), mode: 0o644 });
+    }
+    let at_ms = rng.random_range(0..storm_ms);
+    if rng.random_bool(0.15) {
+        let later_us = (at_ms + rng.random_range(1000..60_000)) * 1000;
+        spec.start_at = chrono::DateTime::from_timestamp_micros((wall_us() + later_us).cast_signed());
+    }
+    let cancel_after_ms = rng.random_bool(0.2).then(|| rng.random_range(0..60_000));
+    JobPlan { at_ms, key: format!("job {n}"), spec, work, is_repeated: rng.random_bool(0.2), cancel_after_ms }
+}
+
+struct Acts {
+    rng: StdRng,
+    acts: BTreeMap<(u64, u64), Act>,
+    workers: usize,
+    storm_ms: u64,
+}
+
+impl Acts {
+    fn put(&mut self, at_ms: u64, act: Act) {
+        let number = self.acts.len() as u64;
+        self.acts.insert((BEGIN_US + at_ms.min(self.storm_ms) * 1000, number), act);
+    }
+
+    /// Something begins, and ends some time later.
+    fn pair(&mut self, for_ms: std::ops::Range<u64>, begin: Act, end: Act) {
+        let at_ms = self.rng.random_range(0..self.storm_ms);
+        let until_ms = at_ms + self.rng.random_range(for_ms);
+        self.put(at_ms, begin);
+        self.put(until_ms, end);
+    }
+
+    fn fault(&mut self) {
+        let worker = self.rng.random_range(0..self.workers);
+        match self.rng.random_range(0..16) {
+            0..3 => self.cut(worker),
+            3 => self.storm(),
+            4 => self.pair(500..60_000, Act::CoreCrash, Act::CoreStart),
+            5..7 => {
+                let death = if self.rng.random_bool(0.5) { Death::BeforeCommit } else { Death::AfterCommit };
+                let at_ms = self.rng.random_range(0..self.storm_ms);
+                self.put(at_ms, Act::CoreDiesAtCommit(death));
+            }
+            7 => self.pair(1000..20_000, Act::CoreStop, Act::CoreStart),
+            8 => self.pair(1000..150_000, Act::CoreFreeze, Act::CoreThaw),
+            9 => self.pair(500..90_000, Act::WorkerCrash(worker), Act::WorkerStart(worker)),
+            10 => self.pair(1000..180_000, Act::WorkerFreeze(worker), Act::WorkerThaw(worker)),
+            11 => self.pair(5000..120_000, Act::PowerLoss(worker), Act::WorkerStart(worker)),
+            12 => self.pair(500..40_000, Act::EngineDown(worker), Act::EngineUp(worker)),
+            13 => {
+                let share = self.rng.random_range(0.02..0.3);
+                self.pair(5000..60_000, Act::EngineFaults(worker, share), Act::EngineFaults(worker, 0.0));
+            }
+            14 => self.store(),
+            _ => {
+                let by_s = self.rng.random_range(-3600..=3600);
+                let at_ms = self.rng.random_range(0..self.storm_ms);
+                self.put(at_ms, Act::ClockJump { by_s });
+            }
+        }
+    }
+
+    fn store(&mut self) {
+        if self.rng.random_bool(0.5) {
+            let (at_ms, for_ms) = (self.rng.random_range(0..self.storm_ms), self.rng.random_range(100..30_000));
+            self.put(at_ms, Act::StoreGone { for_ms });
+        } else {
+            let share = self.rng.random_range(0.05..0.5);
+            self.pair(5000..60_000, Act::AnswersLost(share), Act::AnswersLost(0.0));
+        }
+    }
+
+    fn storm(&mut self) {
+        let weather = Weather {
+            loss: self.rng.random_range(0.0..0.9),
+            doubled: self.rng.random_range(0.0..0.5),
+            delay_max_ms: self.rng.random_range(5..2000),
+            stalled: self.rng.random_range(0.0..0.1),
+        };
+        self.pair(5000..90_000, Act::Weather(weather), Act::Weather(Weather::FAIR));
+    }
+
+    /// A way is cut in one direction or both, perhaps again and again.
+    fn cut(&mut self, worker: usize) {
+        let other = if self.rng.random_bool(0.15) { USERS } else { site(worker) };
+        let ways = match self.rng.random_range(0..3) {
+            0 => vec![(other, CORE)],
+            1 => vec![(CORE, other)],
+            _ => vec![(other, CORE), (CORE, other)],
+        };
+        let begin_ms = self.rng.random_range(0..self.storm_ms);
+        let (times, each_ms) =
+            if self.rng.random_bool(0.3) { (8, 4000) } else { (1, self.rng.random_range(1000..120_000)) };
+        for n in 0..times {
+            let at_ms = begin_ms + n * 2 * each_ms;
+            for (from, to) in ways.iter().copied() {
+                self.put(at_ms, Act::Cut(from, to));
+                self.put(at_ms + each_ms, Act::Mend(from, to));
+            }
+        }
+    }
+}
+
+/// Where the worker of this place in the list is.
+pub(crate) fn site(worker: usize) -> Site {
+    Site(u16::try_from(worker + 1).unwrap_or(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_stands_for_one_plan() {
+        let text = |seed| format!("{:?}", Plan::draw(seed, true));
+        assert_eq!(text(7), text(7));
+        assert_ne!(text(7), text(8));
+    }
+}

@@ -1,0 +1,170 @@
+//! A real store that cannot always be reached, loses answers, and around whose commits the core dies.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use swarm_core::store::*;
+use swarm_protocol::{
+    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
+};
+
+use crate::time::{now_us, trace};
+
+/// When the core dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Death {
+    BeforeCommit,
+    AfterCommit,
+}
+
+/// What goes wrong between a core and its database. Outlives the core.
+#[derive(Clone)]
+pub(crate) struct StoreFaults(Arc<Mutex<Inner>>);
+
+struct Inner {
+    rng: StdRng,
+    unreachable_until_us: u64,
+    /// Share of commits whose answer is lost.
+    lost: f64,
+    dies: Option<Death>,
+    is_dead: bool,
+    hits: u64,
+}
+
+impl StoreFaults {
+    pub(crate) fn new(seed: u64) -> Self {
+        let rng = StdRng::seed_from_u64(seed);
+        let inner = Inner { rng, unreachable_until_us: 0, lost: 0.0, dies: None, is_dead: false, hits: 0 };
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unreachable_until(&self, until_us: u64) {
+        self.lock().unreachable_until_us = until_us;
+    }
+
+    pub(crate) fn lose_answers(&self, share: f64) {
+        self.lock().lost = share;
+    }
+
+    /// The core dies at its next commit.
+    pub(crate) fn die_at_commit(&self, death: Death) {
+        self.lock().dies = Some(death);
+    }
+
+    /// Whether the core has died of that, told once. Nothing can be read or written between that and this.
+    pub(crate) fn take_dead(&self) -> bool {
+        std::mem::take(&mut self.lock().is_dead)
+    }
+
+    /// Everything works from now on.
+    pub(crate) fn heal(&self) {
+        let mut inner = self.lock();
+        (inner.unreachable_until_us, inner.lost, inner.dies) = (0, 0.0, None);
+    }
+
+    pub(crate) fn hits(&self) -> u64 {
+        self.lock().hits
+    }
+
+    fn ask(&self) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        if inner.is_dead || now_us() < inner.unreachable_until_us {
+            inner.hits += 1;
+            return Err(gone());
+        }
+        Ok(())
+    }
+
+    fn die(&self, at: Death) -> bool {
+        let mut inner = self.lock();
+        let dies = inner.dies == Some(at);
+        if dies {
+            (inner.dies, inner.is_dead) = (None, true);
+            inner.hits += 1;
+            trace(format_args!("the core dies: {at:?}"));
+        }
+        dies
+    }
+
+    fn loses(&self) -> bool {
+        let mut inner = self.lock();
+        let share = inner.lost;
+        let loses = share > 0.0 && inner.rng.random_bool(share);
+        inner.hits += u64::from(loses);
+        loses
+    }
+
+    fn is_one_of_two(&self) -> bool {
+        self.lock().rng.random_bool(0.5)
+    }
+}
+
+fn gone() -> StoreError {
+    StoreError::Connection("the database does not answer".into())
+}
+
+fn unknown(verdicts: Vec<Verdict>) -> Result<Vec<Verdict>, StoreError> {
+    Err(StoreError::CommitUnknown { verdicts, source: "the answer was lost".into() })
+}
+
+/// The store of one life of the core.
+pub(crate) struct FaultyStore {
+    pub(crate) db: Db,
+    pub(crate) faults: StoreFaults,
+}
+
+macro_rules! delegate {
+    ($($verb:ident($($name:ident: $type:ty),*) -> $answer:ty;)+) => {
+        $(fn $verb(&self, $($name: $type),*) -> Result<$answer, StoreError> {
+            self.faults.ask()?;
+            self.db.$verb($($name),*)
+        })+
+    };
+}
+
+impl Store for FaultyStore {
+    fn commit(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
+        self.faults.ask()?;
+        if self.faults.die(Death::BeforeCommit) {
+            return Err(gone());
+        }
+        let loses = self.faults.loses();
+        if loses && self.faults.is_one_of_two() {
+            trace(format_args!("a commit is lost"));
+            return unknown(vec![Ok(Applied::Done); transitions.len()]);
+        }
+        let verdicts = self.db.commit(epoch, number, transitions)?;
+        if loses || self.faults.die(Death::AfterCommit) { unknown(verdicts) } else { Ok(verdicts) }
+    }
+
+    delegate! {
+        take_over() -> Epoch;
+        swarm_id() -> SwarmId;
+        batch_committed(epoch: Epoch, number: u64) -> bool;
+        load() -> Snapshot;
+        job(job: JobId) -> Option<JobRecord>;
+        job_of_key(group: GroupId, key: &str) -> Option<JobId>;
+        jobs(filter: &JobFilter) -> Vec<JobRecord>;
+        tasks(job: JobId, from: TaskIndex, limit: u32) -> Vec<TaskRecord>;
+        attempt(attempt: AttemptId) -> Option<AttemptRecord>;
+        live_task(task: TaskId) -> Option<LiveTask>;
+        fresh_tasks(after: Option<JobId>, now: Timestamp, limit: u32) -> Vec<(JobId, TaskRange)>;
+        live_tasks(after: Option<TaskId>, limit: u32) -> Vec<LiveTask>;
+        sent_outputs(attempt: AttemptId) -> Vec<(Digest, u64)>;
+        linked_blob(group: GroupId, digest: &Digest) -> Option<u64>;
+        image(group: GroupId, reference: &str) -> Option<ImageRecord>;
+        images(group: GroupId) -> Vec<ImageRecord>;
+        schedules(group: Option<GroupId>) -> Vec<ScheduleRecord>;
+        schedule(schedule: ScheduleId) -> Option<ScheduleRecord>;
+        user(name: &str) -> Option<UserRecord>;
+        users() -> Vec<UserRecord>;
+        refresh_token(hash: &Digest) -> Option<RefreshRecord>;
+        revoked_jwts(now: Timestamp) -> Vec<(uuid::Uuid, Timestamp)>;
+        workers() -> Vec<WorkerRecord>;
+    }
+}

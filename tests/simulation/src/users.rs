@@ -1,0 +1,209 @@
+//! The users of a simulated world: they submit with idempotency keys until they know what came of it, watch their jobs,
+//! cancel some, read the logs, and write down what they saw.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use swarm_checker::{Entry, JobSeen, LogRead, Op, Seen, Submit, TaskSeen, Verdict};
+use swarm_protocol::api::{JobView, TaskPhase, TaskView};
+use swarm_protocol::logs::{LogDecoder, LogStream};
+use swarm_protocol::state::JobState;
+use swarm_protocol::{AttemptId, JobId, OutcomeKind};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::calls::{Answer, Request};
+use crate::host::Host;
+use crate::net::{Net, USERS};
+use crate::plan::JobPlan;
+use crate::time::wall_us;
+
+/// Between two tries, and between two looks.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// See the module; clones are the same users.
+#[derive(Clone)]
+pub(crate) struct Users {
+    net: Net,
+    history: Arc<Mutex<Vec<Entry>>>,
+    /// Those who still wait for something.
+    waiting: Arc<AtomicUsize>,
+    /// Cancelled once all faults are over.
+    pub(crate) healed: CancellationToken,
+}
+
+impl Users {
+    pub(crate) fn new(net: Net) -> Self {
+        Self { net, history: Arc::default(), waiting: Arc::default(), healed: CancellationToken::new() }
+    }
+
+    pub(crate) fn start(&self, host: &Host, jobs: &[JobPlan], schedule: Option<&JobPlan>) {
+        for plan in jobs.iter().cloned() {
+            self.spawn(host, |users| async move { users.run(plan).await });
+        }
+        let scheduled = schedule.cloned();
+        self.spawn(host, |users| async move {
+            if let Some(plan) = scheduled {
+                users.keep_schedule(plan).await;
+            }
+            users.healed.cancelled().await;
+            while !matches!(users.ask(|| Request::Open).await, Answer::Open(0)) {
+                sleep(PAUSE).await;
+            }
+        });
+    }
+
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, host: &Host, body: impl FnOnce(Self) -> F) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let (work, waiting) = (body(self.clone()), Arc::clone(&self.waiting));
+        host.spawn(async move {
+            work.await;
+            waiting.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+
+    /// How many still wait for something.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn history(&self) -> Vec<Entry> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, start_us: u64, result: Verdict, op: Op) {
+        let (start_us, end_us) = (start_us.cast_signed(), wall_us().cast_signed());
+        let entry = Entry { start_us, end_us, result, op };
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    /// Asks until there is an answer.
+    async fn ask(&self, request: impl Fn() -> Request) -> Answer {
+        loop {
+            match self.net.call(USERS, request()).await {
+                None | Some(Answer::Again) => sleep(PAUSE).await,
+                Some(answer) => return answer,
+            }
+        }
+    }
+
+    async fn run(self, plan: JobPlan) {
+        sleep(Duration::from_millis(plan.at_ms)).await;
+        let Some(job) = self.submit(&plan).await else { return };
+        if plan.is_repeated {
+            self.submit(&plan).await;
+        }
+        if let Some(after_ms) = plan.cancel_after_ms {
+            let users = self.clone();
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(after_ms)).await;
+                users.ask(|| Request::Cancel(job)).await;
+            });
+        }
+        let tasks = self.watch(job).await;
+        for task in tasks {
+            self.read_log(job, &plan, &task).await;
+        }
+    }
+
+    async fn submit(&self, plan: &JobPlan) -> Option<JobId> {
+        loop {
+            let start_us = wall_us();
+            let request = Request::Submit { key: plan.key.clone(), spec: Box::new(plan.spec.clone()) };
+            let answer = self.net.call(USERS, request).await;
+            let (result, job) = match &answer {
+                Some(Answer::Accepted(job, _)) => (Verdict::Ok, Some(*job)),
+                Some(Answer::Refused(_)) => (Verdict::Fail, None),
+                _ => (Verdict::Unknown, None),
+            };
+            let tasks = plan.spec.tasks().count();
+            let submit = Submit { job: job.map(|job| job.0), key: Some(plan.key.clone()), name: None, tasks };
+            self.note(start_us, result, Op::Submit(submit));
+            if result != Verdict::Unknown {
+                return job;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Looks until the job has ended.
+    async fn watch(&self, job: JobId) -> Vec<TaskView> {
+        loop {
+            sleep(PAUSE).await;
+            let start_us = wall_us();
+            if let Some(Answer::Seen(seen)) = self.net.call(USERS, Request::Look(job)).await {
+                let (view, tasks) = *seen;
+                self.note(start_us, Verdict::Ok, job_seen(&view));
+                tasks.iter().for_each(|task| self.note(start_us, Verdict::Ok, task_seen(job, task)));
+                if view.state.is_final() {
+                    return tasks;
+                }
+            }
+        }
+    }
+
+    /// The log of a task that ended by itself must be what it wrote.
+    async fn read_log(&self, job: JobId, plan: &JobPlan, task: &TaskView) {
+        let by_itself = matches!(task.outcome, Some(OutcomeKind::Succeeded | OutcomeKind::Failed));
+        let last = task.attempts.iter().find(|attempt| attempt.is_final).filter(|_| by_itself);
+        let Some(last) = last else { return };
+        let (start_us, id) = (wall_us(), AttemptId { job, task: task.task, attempt: last.attempt });
+        let Answer::Bytes(log) = self.ask(|| Request::Log(id)).await else { return };
+        let (mut decoder, mut read, mut cut_bytes) = (LogDecoder::default(), Vec::new(), 0);
+        decoder.push(&log);
+        while let Ok(Some(record)) = decoder.next_record() {
+            match record.stream {
+                LogStream::Stdout => read.extend(record.bytes),
+                LogStream::Stderr => {}
+                LogStream::Cut => cut_bytes += String::from_utf8_lossy(&record.bytes).parse().unwrap_or(1),
+            }
+        }
+        let written = plan.work.written(task.task);
+        let digest = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
+        let seen = LogRead {
+            job: job.0,
+            task: task.task,
+            stream: "stdout".to_owned(),
+            written_bytes: written.len() as u64,
+            written_digest: digest(written.as_bytes()),
+            read_bytes: read.len() as u64,
+            read_digest: digest(&read),
+            cut_bytes,
+            cut_at_least: false,
+        };
+        self.note(start_us, Verdict::Ok, Op::Log(seen));
+    }
+
+    /// Makes a schedule, and pauses it once all faults are over, so that no more jobs come.
+    async fn keep_schedule(&self, plan: JobPlan) {
+        let request = || Request::Schedule { name: plan.key.clone(), spec: Box::new(plan.spec.clone()) };
+        let Answer::Scheduled(schedule) = self.ask(request).await else { return };
+        self.healed.cancelled().await;
+        self.ask(|| Request::Pause(schedule)).await;
+    }
+}
+
+fn job_seen(view: &JobView) -> Op {
+    let seen = match view.state {
+        JobState::Delayed => Seen::Delayed,
+        state if state.is_final() => Seen::Ended,
+        _ => Seen::Open,
+    };
+    let (job, tasks, state) = (view.id.0, view.tasks, view.state.to_string());
+    let (succeeded, failed, cancelled) = (tasks.succeeded, tasks.failed, tasks.cancelled);
+    Op::Job(JobSeen { job, seen, state, succeeded, failed, cancelled })
+}
+
+fn task_seen(job: JobId, view: &TaskView) -> Op {
+    let last = view.attempts.last();
+    Op::Task(TaskSeen {
+        job: job.0,
+        task: view.task,
+        attempt: last.map_or(0, |attempt| attempt.attempt),
+        started: last.is_some_and(|attempt| matches!(attempt.phase, TaskPhase::Started | TaskPhase::Ended)),
+        ended_attempts: view.attempts.iter().filter(|attempt| attempt.phase == TaskPhase::Ended).count() as u32,
+        outcome: view.outcome.map(|outcome| outcome.to_string()),
+    })
+}
