@@ -40,6 +40,8 @@ pub(crate) enum Stage {
     Build,
     /// Tests beside the code
     Unit,
+    /// Simulated swarms: real modules, simulated network, clocks and faults
+    Simulation,
     /// Whole swarms: real binaries, real Docker
     Swarm,
     /// `swarm demo`
@@ -48,7 +50,7 @@ pub(crate) enum Stage {
 
 impl Stage {
     /// All of them, in order.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Services,
         Self::Fmt,
         Self::Deny,
@@ -56,6 +58,7 @@ impl Stage {
         Self::Doc,
         Self::Build,
         Self::Unit,
+        Self::Simulation,
         Self::Swarm,
         Self::Demo,
     ];
@@ -70,6 +73,7 @@ impl Stage {
             Self::Doc => "doc",
             Self::Build => "build",
             Self::Unit => "unit",
+            Self::Simulation => "simulation",
             Self::Swarm => "swarm",
             Self::Demo => "demo",
         }
@@ -79,15 +83,16 @@ impl Stage {
     pub(crate) fn budget(self, tier: Tier) -> Duration {
         let minutes = match (self, tier) {
             (Self::Swarm, Tier::Full) => 600,
+            (Self::Simulation, Tier::Full) => 240,
             (Self::Unit, Tier::Full) => 60,
             (Self::Deny, Tier::Full) => 20,
             (Self::Fmt | Self::Deny, _) => 1,
             (Self::Demo | Self::Doc, _) => 2,
-            (Self::Services, _) => 3,
+            (Self::Services | Self::Simulation, _) => 3,
             (Self::Unit, _) => 4,
-            (Self::Clippy, _) => 6,
-            (Self::Build, _) => 9,
-            (Self::Swarm, _) => 12,
+            (Self::Clippy, _) => 5,
+            (Self::Build, _) => 8,
+            (Self::Swarm, _) => 11,
         };
         Duration::from_secs(minutes * 60)
     }
@@ -96,6 +101,7 @@ impl Stage {
     pub(crate) const fn needs(self) -> &'static [Self] {
         match self {
             Self::Unit | Self::Swarm | Self::Demo => &[Self::Services, Self::Build],
+            Self::Simulation => &[Self::Build],
             _ => &[],
         }
     }

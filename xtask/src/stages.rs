@@ -147,6 +147,9 @@ impl Runner {
                 if self.tier == Tier::Full { Ok(findings.and(self.tls(deadline)?)) } else { Ok(findings) }
             }
             Stage::Swarm => self.swarm(deadline),
+            Stage::Unit => Ok(self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?)),
+            Stage::Simulation => self.simulation(deadline),
+            Stage::Swarm => self.tests(&["--test", "swarm"], deadline),
             Stage::Demo => self.demo(deadline),
         }
     }
@@ -216,6 +219,17 @@ impl Runner {
         command.args(["test", "--locked", "--package=swarm-core", "--features=postgres-tls", "--lib"]);
         command.args(["--", "--show-output", "over_tls"]);
         self.marked_stage(&mut command, true, deadline)
+    }
+
+    /// So many seeds, judged by the checker. A seed that fails is printed with the words that repeat it.
+    fn simulation(&self, deadline: Instant) -> Result<Findings> {
+        let seeds = match self.tier {
+            Tier::Quick => "0..200",
+            Tier::Full => "0..10000",
+        };
+        let mut command = Command::new(self.target.join("debug/swarm-simulation"));
+        command.args(["--seeds", seeds]).current_dir(&self.root);
+        self.marked_stage(&mut command, false, deadline)
     }
 
     /// The demo as a new user runs it, in an empty directory.

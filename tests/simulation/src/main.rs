@@ -57,11 +57,16 @@ struct Summary {
     excepted: u64,
     faults: BTreeMap<&'static str, u64>,
     simulated_s: f64,
+    /// Of all that happened in all worlds, in whatever order they came: the same for the same seeds of the same program.
+    hash: String,
+    #[serde(skip)]
+    hashes: u64,
 }
 
 impl Summary {
     fn add(&mut self, outcome: &Outcome) {
         self.seeds += 1;
+        self.hashes ^= outcome.hash;
         self.simulated_s += outcome.lived.as_secs_f64();
         self.containers += outcome.started;
         self.steps += outcome.steps;
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
     });
     let mut summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     summary.failed.sort_unstable();
+    summary.hash = format!("{:016x}", summary.hashes);
     summary.wall_s = began.elapsed().as_secs_f64();
     summary.seeds_per_s = summary.seeds as f64 / summary.wall_s;
     summary.mean_simulated_s = summary.simulated_s / summary.seeds.max(1) as f64;
@@ -127,6 +133,7 @@ fn tell(seed: u64, outcome: &anyhow::Result<Outcome>, summary: &mut Summary) {
 }
 
 fn print(summary: &Summary, as_json: bool) {
-    let text = if as_json { serde_json::to_string(summary).unwrap_or_default() } else { format!("{summary:#?}") };
+    let json = serde_json::to_string(summary).unwrap_or_default();
+    let text = if as_json { json } else { format!("REPORT simulation: {json}") };
     let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -104,6 +104,7 @@ impl Swarm {
             stamps,
             all_ended,
             clocks_differ: self.has_fake_clocks(),
+            ..Evidence::default()
         };
         let judged = check(&evidence);
         assert!(judged.is_clean(), "{scenario}: an invariant is broken\n{judged}");

@@ -116,6 +116,23 @@ mod tests {
     use crate::stamps::{Action, Listed};
 
     #[test]
+    fn an_overlap_while_the_engine_was_frozen_is_counted_apart() {
+        let overlapped = |frozen: &[Frozen]| {
+            let (world, mut stamps) = good();
+            stamps.0[1].at_us = 23 * S;
+            let evidence =
+                Evidence { world: Some(world), stamps: Some(stamps), frozen: frozen.to_vec(), ..Evidence::default() };
+            let report = super::super::check(&evidence);
+            let found = report.of(Invariant::I4);
+            (found.violations.len(), found.excepted)
+        };
+        let frozen = |worker, until_s| Frozen { worker, from_us: S, until_us: until_s * S };
+        assert_eq!(overlapped(&[frozen(1, 20)]), (0, 1));
+        assert_eq!(overlapped(&[frozen(1, 5)]), (1, 0), "it had time to end it");
+        assert_eq!(overlapped(&[frozen(2, 20)]), (1, 0), "another engine");
+    }
+
+    #[test]
     fn overlapping_containers_are_found() {
         broken(&[Invariant::I4], |_, _, stamps| stamps[1].at_us = 23 * S);
         broken(&[Invariant::I4], |_, _, stamps| drop(stamps.remove(1)));
