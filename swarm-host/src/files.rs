@@ -3,9 +3,9 @@
 //! Whoever must not lose a file, or must not see a lost one again, changes it through this module alone, for only then
 //! does a simulated power cut know what the disk may have kept.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "testing")]
@@ -63,6 +63,32 @@ fn write_to(path: &Path, bytes: &[u8]) -> io::Result<File> {
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
     note!(synced_dir(dir));
+    Ok(())
+}
+
+/// Moves a file whose bytes are synced; its new name is durable once its directory is synced.
+///
+/// # Errors
+/// As the file system's; nothing was moved.
+pub fn rename_synced(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    note!(synced_as_it_is(to));
+    Ok(())
+}
+
+/// Says that a file was made, and its bytes synced, by other means than this module's: nothing is done but in a simulation.
+#[cfg_attr(not(feature = "testing"), expect(unused_variables, reason = "only a simulation wants to know"))]
+pub fn note_synced(path: &Path) {
+    note!(synced_as_it_is(path));
+}
+
+/// Makes a directory with these permission bits; its name is durable once the directory it is in is synced.
+///
+/// # Errors
+/// As the file system's.
+pub fn create_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().mode(mode).create(dir)?;
+    note!(made_dir(dir));
     Ok(())
 }
 

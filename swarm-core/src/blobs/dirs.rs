@@ -1,10 +1,10 @@
 //! Directories whose names are durable before anything in them is acknowledged.
 
-use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+use swarm_host::files;
 
 use super::BlobError;
 
@@ -48,7 +48,7 @@ pub(super) fn parent(path: &Path) -> &Path {
 }
 
 pub(super) fn sync_dir(dir: &Path) -> Result<(), BlobError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(BlobError::io("sync", dir))
+    files::sync_dir(dir).map_err(BlobError::io("sync", dir))
 }
 
 /// Makes a directory (and those above it) for its owner alone. Its name is durable afterwards, also where a process that
@@ -63,7 +63,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), BlobError> {
 }
 
 pub(super) fn make_one_dir(dir: &Path) -> Result<(), BlobError> {
-    match DirBuilder::new().mode(0o700).create(dir) {
+    match files::create_dir(dir, 0o700) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(BlobError::io("create", dir)(error)),
         _ => Ok(()),
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
+use swarm_host::files;
 use swarm_protocol::ids::Digest;
 
 use super::dirs::{Shards, make_dir, make_one_dir, parent, sync_dir};
@@ -103,7 +104,7 @@ impl Shared {
         {
             let _names = self.names();
             // Over a blob that is there already, too: the content is the same, and a damaged file is replaced.
-            fs::rename(&temp.0, &path).map_err(BlobError::io("move an upload to", &path))?;
+            files::rename_synced(&temp.0, &path).map_err(BlobError::io("move an upload to", &path))?;
         }
         temp.0.clear();
         sync_dir(parent(&path))
@@ -138,7 +139,7 @@ impl BlobStore for DiskBlobs {
             if spare_from.is_some_and(|from| uploaded_at >= from) {
                 return Ok(false);
             }
-            fs::remove_file(&path).map_err(BlobError::io("remove", &path))?;
+            files::remove(&path).map_err(BlobError::io("remove", &path))?;
         }
         sync_dir(parent(&path))?;
         Ok(true)

@@ -6,13 +6,14 @@
 //! which a caller that remembers the acknowledged length can see. A log is open in one process at a time.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use swarm_host::files;
 use swarm_protocol::ids::Digest;
 
 use super::dirs::{Shards, parent, sync_dir};
@@ -98,6 +99,7 @@ impl Logs {
         if let Some(fresh) = bytes.get(known..).filter(|fresh| !fresh.is_empty()) {
             // On an error the slot stays empty: the file decides anew what was kept.
             append_extent(&mut log.sealed, fresh).map_err(BlobError::sealed("append to", &path))?;
+            files::note_synced(&path);
         }
         let length = log.sealed.length;
         *guard = Some(log);
@@ -133,7 +135,7 @@ impl Logs {
         let slot = self.slot(key);
         let mut guard = slot.lock();
         *guard = None;
-        match fs::remove_file(&path) {
+        match files::remove(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other.map_err(BlobError::io("remove", &path))?,
         }
@@ -177,6 +179,7 @@ impl Logs {
             .open(path)
             .map_err(BlobError::io("create", path))?;
         lock(&file, path)?;
+        files::note_synced(path);
         sync_dir(parent(path))?;
         let sealed = SealedFile::empty(file, Arc::clone(&self.master), FileId::log(key.as_str()));
         Ok(OpenLog { sealed, cursor: Cursor::default() })
@@ -275,6 +278,7 @@ fn recover(mut sealed: SealedFile, path: &Path) -> Result<OpenLog, SealError> {
         );
         sealed.file.set_len(sealed.end)?;
         sealed.file.sync_all()?;
+        files::note_synced(path);
     }
     Ok(OpenLog { sealed, cursor: Cursor::default() })
 }

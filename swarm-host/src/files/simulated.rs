@@ -62,6 +62,19 @@ pub fn synced_write(path: &Path, bytes: &[u8]) {
     change(path, Change { state: Some(bytes.to_vec()), bytes_synced: true });
 }
 
+/// The bytes of `path` are synced as they are. Where its name is on the disk, they are there for certain.
+pub fn synced_as_it_is(path: &Path) {
+    noting(|disk| {
+        let Ok(bytes) = std::fs::read(path) else { return };
+        let past = disk.files.entry(path.to_owned()).or_default();
+        if past.certain.is_some() && past.since.iter().all(|change| change.state.is_some()) {
+            *past = Past { certain: Some(bytes), since: Vec::new() };
+        } else {
+            past.since.push(Change { state: Some(bytes), bytes_synced: true });
+        }
+    });
+}
+
 /// `path` has these bytes, and nothing is synced.
 pub fn unsynced_write(path: &Path, bytes: &[u8]) {
     change(path, Change { state: Some(bytes.to_vec()), bytes_synced: false });
@@ -193,7 +206,7 @@ fn lose_unnoted(dir: &Path, noted: &BTreeMap<PathBuf, Past>, choose: &mut dyn Fn
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::{create_dir_all, remove, remove_dir_all, replace, sync_dir, write};
+    use super::super::{create_dir_all, note_synced, remove, remove_dir_all, replace, sync_dir, write};
     use super::*;
 
     /// Everything that `path` may hold after a power cut, by taking each choice once.
@@ -220,6 +233,22 @@ mod tests {
     fn what_was_written_durably_stays_whatever_is_lost() {
         let kept = after_a_cut(|dir| write(&dir.join("file"), b"new").unwrap());
         assert_eq!(kept, states(&[Some("new")]));
+    }
+
+    #[test]
+    fn what_grows_keeps_what_was_synced_once_its_name_was() {
+        let grow = |dir: &Path, text: &str| {
+            std::fs::write(dir.join("file"), text).unwrap();
+            note_synced(&dir.join("file"));
+        };
+        let unnamed = after_a_cut(|dir| grow(dir, "a"));
+        assert_eq!(unnamed, states(&[None, Some("a")]));
+        let named = after_a_cut(|dir| {
+            grow(dir, "a");
+            sync_dir(dir).unwrap();
+            grow(dir, "ab");
+        });
+        assert_eq!(named, states(&[Some("ab")]));
     }
 
     #[test]

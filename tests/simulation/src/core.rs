@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
 use swarm_core::blobs::{BlobStore, DiskBlobs, MasterKey};
 use swarm_core::clock::Clock;
 use swarm_core::config::CoreConfig;
@@ -35,6 +37,8 @@ pub(crate) const IMAGE: &[u8] = br#"{"config":{}}"#;
 pub(crate) const INPUT: &[u8] = b"what goes in\n";
 /// Who submits.
 pub(crate) const USER: &str = "ada";
+/// The directory of files and logs.
+const BLOBS: &str = "blobs";
 /// Where heartbeats go.
 const HEARTBEAT_PORT: u16 = 7077;
 /// From a failure of the core to its next start.
@@ -84,7 +88,7 @@ pub(crate) fn database(dir: &Path) -> String {
 
 fn blobs(dir: &Path) -> anyhow::Result<Arc<DiskBlobs>> {
     let key = Arc::new(MasterKey::from_bytes(Zeroizing::new([1; 32])));
-    Ok(Arc::new(DiskBlobs::open(&dir.join("blobs"), key)?))
+    Ok(Arc::new(DiskBlobs::open(&dir.join(BLOBS), key)?))
 }
 
 impl Ground {
@@ -108,6 +112,15 @@ impl Ground {
             upload.finish(Some(Digest::of(bytes)))?;
         }
         Ok(())
+    }
+
+    /// The machine has lost its power: of the files that were not synced some are lost. The database's are not among them:
+    /// what SQLite makes of a disk is not what is simulated.
+    pub(crate) fn lose_power(&self, rng: &mut StdRng) {
+        let mut choose = |of: usize| rng.random_range(0..of);
+        if let Err(error) = swarm_host::files::simulated::cut(&self.dir.join(BLOBS), &mut choose) {
+            trace(format_args!("the core's disk cannot be cut: {error}"));
+        }
     }
 
     /// Starts a core; the token stops it in order.

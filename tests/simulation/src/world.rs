@@ -182,6 +182,7 @@ impl World {
 
     fn start_core(&mut self) {
         if self.core.is_none() {
+            self.net.set_dark(CORE, false);
             let (core, stop) = self.ground.start();
             (self.core, self.core_stop, self.core_is_frozen) = (Some(core), stop, false);
         }
@@ -212,6 +213,14 @@ impl World {
             Act::CoreCrash => {
                 if self.core.take().is_some() {
                     self.count("core crash");
+                }
+            }
+            Act::CorePowerLoss => {
+                if self.core.is_some() {
+                    self.count("core power loss");
+                    self.net.set_dark(CORE, true);
+                    self.core = None;
+                    self.ground.lose_power(&mut self.rng);
                 }
             }
             Act::CoreDiesAtCommit(death) => self.ground.faults.die_at_commit(death),
