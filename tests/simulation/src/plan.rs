@@ -74,9 +74,9 @@ impl Plan {
     /// Draws a plan. Without faults it is the same work in fair weather.
     pub(crate) fn draw(seed: u64, with_faults: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let workers = rng.random_range(1..=3);
-        let storm_ms = rng.random_range(60_000..240_000);
-        let jobs = (0..rng.random_range(2..=8)).map(|n| job(&mut rng, n, storm_ms)).collect();
+        let workers = rng.random_range(2..=4);
+        let storm_ms = rng.random_range(60_000..180_000);
+        let jobs = (0..rng.random_range(3..=8)).map(|n| job(&mut rng, n, storm_ms)).collect();
         let schedule = rng.random_bool(0.3).then(|| {
             let mut plan = job(&mut rng, 99, storm_ms);
             (plan.spec.start_at, plan.spec.array, plan.spec.timeout_s) = (None, None, None);
@@ -84,7 +84,7 @@ impl Plan {
         });
         let mut acts = Acts { rng, acts: BTreeMap::new(), workers: usize::from(workers), storm_ms };
         if with_faults {
-            let faults = acts.rng.random_range(1..=10);
+            let faults = acts.rng.random_range(2..=14);
             (0..faults).for_each(|_| acts.fault());
         }
         acts.put(storm_ms, Act::Heal);
@@ -95,22 +95,22 @@ impl Plan {
 
 fn job(rng: &mut StdRng, n: u64, storm_ms: u64) -> JobPlan {
     let work = Work {
-        run_ms: if rng.random_bool(0.5) { rng.random_range(0..2000) } else { rng.random_range(2000..60_000) },
+        run_ms: if rng.random_bool(0.25) { rng.random_range(0..2000) } else { rng.random_range(5000..90_000) },
         exit: if rng.random_bool(0.8) { 0 } else { 3 },
         lines: rng.random_range(0..40),
         has_output: rng.random_bool(0.4),
     };
     let mut spec = JobSpec::new("work");
     spec.env.extend([work.variable()]);
-    spec.lease_s = rng.random_range(15..=60);
+    spec.lease_s = rng.random_range(15..=40);
     spec.at_most_once = rng.random_bool(0.2);
     spec.eager = !spec.at_most_once && rng.random_bool(0.1);
     spec.retries.lost = rng.random_range(0..=6);
     spec.retries.failed = rng.random_range(0..=1);
     spec.priority = rng.random_range(-1..=1);
     spec.resources.cpu_millis = rng.random_range(1..=4) * 500;
-    if rng.random_bool(0.4) {
-        spec.array = Some(TaskRange { first: 0, last: rng.random_range(1..=6) });
+    if rng.random_bool(0.5) {
+        spec.array = Some(TaskRange { first: 0, last: rng.random_range(1..=4) });
     }
     if rng.random_bool(0.1) {
         spec.timeout_s = Some(rng.random_range(1..=20));
@@ -121,12 +121,12 @@ fn job(rng: &mut StdRng, n: u64, storm_ms: u64) -> JobPlan {
     if rng.random_bool(0.3) {
         spec.inputs.push(Input { digest: Digest::of(INPUT), path: "/in/file".to_owned(), mode: 0o644 });
     }
-    let at_ms = rng.random_range(0..storm_ms);
+    let at_ms = rng.random_range(0..storm_ms * 2 / 3);
     if rng.random_bool(0.15) {
         let later_us = (at_ms + rng.random_range(1000..60_000)) * 1000;
         spec.start_at = chrono::DateTime::from_timestamp_micros((wall_us() + later_us).cast_signed());
     }
-    let cancel_after_ms = rng.random_bool(0.2).then(|| rng.random_range(0..60_000));
+    let cancel_after_ms = rng.random_bool(0.12).then(|| rng.random_range(0..60_000));
     JobPlan { at_ms, key: format!("job {n}"), spec, work, is_repeated: rng.random_bool(0.2), cancel_after_ms }
 }
 
@@ -153,8 +153,8 @@ impl Acts {
 
     fn fault(&mut self) {
         let worker = self.rng.random_range(0..self.workers);
-        match self.rng.random_range(0..16) {
-            0..3 => self.cut(worker),
+        match self.rng.random_range(0..20) {
+            0..3 | 16 | 17 => self.cut(worker),
             3 => self.storm(),
             4 => {
                 let end = if self.rng.random_bool(0.5) { Act::CoreCrash } else { Act::CorePowerLoss };
@@ -168,7 +168,7 @@ impl Acts {
             7 => self.pair(1000..20_000, Act::CoreStop, Act::CoreStart),
             8 => self.pair(1000..150_000, Act::CoreFreeze, Act::CoreThaw),
             9 => self.pair(500..90_000, Act::WorkerCrash(worker), Act::WorkerStart(worker)),
-            10 => self.pair(1000..180_000, Act::WorkerFreeze(worker), Act::WorkerThaw(worker)),
+            10 | 18 | 19 => self.pair(5000..120_000, Act::WorkerFreeze(worker), Act::WorkerThaw(worker)),
             11 => self.pair(5000..120_000, Act::PowerLoss(worker), Act::WorkerStart(worker)),
             12 => self.pair(500..40_000, Act::EngineDown(worker), Act::EngineUp(worker)),
             13 => {
@@ -218,7 +218,7 @@ impl Acts {
         };
         let begin_ms = self.rng.random_range(0..self.storm_ms);
         let (times, each_ms) =
-            if self.rng.random_bool(0.3) { (8, 4000) } else { (1, self.rng.random_range(1000..120_000)) };
+            if self.rng.random_bool(0.3) { (8, 4000) } else { (1, self.rng.random_range(5000..90_000)) };
         for n in 0..times {
             let at_ms = begin_ms + n * 2 * each_ms;
             for (from, to) in ways.iter().copied() {
