@@ -10,7 +10,7 @@ use swarm_protocol::tasks::TaskRange;
 
 use crate::core::INPUT;
 use crate::net::{CORE, Site, USERS, Weather};
-use crate::store::Death;
+use crate::store::{Death, Moment};
 use crate::time::{BEGIN_US, wall_us};
 use crate::work::{OUTPUT, Work};
 
@@ -76,7 +76,7 @@ impl Plan {
         let mut rng = StdRng::seed_from_u64(seed);
         let workers = rng.random_range(2..=4);
         let storm_ms = rng.random_range(60_000..180_000);
-        let jobs = (0..rng.random_range(3..=8)).map(|n| job(&mut rng, n, storm_ms)).collect();
+        let jobs = (0..rng.random_range(4..=12)).map(|n| job(&mut rng, n, storm_ms)).collect();
         let schedule = rng.random_bool(0.3).then(|| {
             let mut plan = job(&mut rng, 99, storm_ms);
             (plan.spec.start_at, plan.spec.array, plan.spec.timeout_s) = (None, None, None);
@@ -103,7 +103,7 @@ fn job(rng: &mut StdRng, n: u64, storm_ms: u64) -> JobPlan {
     let mut spec = JobSpec::new("work");
     spec.env.extend([work.variable()]);
     spec.lease_s = rng.random_range(15..=40);
-    spec.at_most_once = rng.random_bool(0.2);
+    spec.at_most_once = rng.random_bool(0.3);
     spec.eager = !spec.at_most_once && rng.random_bool(0.1);
     spec.retries.lost = rng.random_range(0..=6);
     spec.retries.failed = rng.random_range(0..=1);
@@ -161,7 +161,9 @@ impl Acts {
                 self.pair(500..60_000, end, Act::CoreStart);
             }
             5..7 => {
-                let death = if self.rng.random_bool(0.5) { Death::BeforeCommit } else { Death::AfterCommit };
+                let moments = [Moment::Anything, Moment::Submit, Moment::Assign, Moment::Start, Moment::End];
+                let of = moments[self.rng.random_range(0..moments.len())];
+                let death = Death { of, is_committed: self.rng.random_bool(0.5) };
                 let at_ms = self.rng.random_range(0..self.storm_ms);
                 self.put(at_ms, Act::CoreDiesAtCommit(death));
             }

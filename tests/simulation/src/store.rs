@@ -11,11 +11,33 @@ use swarm_protocol::{
 
 use crate::time::{now_us, trace};
 
-/// When the core dies.
+/// At which commit the core dies, and on which side of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Death {
-    BeforeCommit,
-    AfterCommit,
+pub(crate) struct Death {
+    pub(crate) of: Moment,
+    pub(crate) is_committed: bool,
+}
+
+/// What is committed then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Anything,
+    Submit,
+    Assign,
+    Start,
+    End,
+}
+
+impl Moment {
+    fn is_in(self, transitions: &[Transition]) -> bool {
+        transitions.iter().any(|transition| match self {
+            Self::Anything => true,
+            Self::Submit => matches!(transition, Transition::CreateJob(_)),
+            Self::Assign => matches!(transition, Transition::Assign { .. }),
+            Self::Start => matches!(transition, Transition::Start { .. }),
+            Self::End => matches!(transition, Transition::End(_)),
+        })
+    }
 }
 
 /// What goes wrong between a core and its database. Outlives the core.
@@ -51,7 +73,7 @@ impl StoreFaults {
         self.lock().lost = share;
     }
 
-    /// The core dies at its next commit.
+    /// The core dies at its next such commit.
     pub(crate) fn die_at_commit(&self, death: Death) {
         self.lock().dies = Some(death);
     }
@@ -80,15 +102,15 @@ impl StoreFaults {
         Ok(())
     }
 
-    fn die(&self, at: Death) -> bool {
+    /// Whether the core dies on this side of the commit.
+    fn dies(&self, transitions: &[Transition], is_committed: bool) -> bool {
         let mut inner = self.lock();
-        let dies = inner.dies == Some(at);
-        if dies {
-            (inner.dies, inner.is_dead) = (None, true);
-            inner.hits += 1;
-            trace(format_args!("the core dies: {at:?}"));
-        }
-        dies
+        let is_due = |death: &mut Death| death.is_committed == is_committed && death.of.is_in(transitions);
+        let Some(death) = inner.dies.take_if(is_due) else { return false };
+        inner.is_dead = true;
+        inner.hits += 1;
+        trace(format_args!("the core dies: {death:?}"));
+        true
     }
 
     fn loses(&self) -> bool {
@@ -130,7 +152,7 @@ macro_rules! delegate {
 impl Store for FaultyStore {
     fn commit(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
         self.faults.ask()?;
-        if self.faults.die(Death::BeforeCommit) {
+        if self.faults.dies(transitions, false) {
             return Err(gone());
         }
         let loses = self.faults.loses();
@@ -139,7 +161,7 @@ impl Store for FaultyStore {
             return unknown(vec![Ok(Applied::Done); transitions.len()]);
         }
         let verdicts = self.db.commit(epoch, number, transitions)?;
-        if loses || self.faults.die(Death::AfterCommit) { unknown(verdicts) } else { Ok(verdicts) }
+        if loses || self.faults.dies(transitions, true) { unknown(verdicts) } else { Ok(verdicts) }
     }
 
     delegate! {
