@@ -93,14 +93,14 @@ pub fn run(seed: u64, options: Options) -> anyhow::Result<Outcome> {
 }
 
 fn live(seed: u64, options: Options) -> anyhow::Result<Outcome> {
-    let dir = Scratch::new(seed)?;
+    let dir = scratch(seed)?;
     time::set(time::BEGIN_US);
     time::begin_trace(options.is_shown);
     files::simulated::begin();
     let mut rng = StdRng::seed_from_u64(seed ^ 0xd15c);
     swarm_host::blocking::simulate(move || work_takes(&mut rng));
     let plan = Plan::draw(seed, options.with_faults);
-    let mut world = World::new(seed, plan, &dir.0)?;
+    let mut world = World::new(seed, plan, dir.path())?;
     let has_ended = world.live();
     let report = world.judge().context("what is left cannot be judged")?;
     let (hash, happened) = time::traced();
@@ -129,23 +129,12 @@ fn work_takes(rng: &mut StdRng) -> Duration {
     Duration::from_micros(rng.random_range(0..most_us))
 }
 
-/// A directory for one seed, always of the same name, since names come up in messages. Gone when dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(seed: u64) -> anyhow::Result<Self> {
-        let memory = PathBuf::from("/dev/shm");
-        let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
-        let dir = base.join("swarm-simulation").join(format!("{}-{seed}", std::process::id()));
-        std::fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// A directory of its own for one seed, in memory where there is such a place. Gone when dropped.
+fn scratch(seed: u64) -> anyhow::Result<tempfile::TempDir> {
+    let memory = PathBuf::from("/dev/shm");
+    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let dir = tempfile::Builder::new().prefix(&format!("swarm-simulation-{seed}-")).tempdir_in(base);
+    dir.context("a directory for the world cannot be made")
 }
 
 #[cfg(test)]

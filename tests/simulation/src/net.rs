@@ -127,6 +127,8 @@ struct Inner {
     sockets: BTreeMap<SocketAddr, (Site, mpsc::UnboundedSender<(Vec<u8>, SocketAddr)>)>,
     links: BTreeMap<u64, [End; 2]>,
     calls: BTreeMap<u64, (Site, oneshot::Sender<Option<Box<Answer>>>)>,
+    /// Calls that the core has not answered yet.
+    served: BTreeSet<u64>,
     drawn: u64,
     /// Faults that hit something, by kind.
     faults: BTreeMap<&'static str, u64>,
@@ -149,6 +151,7 @@ impl Net {
             sockets: BTreeMap::new(),
             links: BTreeMap::new(),
             calls: BTreeMap::new(),
+            served: BTreeSet::new(),
             drawn: 0,
             faults: BTreeMap::new(),
         })))
@@ -180,6 +183,15 @@ impl Net {
         } else {
             inner.dark.remove(&site)
         };
+    }
+
+    /// The process on this machine dies by `kill`. Its kernel says so to whoever it spoke with, one after the other: what a
+    /// runtime drops first is left to chance.
+    pub(crate) fn crash(&self, site: Site, kill: impl FnOnce()) {
+        self.lock().close_all(site);
+        self.set_dark(site, true);
+        kill();
+        self.set_dark(site, false);
     }
 
     /// What comes to the core from now on; dropping the receiver ends that.
@@ -253,6 +265,7 @@ impl Net {
             Packet::Call { call, request } => {
                 trace(format_args!("{from} → {to} call {call} {request}"));
                 let Some(listener) = inner.listening() else { return inner.answer(call, to, None) };
+                inner.served.insert(call);
                 drop(inner);
                 let reply = Reply::new(self.clone(), call);
                 let _ = listener.send(Arrival::Call { request, reply });
@@ -333,9 +346,28 @@ impl Inner {
     }
 
     fn answer(&mut self, call: u64, from: Site, answer: Option<Box<Answer>>) {
+        self.served.remove(&call);
         if let Some((to, _)) = self.calls.get(&call).filter(|_| !self.dark.contains(&from)) {
             let to = *to;
             self.send(from, to, Packet::Answer { call, answer });
+        }
+    }
+
+    fn close_all(&mut self, site: Site) {
+        let own = |(link, ends): (&u64, &[End; 2])| {
+            let side = ends.iter().position(|end| end.site == site && end.events.is_some())?;
+            Some((*link, side))
+        };
+        for (link, side) in self.links.iter().filter_map(own).collect::<Vec<_>>() {
+            self.send_event(link, side, Event::Closed);
+            if let Some(ends) = self.links.get_mut(&link) {
+                ends[side].events = None;
+            }
+        }
+        if site == CORE {
+            for call in std::mem::take(&mut self.served) {
+                self.answer(call, site, None);
+            }
         }
     }
 

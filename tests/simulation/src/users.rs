@@ -30,13 +30,16 @@ pub(crate) struct Users {
     history: Arc<Mutex<Vec<Entry>>>,
     /// Those who still wait for something.
     waiting: Arc<AtomicUsize>,
+    /// The core's clock is set now and then, so that a job may be delayed again.
+    clocks_are_set: bool,
     /// Cancelled once all faults are over.
     pub(crate) healed: CancellationToken,
 }
 
 impl Users {
-    pub(crate) fn new(net: Net) -> Self {
-        Self { net, history: Arc::default(), waiting: Arc::default(), healed: CancellationToken::new() }
+    pub(crate) fn new(net: Net, clocks_are_set: bool) -> Self {
+        let (history, waiting, healed) = (Arc::default(), Arc::default(), CancellationToken::new());
+        Self { net, history, waiting, clocks_are_set, healed }
     }
 
     pub(crate) fn start(&self, host: &Host, jobs: &[JobPlan], schedule: Option<&JobPlan>) {
@@ -135,7 +138,7 @@ impl Users {
             let start_us = wall_us();
             if let Some(Answer::Seen(seen)) = self.net.call(USERS, Request::Look(job)).await {
                 let (view, tasks) = *seen;
-                self.note(start_us, Verdict::Ok, job_seen(&view));
+                self.note(start_us, Verdict::Ok, job_seen(&view, self.clocks_are_set));
                 tasks.iter().for_each(|task| self.note(start_us, Verdict::Ok, task_seen(job, task)));
                 if view.state.is_final() {
                     return tasks;
@@ -185,9 +188,9 @@ impl Users {
     }
 }
 
-fn job_seen(view: &JobView) -> Op {
+fn job_seen(view: &JobView, clocks_are_set: bool) -> Op {
     let seen = match view.state {
-        JobState::Delayed => Seen::Delayed,
+        JobState::Delayed if !clocks_are_set => Seen::Delayed,
         state if state.is_final() => Seen::Ended,
         _ => Seen::Open,
     };

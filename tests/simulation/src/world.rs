@@ -74,7 +74,7 @@ impl World {
         });
         let workers = workers.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            users: Users::new(net.clone()),
+            users: Users::new(net.clone(), plan.clocks_are_set),
             users_host: Host::new(),
             plan,
             net,
@@ -153,7 +153,7 @@ impl World {
         self.users_host.step(until_us);
         time::set(until_us);
         if self.ground.faults.take_dead() {
-            self.core = None;
+            self.crash_core();
             self.count("core died at a commit");
             let later_us = until_us + self.rng.random_range(100_000..20_000_000);
             self.plan.acts.insert((later_us, u64::MAX), Act::CoreStart);
@@ -188,6 +188,12 @@ impl World {
         }
     }
 
+    fn crash_core(&mut self) -> bool {
+        let Some(core) = self.core.take() else { return false };
+        self.net.crash(CORE, || drop(core));
+        true
+    }
+
     /// Does what the plan has for now.
     fn act(&mut self) {
         while let Some(entry) = self.plan.acts.first_entry().filter(|entry| entry.key().0 <= now_us()) {
@@ -211,7 +217,7 @@ impl World {
                 self.net.set_weather(weather);
             }
             Act::CoreCrash => {
-                if self.core.take().is_some() {
+                if self.crash_core() {
                     self.count("core crash");
                 }
             }
@@ -230,7 +236,7 @@ impl World {
             }
             Act::CoreStart => {
                 if self.core_stop.is_cancelled() {
-                    self.core = None;
+                    self.crash_core();
                 }
                 self.start_core();
             }
