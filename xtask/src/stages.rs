@@ -146,10 +146,8 @@ impl Runner {
                 let findings = self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?);
                 if self.tier == Tier::Full { Ok(findings.and(self.tls(deadline)?)) } else { Ok(findings) }
             }
-            Stage::Swarm => self.swarm(deadline),
-            Stage::Unit => Ok(self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?)),
             Stage::Simulation => self.simulation(deadline),
-            Stage::Swarm => self.tests(&["--test", "swarm"], deadline),
+            Stage::Swarm => self.swarm(deadline),
             Stage::Demo => self.demo(deadline),
         }
     }

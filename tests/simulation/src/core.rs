@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use swarm_core::blobs::{BlobStore, DiskBlobs, MasterKey};
+use swarm_core::cache;
 use swarm_core::clock::Clock;
 use swarm_core::config::CoreConfig;
 use swarm_core::dispatcher::HeartbeatSocket;
@@ -153,13 +154,15 @@ impl Ground {
         })
         .await?;
         trace(format_args!("the core has epoch {epoch}"));
+        let (swarm, clock) = (store.swarm_id()?, Arc::new(self.clock.clone()) as Arc<dyn Clock>);
         let parts = Parts {
             store: Arc::clone(&store) as Arc<dyn Store>,
+            cache: cache::open(&CoreConfig::default(), swarm, Arc::clone(&clock))?,
             blobs: Arc::clone(&blobs) as Arc<dyn BlobStore>,
-            clock: Arc::new(self.clock.clone()),
+            clock,
             heartbeats: Arc::new(Heartbeats(self.net.socket(CORE, HEARTBEAT_PORT))),
             epoch,
-            swarm: store.swarm_id()?,
+            swarm,
             snapshot,
         };
         let mut modules = Modules::start(parts, &self.settings, stop, history);

@@ -86,7 +86,7 @@ impl World {
             stamps: Some(stamps(self.events.iter().map(|(_, event)| event))),
             all_ended: true,
             frozen: frozen.collect(),
-            clocks_were_set: self.clocks_were_set(),
+            clocks_differ: self.clocks_were_set(),
         };
         Ok(check(&evidence))
     }

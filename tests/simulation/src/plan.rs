@@ -119,7 +119,7 @@ fn job(rng: &mut StdRng, n: u64, storm_ms: u64) -> JobPlan {
         spec.outputs.push(Output { path: OUTPUT.to_owned() });
     }
     if rng.random_bool(0.3) {
-        spec.inputs.push(Input { digest: Digest::of(INPUT), path: "/in/file".to_owned(), mode: 0o644 });
+        spec.inputs.push(Input { digest: Digest::of(INPUT), path: "/in/file".to_owned(), mode: 0o644, unpack: false });
     }
     let at_ms = rng.random_range(0..storm_ms * 2 / 3);
     if rng.random_bool(0.15) {

@@ -21,7 +21,7 @@ pub(super) fn check(world: &World, stamps: &Stamps, evidence: &Evidence, report:
     let mut tasks = BTreeMap::<TaskId, Vec<&Span>>::new();
     for span in &spans {
         tasks.entry(span.attempt.task_id()).or_default().push(span);
-        one(world, span, evidence.clocks_were_set, report);
+        one(world, span, evidence.clocks_differ, report);
     }
     for (task, spans) in &tasks {
         overlaps(world, *task, spans, &evidence.frozen, report);
@@ -34,7 +34,7 @@ pub(super) fn check(world: &World, stamps: &Stamps, evidence: &Evidence, report:
             continue;
         }
         let since = world.attempts.get(&id).map_or(listed.created_us, |attempt| attempt.ended_us);
-        if stamp.at_us - since <= GRACE_US || evidence.clocks_were_set {
+        if stamp.at_us - since <= GRACE_US || evidence.clocks_differ {
             finding.unknown += 1;
         } else {
             let over_s = (stamp.at_us - since) / 1_000_000;
@@ -46,7 +46,7 @@ pub(super) fn check(world: &World, stamps: &Stamps, evidence: &Evidence, report:
 }
 
 /// What one run of a container says about its attempt's record.
-fn one(world: &World, span: &Span, clocks_were_set: bool, report: &mut Report) {
+fn one(world: &World, span: &Span, clocks_differ: bool, report: &mut Report) {
     let (id, container) = (span.attempt, &span.container);
     let Some(attempt) = world.attempts.get(&id) else {
         let known = world.is_live(id);
@@ -60,13 +60,15 @@ fn one(world: &World, span: &Span, clocks_were_set: bool, report: &mut Report) {
         let text = || format!("{id} was lost, its container {container} had started, and it is not marked");
         report.at(Invariant::I7).expect(attempt.may_have_run, text);
     }
-    if clocks_were_set {
-        report.at(Invariant::I8).unknown += 1;
-    } else if let Some(ended) = span.ended_us {
+    if let Some(ended) = span.ended_us {
         let late = ended - attempt.ended_us;
         let text =
             || format!("container {container} of {id} ran on for {} s after its attempt ended", late / 1_000_000);
-        report.at(Invariant::I8).expect(late <= GRACE_US, text);
+        if clocks_differ {
+            report.at(Invariant::I8).unknown += 1;
+        } else {
+            report.at(Invariant::I8).expect(late <= GRACE_US, text);
+        }
         if let Some(ran) = attempt.ran_ms {
             let by_engine = (ended - span.started_us) / 1000;
             let off = (by_engine - i64::try_from(ran).unwrap_or(i64::MAX)).abs();

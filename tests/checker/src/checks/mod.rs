@@ -29,8 +29,6 @@ pub struct Evidence {
     pub clocks_differ: bool,
     /// When engines did not do as they were told.
     pub frozen: Vec<Frozen>,
-    /// Wall clocks were set meanwhile: what is recorded by them cannot be compared with the engines' stamps.
-    pub clocks_were_set: bool,
 }
 
 /// A time in which a worker's engine did not answer, or not as it should.
@@ -48,15 +46,10 @@ pub struct Frozen {
 #[must_use]
 pub fn check(evidence: &Evidence) -> Report {
     let mut report = Report::default();
-    let Evidence { history, world, stamps, all_ended, clocks_differ } = evidence;
-    let Evidence { history, world, stamps, all_ended, .. } = evidence;
+    let Evidence { history, world, stamps, all_ended, clocks_differ, .. } = evidence;
     if let Some(world) = world {
         submits::check(history, world, &mut report);
         records::check(world, *all_ended, *clocks_differ, &mut report);
-    let Evidence { history, world, stamps, all_ended, clocks_were_set, .. } = evidence;
-    if let Some(world) = world {
-        submits::check(history, world, &mut report);
-        records::check(world, *all_ended, *clocks_were_set, &mut report);
         schedules::check(history, world, &mut report);
     }
     if let (Some(world), Some(stamps)) = (world, stamps) {
@@ -142,7 +135,6 @@ mod testing {
     }
 
     pub(super) fn judge(history: Vec<Entry>, world: World, stamps: Stamps) -> Report {
-        check(&Evidence { history, world: Some(world), stamps: Some(stamps), all_ended: true, clocks_differ: false })
         check(&Evidence { history, world: Some(world), stamps: Some(stamps), all_ended: true, ..Evidence::default() })
     }
 

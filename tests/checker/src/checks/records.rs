@@ -13,7 +13,6 @@ const RAN_TOLERANCE_MS: i64 = 2_000;
 const ORDER_TOLERANCE_US: i64 = 1_000_000;
 
 pub(super) fn check(world: &World, all_ended: bool, clocks_differ: bool, report: &mut Report) {
-pub(super) fn check(world: &World, all_ended: bool, clocks_were_set: bool, report: &mut Report) {
     for (job, row) in &world.jobs {
         let pieces = pieces(world, *job, row);
         let finding = report.at(Invariant::I2);
@@ -33,7 +32,7 @@ pub(super) fn check(world: &World, all_ended: bool, clocks_were_set: bool, repor
     for (id, row) in &world.attempts {
         current(world, *id, row, report.at(Invariant::I3));
         may_have_run(world, *id, row, report.at(Invariant::I7));
-        durations(*id, row, clocks_were_set, report.at(Invariant::I11));
+        durations(*id, row, report.at(Invariant::I11));
     }
     if !clocks_differ {
         order(world, report.at(Invariant::I11));
@@ -47,7 +46,7 @@ fn order(world: &World, finding: &mut Finding) {
         finding.expect(ordered, || format!("attempt {id} ended before it was assigned"));
     }
     for (job, row) in &world.jobs {
-        if let Some(ended) = row.ended_us.filter(|_| !clocks_were_set) {
+        if let Some(ended) = row.ended_us {
             let holds = ended + ORDER_TOLERANCE_US >= row.submitted_us;
             finding.expect(holds, || format!("job {job} ended before it was submitted"));
         }
@@ -149,19 +148,12 @@ fn may_have_run(world: &World, id: AttemptId, row: &AttemptRow, finding: &mut Fi
 }
 
 fn durations(id: AttemptId, row: &AttemptRow, finding: &mut Finding) {
-fn durations(id: AttemptId, row: &AttemptRow, clocks_were_set: bool, finding: &mut Finding) {
-    let ordered = row.ended_us + ORDER_TOLERANCE_US >= row.assigned_us;
-    if clocks_were_set {
-        finding.unknown += 1;
-    } else {
-        finding.expect(ordered, || format!("attempt {id} ended before it was assigned"));
-    }
     let Some(started) = row.started_us else {
         finding
             .expect(row.ran_ms.unwrap_or(0) == 0, || format!("attempt {id} never started and ran {:?} ms", row.ran_ms));
         return;
     };
-    finding.expect(row.ended_us >= started || clocks_were_set, || format!("attempt {id} ended before it started"));
+    finding.expect(row.ended_us >= started, || format!("attempt {id} ended before it started"));
     if let Some(ran) = row.ran_ms {
         let by_stamps = (row.ended_us - started) / 1000;
         let off = (by_stamps - i64::try_from(ran).unwrap_or(i64::MAX)).abs();
