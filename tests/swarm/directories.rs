@@ -103,7 +103,10 @@ fn hostile(kind: EntryType, name: &str, link: &str) -> Vec<u8> {
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
     header.set_entry_type(kind);
-    (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_size(0));
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
     header.set_cksum();
     tar.append(&header, std::io::empty()).unwrap();
     tar.into_inner().unwrap()

@@ -155,7 +155,7 @@ fn a_machine_that_loses_its_power_again_and_again_ends_every_job_with_its_log_an
                 }
                 // Not more than what the worker gets done.
                 std::thread::sleep(Duration::from_millis(250));
-            })
+            });
         });
         for n in 0..either(4, 50) {
             cuts.cut(&swarm, if n % 2 == 0 { Owner::Worker } else { Owner::Core }, 400);

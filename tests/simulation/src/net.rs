@@ -113,6 +113,11 @@ struct End {
     sent: u64,
 }
 
+/// Where datagrams for an address go, with the address each came from.
+type Datagrams = mpsc::UnboundedSender<(Vec<u8>, SocketAddr)>;
+/// Who waits for the answer to a call; none when the line broke.
+type Asked = oneshot::Sender<Option<Box<Answer>>>;
+
 struct Inner {
     rng: StdRng,
     weather: Weather,
@@ -124,9 +129,9 @@ struct Inner {
     /// Machines without power.
     dark: BTreeSet<Site>,
     listener: Option<mpsc::UnboundedSender<Arrival>>,
-    sockets: BTreeMap<SocketAddr, (Site, mpsc::UnboundedSender<(Vec<u8>, SocketAddr)>)>,
+    sockets: BTreeMap<SocketAddr, (Site, Datagrams)>,
     links: BTreeMap<u64, [End; 2]>,
-    calls: BTreeMap<u64, (Site, oneshot::Sender<Option<Box<Answer>>>)>,
+    calls: BTreeMap<u64, (Site, Asked)>,
     /// Calls that the core has not answered yet.
     served: BTreeSet<u64>,
     drawn: u64,
@@ -273,7 +278,7 @@ impl Net {
             Packet::Answer { call, answer } => {
                 trace(format_args!(
                     "{from} → {to} answer {call} {}",
-                    answer.as_ref().map_or("none".into(), |a| a.to_string())
+                    answer.as_ref().map_or("none".into(), ToString::to_string)
                 ));
                 let asked = inner.calls.remove(&call);
                 drop(inner);

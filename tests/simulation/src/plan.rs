@@ -180,7 +180,7 @@ impl Acts {
             14 => self.store(),
             // Rare, for what is recorded by clocks that were set cannot be compared.
             _ if self.rng.random_bool(0.6) => {
-                self.pair(500..90_000, Act::WorkerCrash(worker), Act::WorkerStart(worker))
+                self.pair(500..90_000, Act::WorkerCrash(worker), Act::WorkerStart(worker));
             }
             _ => {
                 let by_s = self.rng.random_range(-3600..=3600);

@@ -75,8 +75,10 @@ pub(crate) struct Swarm {
     pub(super) disks: Disks,
 }
 
-const PROGRAMS: [&str; 20] = [
+const PROGRAMS: [&str; 22] = [
     "sh",
+    "ls",
+    "touch",
     "cat",
     "sleep",
     "id",

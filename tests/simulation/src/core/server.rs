@@ -131,7 +131,7 @@ impl Server {
                 let _ = self.handles.hibernator.send(HibernatorMsg::ScheduleChanged(schedule)).await;
                 paused.map(|_| Answer::Done)
             }
-            Request::Open => self.read(|store| store.load()).await.map(|open| Answer::Open(open.jobs.len() as u64)),
+            Request::Open => self.read(Store::load).await.map(|open| Answer::Open(open.jobs.len() as u64)),
         };
         match answer {
             Ok(answer) => answer,
