@@ -32,7 +32,7 @@ const LONG_LOG: &[u8] = b"1\n2\n3\n4\n5\n6\n7\n8\n";
 const SHORT_LOG: &[u8] = b"begun\ndone\n";
 
 impl Swarm {
-    fn fault(&self, what: &str) {
+    pub(crate) fn fault(&self, what: &str) {
         self.recorder.add(now_us(), Verdict::Ok, Op::Fault { what: what.to_owned() });
     }
 

@@ -81,6 +81,7 @@ impl Cuts {
         let seed = u64::from(self.count);
         swarm.cut_before(disk, StdRng::seed_from_u64(seed).random_range(1..steps_max), seed);
         swarm.await_cut(REACHED);
+        swarm.fault("power cut");
         for remains in swarm.lose_power(seed) {
             self.names = (self.names.0 + remains.names_pending, self.names.1 + remains.names_kept);
             self.files += remains.files_pending;
