@@ -137,6 +137,10 @@ fn refuse(why: &str) -> OpenError {
 }
 
 /// A URL, taken apart and decoded.
+/// What is said of a part that is not what its place asks for. It is not quoted.
+const AMBIGUOUS: &str = "a host, port or parameter cannot be understood; write `/`, `?` and `@` of a password as %2F, %3F \
+                         and %40";
+
 struct Parts {
     user: Option<String>,
     password: Option<String>,
@@ -174,8 +178,16 @@ impl Parts {
                 "host" | "hostaddr" => {
                     return Err(refuse(&format!("`{key}` in the query must be a socket's directory")));
                 }
+                // libpq takes the last one, so what is judged here has to be the only one.
+                known if parameters.iter().any(|(given, _)| given == known) => {
+                    return Err(refuse(&format!("the parameter `{known}` is given twice")));
+                }
                 known if PARAMETERS.contains(&known) => parameters.push((key, value)),
-                _ => return Err(refuse(&format!("the parameter `{key}` is not supported"))),
+                // Anything else may be a piece of a password with a `?` in it.
+                named if named.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') => {
+                    return Err(refuse(&format!("the parameter `{key}` is not supported")));
+                }
+                _ => return Err(refuse(AMBIGUOUS)),
             }
         }
         if hosts.is_empty() {
@@ -219,7 +231,8 @@ fn host(text: &str) -> Result<(String, Option<String>), OpenError> {
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
     match port.map(str::parse::<u16>) {
-        Some(Err(_)) => Err(refuse(&format!("`{text}` is no host and port"))),
+        // Not quoted: it may be a piece of a password with a `/` or a `?` in it.
+        Some(Err(_)) => Err(refuse(AMBIGUOUS)),
         _ => Ok((decode(host)?, port.map(str::to_owned))),
     }
 }
@@ -315,9 +328,19 @@ mod tests {
             "postgres://localhost:five/x",
             "postgres://localhost/%00",
             "postgres:///x",
+            "postgres://localhost/x?sslmode=verify-full&sslmode=disable",
         ];
         for text in wrong {
             assert!(Server::parse(text, None, true).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_piece_of_a_password_is_printed() {
+        for text in ["postgres://u:hunter/2@db/x", "postgres://u:hunter?2@db/x", "postgres://u:54/hunter?Hunter2@db/x"]
+        {
+            let error = parse(text).map(drop).unwrap_err().to_string();
+            assert!(!error.to_lowercase().contains("hunter") && error.contains("%2F"), "{error}");
         }
     }
 

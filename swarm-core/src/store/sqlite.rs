@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
@@ -83,6 +84,10 @@ pub enum BackupError {
     },
 }
 
+/// How far the numbers of new jobs lie above those of a copy: more jobs than are submitted between a copy and its use. Logs
+/// of jobs that the copy does not know may lie beside it, and no later job may have their numbers.
+const NUMBERS_AHEAD: i64 = 1_000_000;
+
 /// Copies the SQLite database at `source`, which may be in use, to the new file `to`, readable by its owner alone. The copy
 /// is one state of the store, checked and synced before it gets its name. Gives its size in bytes. Blocks.
 ///
@@ -111,6 +116,8 @@ pub fn backup(source: &Source, to: &Path) -> Result<u64, BackupError> {
         OpenError::Damaged { found, .. } => OpenError::Damaged { at: path.display().to_string(), found },
         other => other,
     })?;
+    copy.batch_execute(&format!("UPDATE counters SET value = value + {NUMBERS_AHEAD} WHERE name = 'job'"))
+        .map_err(|error| failed(error.into()))?;
     drop(copy);
     let file = part.as_file();
     file.sync_all().map_err(|error| failed(error.into()))?;

@@ -2,8 +2,8 @@
 //! watchdogs over engines in memory, on a simulated network and simulated clocks. A seed decides what the jobs are, what
 //! goes wrong and when; the same seed does the same again. The checker judges what comes of it.
 //!
-//! A process is a tokio runtime of one thread with paused time ([`host`]); the world steps all of them together, a few
-//! milliseconds at a time, and delivers between the steps what they sent ([`world`], [`net`]).
+//! A process is a tokio runtime of one thread with paused time (`host`); the world steps all of them together, a few
+//! milliseconds at a time, and delivers between the steps what they sent (`world`, `net`).
 
 mod calls;
 mod core;

@@ -75,8 +75,9 @@ pub(crate) struct Swarm {
     pub(super) disks: Disks,
 }
 
-const PROGRAMS: [&str; 22] = [
+const PROGRAMS: [&str; 23] = [
     "sh",
+    "true",
     "ls",
     "touch",
     "cat",

@@ -118,7 +118,12 @@ fn a_copy_of_a_store_in_use_is_one_state_of_it_and_opens_as_a_store() {
     assert_eq!(restored.job(job).unwrap().unwrap().counts, bench.record(job).counts);
     let users = restored.users().unwrap().len();
     assert!(users >= 20 && users % 2 == 1, "{users}: ada, and pairs");
-    assert!(restored.take_over().unwrap() > epoch, "and it goes on");
+    let next = restored.take_over().unwrap();
+    assert!(next > epoch, "and it goes on");
+    let new = Transition::CreateJob(Box::new(bench.new_job(1)));
+    let verdicts = restored.commit(next, 1, &[new]).unwrap();
+    let Ok(Applied::Job { job: next, .. }) = &verdicts[0] else { panic!("{verdicts:?}") };
+    assert!(next.0 > job.0 + 1000, "{next}: what was submitted after the copy may have left a log of this number");
 
     let again = backup(&Source::from(&bench.url), &copy).unwrap_err();
     assert!(matches!(again, BackupError::Exists(_)), "{again}");

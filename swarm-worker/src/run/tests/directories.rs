@@ -6,9 +6,13 @@ use super::*;
 
 /// An archive with these names as they are, each a file with its own name as bytes, a directory if it ends in `/`.
 fn archive(names: &[&str]) -> Vec<u8> {
+    let bytes = |name: &str| if name.ends_with('/') { Vec::new() } else { name.as_bytes().to_vec() };
+    archive_of(names.iter().map(|name| (*name, bytes(name))))
+}
+
+fn archive_of<'a>(files: impl Iterator<Item = (&'a str, Vec<u8>)>) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
-    for name in names {
-        let bytes = if name.ends_with('/') { &[] } else { name.as_bytes() };
+    for (name, bytes) in files {
         let mut header = tar::Header::new_gnu();
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_entry_type(if bytes.is_empty() { tar::EntryType::Directory } else { tar::EntryType::Regular });
@@ -17,7 +21,7 @@ fn archive(names: &[&str]) -> Vec<u8> {
         header.set_uid(0);
         header.set_gid(0);
         header.set_cksum();
-        tar.append(&header, bytes).unwrap();
+        tar.append(&header, &bytes[..]).unwrap();
     }
     tar.into_inner().unwrap()
 }
@@ -66,12 +70,13 @@ async fn an_archive_that_is_none_to_unpack_is_the_job_s_own_fault() {
         (b"no archive".repeat(200), "checksum"),
         (Vec::new(), "ended early"),
     ];
-    cases.push((archive(&["large"]), "disk limit"));
+    let large = ("large", vec![b'x'; 2 << 20]);
+    cases.push((archive_of(std::iter::once(large)), "disk limit"));
     for (job, (bytes, words)) in (1..).zip(cases) {
         let mut order = order(job);
         order.inputs = vec![bench.directory("/work/tree", &bytes)];
         if words == "disk limit" {
-            order.limits.disk_bytes = 4;
+            order.limits.disk_bytes = 1 << 20;
         }
         let report = bench.run(&order).await;
         let Outcome::Refused { reason } = &report.outcome else { panic!("{words}: {report:?}") };
