@@ -7,11 +7,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
-use swarm_host::blocking;
+use swarm_host::{blocking, files};
 use swarm_protocol::Digest;
 use swarm_protocol::logs::{HEADER_BYTES, LogDecoder, LogRecord, LogStream, PAYLOAD_BYTES_MAX};
 
@@ -47,6 +47,7 @@ struct Past {
 
 /// The log of an attempt, open for the entries the engine replays.
 pub(super) struct LogFile {
+    path: PathBuf,
     file: Arc<File>,
     hasher: Sha256,
     bytes: u64,
@@ -80,6 +81,7 @@ impl LogFile {
             }
         };
         Ok(Self {
+            path: path.to_owned(),
             file: Arc::new(file),
             hasher: past.hasher,
             bytes: past.bytes,
@@ -183,8 +185,8 @@ impl LogFile {
         }
         self.write(out).await?;
         if self.bytes > 0 {
-            let file = self.file.clone();
-            blocking::run(move || file.sync_data()).await?;
+            let (file, path) = (self.file.clone(), self.path.clone());
+            blocking::run(move || file.sync_data().map(|()| files::note_synced(&path))).await?;
         }
         Ok(LogEnd { bytes: self.bytes, digest: Digest(self.hasher.finalize().into()), cut_bytes })
     }

@@ -154,13 +154,17 @@ impl Users {
         let Some(last) = last else { return };
         let (start_us, id) = (wall_us(), AttemptId { job, task: task.task, attempt: last.attempt });
         let Answer::Bytes(log) = self.ask(|| Request::Log(id)).await else { return };
-        let (mut decoder, mut read, mut cut_bytes) = (LogDecoder::default(), Vec::new(), 0);
+        let (mut decoder, mut read, mut cut_bytes, mut cut_at_least) = (LogDecoder::default(), Vec::new(), 0, false);
         decoder.push(&log);
         while let Ok(Some(record)) = decoder.next_record() {
             match record.stream {
                 LogStream::Stdout => read.extend(record.bytes),
                 LogStream::Stderr => {}
-                LogStream::Cut => cut_bytes += String::from_utf8_lossy(&record.bytes).parse().unwrap_or(1),
+                LogStream::Cut => {
+                    let mark = String::from_utf8_lossy(&record.bytes).into_owned();
+                    cut_at_least |= mark.starts_with(">=");
+                    cut_bytes += mark.trim_start_matches(">=").parse().unwrap_or(1);
+                }
             }
         }
         let written = plan.work.written(task.task);
@@ -174,7 +178,7 @@ impl Users {
             read_bytes: read.len() as u64,
             read_digest: digest(&read),
             cut_bytes,
-            cut_at_least: false,
+            cut_at_least,
         };
         self.note(start_us, Verdict::Ok, Op::Log(seen));
     }
