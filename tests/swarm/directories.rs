@@ -40,13 +40,13 @@ fn a_directory_goes_in_with_all_that_it_holds_and_belongs_to_whoever_runs() {
     let swarm = shared();
     let (tree, into) = (swarm.home().join("tree"), swarm.home().join("tree-out"));
     let large = make_tree(&tree);
-    let input = format!("{}:/work/tree", tree.display());
-    let script = "cd /work/tree && sub/run.sh && stat -c '%n %a %u %g' . empty private sub/run.sh sub/deep/read-only && \
+    let input = format!("{}:/data/tree", tree.display());
+    let script = "cd /data/tree && sub/run.sh && stat -c '%n %a %u %g' . empty private sub/run.sh sub/deep/read-only && \
                   test -L sub/soft && test -L empty/up && cat empty/up/soft && echo more >> notes && echo new > empty/made && \
                   echo secret > private/x && cp notes empty/made result && \
-                  sha256sum < large && ls -A /work/tree | wc -l";
+                  sha256sum < large && ls -A /data/tree | wc -l";
     let flags =
-        ["--user", "4321:4322", "-i", &input, "-o", "/work/tree/result", "-o", "/work/tree/new/deep/x", "--into"];
+        ["--user", "4321:4322", "-i", &input, "-o", "/data/tree/result", "-o", "/data/tree/new/deep/x", "--into"];
     // A directory of an output is there, whether the input had it or not.
     let script = script.replace("cp notes", "mkdir result && echo x > new/deep/x && cp notes");
     let (ended, job) = swarm.run(&[&flags[..], &[into.to_str().unwrap()]].concat(), &["sh", "-c", &script]);
@@ -56,7 +56,7 @@ fn a_directory_goes_in_with_all_that_it_holds_and_belongs_to_whoever_runs() {
     let expected = format!("{expected}{}  -\n7\n", large.hex());
     assert_eq!(String::from_utf8_lossy(&ended.stdout), expected);
     let shown = swarm.consumer(&["show", &job.to_string()]);
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("/work/tree/ (directory "), "{shown:?}");
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("/data/tree/ (directory "), "{shown:?}");
 
     // What was kept of a directory goes in as one again, and out again as a whole.
     let again = format!("{}:/x/again/", into.join("result.tar").display());

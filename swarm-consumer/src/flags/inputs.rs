@@ -130,7 +130,7 @@ mod tests {
         std::fs::write(dir.path().join("x.tar"), "").unwrap();
         let [tree, tar] = [tree, dir.path().join("x.tar")].map(|path| path.to_str().unwrap().to_owned());
         let (placed, dotted) = (format!("{tree}:/data/"), format!("{tree}/sub/.."));
-        let unpacked = format!("{tar}:/work/");
+        let unpacked = format!("{tar}:/packed/");
         let inputs = |args: &[&str]| {
             let files = draft(args).unwrap().files;
             let input = |file: &InputFile| (file.path.clone(), file.unpack, file.mode);
@@ -138,7 +138,8 @@ mod tests {
         };
         let named = |path: &str, unpack| (path.to_owned(), unpack, 0o644);
         let args = ["-i", &format!("{tree}/"), "-i", &placed, "-i", &tar, "-i", &unpacked, "img"];
-        let expected = [named("/in/tree", true), named("/data", true), named("/in/x.tar", false), named("/work", true)];
+        let expected =
+            [named("/in/tree", true), named("/data", true), named("/in/x.tar", false), named("/packed", true)];
         assert_eq!(inputs(&args), expected);
         assert_eq!(inputs(&["-i", &dotted, "img"]), [named("/in/tree", true)]);
         let told = refused(&["-i", &format!("{tree}:/data"), "-i", &format!("{tar}:/data/sub/x.tar"), "img"]);

@@ -194,7 +194,7 @@ impl World {
         true
     }
 
-    /// Does what the plan has for now.
+    /// Does what is due by the plan.
     fn act(&mut self) {
         while let Some(entry) = self.plan.acts.first_entry().filter(|entry| entry.key().0 <= now_us()) {
             let act = entry.remove();

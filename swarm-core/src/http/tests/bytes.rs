@@ -203,6 +203,7 @@ async fn who_follows_a_log_is_woken_by_notices_and_not_driven_by_false_ones() {
         let (before, began) = (looks().await, std::time::Instant::now());
         for _ in 0..1000 {
             swarm.cache.tell(LogNotice { attempt, bytes: u64::MAX, ended: false });
+            // The pace of the notices is what is tested.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (looked, tenths) = (looks().await - before, began.elapsed().as_millis() as u64 / 100);

@@ -74,18 +74,18 @@ async fn an_archive_that_is_none_to_unpack_is_the_job_s_own_fault() {
     cases.push((archive_of(std::iter::once(large)), "disk limit"));
     for (job, (bytes, words)) in (1..).zip(cases) {
         let mut order = order(job);
-        order.inputs = vec![bench.directory("/work/tree", &bytes)];
+        order.inputs = vec![bench.directory("/data/tree", &bytes)];
         if words == "disk limit" {
             order.limits.disk_bytes = 1 << 20;
         }
         let report = bench.run(&order).await;
         let Outcome::Refused { reason } = &report.outcome else { panic!("{words}: {report:?}") };
-        assert!(reason.contains("the input /work/tree cannot be unpacked") && reason.contains(words), "{reason}");
+        assert!(reason.contains("the input /data/tree cannot be unpacked") && reason.contains(words), "{reason}");
         assert_eq!(report.started_at_us, None, "it never ran");
     }
     bench.until_clean().await;
     let mut fine = order(99);
-    fine.inputs = vec![bench.directory("/work/tree", &whole)];
+    fine.inputs = vec![bench.directory("/data/tree", &whole)];
     assert_eq!(bench.outcome(&fine).await, Outcome::Succeeded);
     bench.end().await;
 }
