@@ -17,6 +17,9 @@ use crate::harness::{Owner, PATIENCE, Setup, Swarm, either, eventually, noise, r
 /// How long a disk may take to get to the step at which its power goes.
 const REACHED: Duration = Duration::from_secs(5);
 
+/// How long a worker may take to bring hundreds of files over a disk that is a program.
+const BROUGHT: Duration = Duration::from_secs(600);
+
 /// What was acknowledged.
 #[derive(Default)]
 struct Promises {
@@ -131,7 +134,7 @@ fn a_core_whose_disk_forgets_what_was_not_synced_keeps_every_promise() {
         };
         spec.inputs = some.iter().enumerate().map(input).collect();
         let job = swarm.submit(&spec);
-        assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+        assert_eq!(swarm.wait_ended(job, BROUGHT).job.state, JobState::Succeeded);
     }
     let jobs = promises.jobs.into_inner().expect("no holder panicked").len();
     cuts.report("power cuts of the core", &format!("{jobs} jobs and {} files promised", files.len()));
