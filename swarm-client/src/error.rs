@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use swarm_protocol::Digest;
+use swarm_protocol::logs::LogDecodeError;
 use swarm_protocol::problem::Problem;
 
 /// Why a call failed.
@@ -42,6 +43,14 @@ pub enum ClientError {
         url: String,
         /// What was wrong.
         what: String,
+    },
+    /// What came from this byte of a log on is no record.
+    #[error("the log cannot be read from byte {at} on")]
+    Log {
+        /// Where the last whole record ends, or where the reading began.
+        at: u64,
+        /// What was wrong.
+        source: LogDecodeError,
     },
     /// The bytes are not the ones that were promised.
     #[error("expected the bytes of {expected}, got those of {got}")]
@@ -85,6 +94,7 @@ impl ClientError {
             Self::Protocol { .. } => {
                 "check that the address is that of a core, and that client and core are of one version"
             }
+            Self::Log { .. } => "look at the core's log; what comes later may be read with --skip-stdout or --from",
             Self::Address { .. } => {
                 "give http://127.0.0.1:PORT, for instance through an SSH tunnel to the core's machine"
             }

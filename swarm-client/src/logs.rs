@@ -75,19 +75,26 @@ impl LogTail {
         self.delivered
     }
 
-    /// The next record; `None` at the end. Cancel safe: a dropped call loses nothing.
+    /// Whether what came last is the beginning of a record only. So ends a log that is being written, one whose attempt
+    /// was lost before all of it had come, and the answer of a core that stops.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        !self.decoder.is_empty()
+    }
+
+    /// The next whole record; `None` at the end. Cancel safe: a dropped call loses nothing.
     ///
     /// # Errors
     /// When the core refuses, or stays away for several tries in a row (see [`Client::patient`]), or sends what is no log.
     pub async fn next(&mut self) -> Result<Option<LogRecord>, ClientError> {
         loop {
-            let record = self.decoder.next_record().map_err(|error| self.client.protocol(error.to_string()))?;
-            if let Some(record) = record {
+            let decoded = self.decoder.next_record();
+            if let Some(record) = decoded.map_err(|source| ClientError::Log { at: self.delivered, source })? {
                 self.delivered += (HEADER_BYTES + record.bytes.len()) as u64;
                 return Ok(Some(record));
             }
             if self.ended {
-                return self.end();
+                return Ok(None);
             }
             let Some(body) = &mut self.body else {
                 self.connect().await?;
@@ -138,13 +145,5 @@ impl LogTail {
         }
         retry::wait(self.failures, None).await;
         Ok(())
-    }
-
-    fn end(&self) -> Result<Option<LogRecord>, ClientError> {
-        // A log that is not followed may be cut inside the record that is being written.
-        if self.follow && !self.decoder.is_empty() {
-            return Err(self.client.protocol("the log ends inside a record"));
-        }
-        Ok(None)
     }
 }

@@ -268,7 +268,25 @@ async fn a_downloaded_file_is_as_open_as_any_new_file() {
 async fn a_log_that_is_none_is_an_error() {
     let server = Server::start(|_| Reply::bytes(200, vec![9; 40]).header("swarm-attempt", 1)).await;
     let mut tail = client(&server).log(TASK, LogOptions::default());
-    assert!(matches!(tail.next().await, Err(ClientError::Protocol { .. })));
+    assert!(matches!(tail.next().await, Err(ClientError::Log { at: 0, .. })));
+}
+
+/// What was lost with its attempt is lost: all that came of the log is read, and no error made of the rest.
+#[tokio::test]
+async fn a_log_that_ends_inside_a_record_is_read_to_its_last_whole_one() {
+    let record = LogRecord { stream: LogStream::Stdout, at_us: 1, bytes: b"whole\n".to_vec() };
+    let mut body = Vec::new();
+    (0..2).for_each(|_| record.encode(&mut body));
+    for (end, torn) in [(19, false), (20, true), (37, true)] {
+        let body = body[..end].to_vec();
+        let server = Server::start(move |_| Reply::bytes(200, body.clone()).header("swarm-attempt", 1)).await;
+        for follow in [false, true] {
+            let mut tail = client(&server).log(TASK, LogOptions { follow, ..LogOptions::default() });
+            assert_eq!(tail.next().await.unwrap().as_ref(), Some(&record));
+            assert_eq!(tail.next().await.unwrap(), None);
+            assert_eq!((tail.offset(), tail.is_torn()), (19, torn));
+        }
+    }
 }
 
 fn output(body: &[u8]) -> OutputView {

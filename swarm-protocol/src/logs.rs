@@ -9,6 +9,9 @@ pub const HEADER_BYTES: usize = 13;
 /// The largest payload of one record.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 
+/// The payload of a cut mark where nobody counted what is lost.
+pub const AT_LEAST_ONE: &[u8] = b">=1";
+
 /// Where a piece of log came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogStream {

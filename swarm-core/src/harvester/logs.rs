@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use swarm_host::blocking::Thread;
 use swarm_protocol::link::{FinalReport, OutputReport, ToWorker};
+use swarm_protocol::logs::{AT_LEAST_ONE, LogDecoder, LogRecord, LogStream};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -45,7 +46,7 @@ pub enum LogWork {
         worker: WorkerId,
         /// The report.
         report: Box<FinalReport>,
-        /// The report again, and what was found.
+        /// The report again, with the log as it is here where the worker has lost a part of it, and what was found.
         reply: oneshot::Sender<(WorkerId, FinalReport, Checked)>,
     },
     /// The attempt is followed no more.
@@ -125,8 +126,8 @@ impl Writer {
                     self.gauge.error(&format_args!("log of attempt {attempt} was not stored: {error}"));
                 }
             },
-            LogWork::Verify { worker, report, reply } => {
-                let checked = self.check(&report);
+            LogWork::Verify { worker, mut report, reply } => {
+                let checked = self.check(&mut report);
                 drop(reply.send((worker, *report, checked)));
             }
             LogWork::Forget(attempt) => drop(self.hashes.remove(&attempt)),
@@ -167,7 +168,7 @@ impl Writer {
         Ok(self.hashes.get_mut(&attempt).expect("just inserted"))
     }
 
-    fn check(&mut self, report: &FinalReport) -> Checked {
+    fn check(&mut self, report: &mut FinalReport) -> Checked {
         let checked = self.check_log(report).unwrap_or_else(unreadable);
         if !matches!(checked, Checked::Whole) || report.outputs.is_empty() {
             return checked;
@@ -185,11 +186,14 @@ impl Writer {
         self.check_outputs(report).unwrap_or_else(unreadable)
     }
 
-    fn check_log(&mut self, report: &FinalReport) -> Result<Checked, BlobError> {
+    fn check_log(&mut self, report: &mut FinalReport) -> Result<Checked, BlobError> {
         let (hash, len) = self.hash_of(report.attempt)?;
         let (hash, len) = (hash.clone(), *len);
+        let is_same = len == report.log_bytes && Digest(hash.clone().finalize().into()) == report.log_digest;
         Ok(if len < report.log_bytes.min(self.log_bytes_max) {
             Checked::Short(len)
+        } else if report.log_cut_bytes > 0 && !is_same {
+            self.take_as_cut(report)?
         } else if len != report.log_bytes {
             Checked::Wrong(format!("{len} of {} bytes of its log arrived", report.log_bytes))
         } else if Digest(hash.finalize().into()) != report.log_digest {
@@ -197,6 +201,37 @@ impl Writer {
         } else {
             Checked::Whole
         })
+    }
+
+    /// A worker whose spool lost the end of a log, or could not take it, tells of the rest; what came here before that may
+    /// be more, and other than its own last mark. What is here is kept then and marked as cut, and the report holds. Where
+    /// it ends inside a record that is the mark.
+    fn take_as_cut(&mut self, report: &mut FinalReport) -> Result<Checked, BlobError> {
+        let (key, mut decoder, mut len, mut last) = (LogKey::from(report.attempt), LogDecoder::default(), 0, None);
+        loop {
+            let bytes = self.blobs.log_read(&key, len, READ_BYTES)?;
+            if bytes.is_empty() {
+                break;
+            }
+            len += bytes.len() as u64;
+            decoder.push(&bytes);
+            loop {
+                match decoder.next_record() {
+                    Ok(Some(record)) => last = Some((record.stream, record.at_us)),
+                    Ok(None) => break,
+                    Err(error) => return Ok(Checked::Wrong(format!("what came of its log is none: {error}"))),
+                }
+            }
+        }
+        // A report that is repeated finds the mark there.
+        if decoder.is_empty() && !matches!(last, Some((LogStream::Cut, _))) {
+            let (at_us, mut mark) = (last.map_or(0, |(_, at_us)| at_us), Vec::new());
+            LogRecord { stream: LogStream::Cut, at_us, bytes: AT_LEAST_ONE.to_vec() }.encode(&mut mark);
+            len = self.append(report.attempt, len, &mark)?;
+        }
+        tracing::warn!(attempt = %report.attempt, len, of = report.log_bytes, "a worker has lost a part of a log");
+        report.log_bytes = len;
+        Ok(Checked::Whole)
     }
 
     fn check_outputs(&self, report: &FinalReport) -> Result<Checked, BlobError> {
@@ -263,6 +298,54 @@ mod tests {
     }
 
     #[test]
+    fn a_report_of_less_log_than_came_holds_with_the_cut_marked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        let record = |stream, bytes: &[u8]| LogRecord { stream, at_us: 7, bytes: bytes.to_vec() };
+        let mut log = Vec::new();
+        record(LogStream::Stdout, b"a\n").encode(&mut log);
+        let first = log.len();
+        record(LogStream::Stdout, b"b\n").encode(&mut log);
+        let mut marked = log.clone();
+        record(LogStream::Cut, AT_LEAST_ONE).encode(&mut marked);
+        // What the worker still has: nothing, or the first record with a mark of its own.
+        let mut own = log[..first].to_vec();
+        record(LogStream::Cut, AT_LEAST_ONE).encode(&mut own);
+        let cases = [
+            (&log[..], &b""[..], marked.len()),
+            // Ends inside a record, which tells it already.
+            (&log[..first + 5], b"", first + 5),
+            (&own[..], &own[..], own.len()),
+            (&marked[..own.len()], &own[..], own.len()),
+        ];
+        for (job, (came, has, kept)) in (1..).zip(cases) {
+            let attempt = AttemptId { job: JobId(job), task: 0, attempt: 1 };
+            writer.append(attempt, 0, came).unwrap();
+            let reported = FinalReport {
+                log_bytes: has.len() as u64,
+                log_digest: Digest::of(has),
+                log_cut_bytes: 1,
+                ..report(attempt, Outcome::Failed { exit_code: 3 })
+            };
+            for _ in 0..2 {
+                let mut reported = reported.clone();
+                let checked = writer.check(&mut reported);
+                assert!(matches!(checked, Checked::Whole), "{job}: {checked:?}");
+                assert_eq!((reported.log_bytes, reported.log_cut_bytes), (kept as u64, 1), "{job}");
+                let log = writer.blobs.log_read(&attempt.into(), 0, 200).unwrap();
+                assert_eq!(log.len(), kept, "{job}");
+            }
+            // A log that is told to be whole must be what is reported.
+            let checked = writer.check(&mut FinalReport { log_cut_bytes: 0, ..reported });
+            assert_eq!(matches!(checked, Checked::Wrong(_)), came != has, "{job}: {checked:?}");
+        }
+        assert_eq!(
+            writer.blobs.log_read(&LogKey::from(AttemptId { job: JobId(1), task: 0, attempt: 1 }), 0, 200).unwrap(),
+            marked
+        );
+    }
+
+    #[test]
     fn a_report_of_a_damaged_log_does_not_hold() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(dir.path());
@@ -271,12 +354,12 @@ mod tests {
             writer.append(attempt, offset, b"abc").unwrap();
         }
         let log = b"abcabc";
-        let reported = FinalReport {
+        let mut reported = FinalReport {
             log_bytes: log.len() as u64,
             log_digest: Digest::of(log),
             ..report(attempt, Outcome::Succeeded)
         };
-        assert!(matches!(writer.check(&reported), Checked::Whole));
+        assert!(matches!(writer.check(&mut reported), Checked::Whole));
         writer.handle(LogWork::Forget(attempt));
         let shards = std::fs::read_dir(dir.path().join("logs")).unwrap();
         let logs = shards.flat_map(|shard| std::fs::read_dir(shard.unwrap().path()).unwrap());
@@ -286,7 +369,7 @@ mod tests {
         let at = bytes.len() / 2 - 1;
         bytes[at] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let checked = writer.check(&reported);
+        let checked = writer.check(&mut reported);
         assert!(matches!(checked, Checked::Wrong(_)), "{checked:?}");
     }
 }

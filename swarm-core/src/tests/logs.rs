@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use swarm_protocol::Digest;
+use swarm_protocol::logs::{AT_LEAST_ONE, LogRecord, LogStream};
 use tokio::sync::Mutex;
 
 use super::*;
@@ -96,6 +97,29 @@ async fn a_log_that_the_disk_refused_is_asked_for_again_and_the_result_counts() 
     assert_eq!(ends, [(1, Some(Outcome::Succeeded))]);
     assert_eq!(disk.blobs.log_read(&id.into(), 0, 100).unwrap(), log);
     assert!(core.last_error().is_some_and(|error| error.contains("was not stored")), "operators see it");
+}
+
+/// As after a power cut of its machine, or a cancel while its disk was full.
+#[tokio::test]
+async fn a_worker_that_has_lost_some_of_a_log_that_came_is_believed_and_the_log_marked_as_cut() {
+    let record = |stream, bytes: &[u8]| LogRecord { stream, at_us: 7, bytes: bytes.to_vec() };
+    let disk = Disk::new();
+    let core = Core::start(&disk).await;
+    let mut worker = core.worker().await;
+    for outcome in [Outcome::Failed { exit_code: 3 }, Outcome::Cancelled, Outcome::Succeeded] {
+        let job = core.submit(|_| ()).await;
+        let id = worker.order().await.attempt;
+        let mut log = Vec::new();
+        record(LogStream::Stdout, b"one\n").encode(&mut log);
+        worker.say_log(id, 0, &log).await;
+        worker.log_stored(id, log.len() as u64).await;
+        let ended = FinalReport { log_cut_bytes: 1, ..report(id, outcome.clone()) };
+        worker.finish(ended).await;
+        let end = core.attempts(job).remove(0);
+        record(LogStream::Cut, AT_LEAST_ONE).encode(&mut log);
+        assert_eq!((end.outcome, end.log_cut_bytes, end.log_bytes), (Some(outcome), 1, log.len() as u64));
+        assert_eq!(disk.blobs.log_read(&id.into(), 0, 100).unwrap(), log);
+    }
 }
 
 #[tokio::test]

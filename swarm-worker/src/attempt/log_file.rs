@@ -13,7 +13,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use swarm_host::{blocking, files};
 use swarm_protocol::Digest;
-use swarm_protocol::logs::{HEADER_BYTES, LogDecoder, LogRecord, LogStream, PAYLOAD_BYTES_MAX};
+use swarm_protocol::logs::{AT_LEAST_ONE, HEADER_BYTES, LogDecoder, LogRecord, LogStream, PAYLOAD_BYTES_MAX};
 
 use crate::runtime::LogItem;
 
@@ -21,9 +21,6 @@ use crate::runtime::LogItem;
 const MARK_BYTES: u64 = HEADER_BYTES as u64 + 22;
 /// What the engine's log takes for an entry beside its bytes, at most: times, stream, parts of a long line.
 const ENTRY_BYTES: u64 = 128;
-/// What a mark says when the engine lost entries nobody counted.
-const AT_LEAST_ONE: &[u8] = b">=1";
-
 /// A finished log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogEnd {
@@ -164,6 +161,11 @@ impl LogFile {
         self.hasher.update(&out);
         self.bytes += out.len() as u64;
         Ok(())
+    }
+
+    /// The log as it is, for where the spool takes no mark any more: only the report tells then that it is cut.
+    pub(super) fn unmarked(&self) -> LogEnd {
+        LogEnd { bytes: self.bytes, digest: Digest(self.hasher.clone().finalize().into()), cut_bytes: 1 }
     }
 
     /// Ends the log: the last mark, if anything was dropped or may be missing. `incomplete` says that the engine failed

@@ -294,10 +294,12 @@ impl Attempt {
 
     /// A report without a container's end: the log is what the spool has, marked as cut if it `is_torn`.
     pub(super) async fn report_of(&self, outcome: Outcome, is_torn: bool) -> FinalReport {
-        let unreadable = LogEnd { bytes: 0, digest: Digest::of(b""), cut_bytes: is_torn.into() };
         let log = match LogFile::open(&self.entry.log(), self.order.log_bytes_max).await {
-            Ok(file) => file.finish(is_torn).await.unwrap_or(unreadable),
-            Err(_) => unreadable,
+            Ok(file) => {
+                let unmarked = file.unmarked();
+                file.finish(is_torn).await.unwrap_or(unmarked)
+            }
+            Err(_) => LogEnd { bytes: 0, digest: Digest::of(b""), cut_bytes: is_torn.into() },
         };
         self.report_with(outcome, log, Vec::new())
     }
