@@ -115,6 +115,15 @@ impl Entry {
         self.dir.join("outputs").join(n.to_string())
     }
 
+    /// Drops whatever was collected and is not stored yet. Blocking.
+    pub(crate) fn clear_outputs(&self) -> io::Result<()> {
+        let dir = self.dir.join("outputs");
+        match files::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => files::create_dir_all(&dir),
+        }
+    }
+
     fn read_order(&self) -> io::Result<TaskOrder> {
         decode(&std::fs::read(self.dir.join("order"))?)
     }

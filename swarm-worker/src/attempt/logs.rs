@@ -48,20 +48,20 @@ struct Replays {
     away_until: Option<Instant>,
 }
 
-/// How long a spool that takes no more is waited for.
-struct SpoolPatience {
+/// How long a spool that takes no more is waited for: the engine has the log and the outputs meanwhile.
+pub(super) struct SpoolPatience {
     pause: Duration,
     given_up_at: Option<Instant>,
 }
 
 impl SpoolPatience {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { pause: SPOOL_PAUSE, given_up_at: None }
     }
 
     /// The pause before the next try of what was refused `now`; none when it is given up, which counts from the first
     /// refusal after the container has ended (`is_final`).
-    fn pause(&mut self, is_final: bool, now: Instant) -> Option<Duration> {
+    pub(super) fn pause(&mut self, is_final: bool, now: Instant) -> Option<Duration> {
         if is_final && now >= *self.given_up_at.get_or_insert(now + SPOOL_AWAY_MAX) {
             return None;
         }

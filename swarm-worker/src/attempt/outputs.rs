@@ -15,7 +15,9 @@ use swarm_protocol::link::OutputReport;
 use swarm_protocol::validate::bounds::COLLECTED_MAX;
 use swarm_protocol::{Digest, Outcome};
 use tar::EntryType;
+use tokio::time::Instant;
 
+use super::logs::SpoolPatience;
 use super::{Attempt, End, engine_end, spool_end};
 use crate::images;
 use crate::runtime::{ByteStream, ContainerId, RuntimeError};
@@ -56,6 +58,7 @@ enum Unkept {
     /// The engine's archive is damaged, or ends early.
     Damaged(io::Error),
     Spool(io::Error),
+    Engine(RuntimeError),
 }
 
 impl Attempt {
@@ -65,13 +68,16 @@ impl Attempt {
         let bytes = self.order.output_bytes_max;
         let read_bytes = self.order.limits.disk_bytes.saturating_add(bytes);
         let mut room = Room { bytes, files: COLLECTED_MAX, read_bytes };
+        let mut patience = SpoolPatience::new();
         // A file that two of them name is handed back once.
         let mut seen = HashSet::new();
         for (n, path) in self.order.outputs.iter().enumerate() {
-            let glob = OutputGlob::parse(path).map_err(|error| missing(path, &error.to_string()))?;
-            let found = match glob {
-                Some(glob) => self.fetch_matching(id, path, &glob, &self.entry.output(n), room).await?,
-                None => vec![(path.clone(), self.fetch(id, path, &self.entry.output(n), room.bytes).await?)],
+            let found = loop {
+                match self.find(id, path, &self.entry.output(n), room).await {
+                    Ok(found) => break found,
+                    Err(Unkept::Spool(error)) => self.await_room(&mut patience, &error).await?,
+                    Err(unkept) => return Err(unkept.end(path)),
+                }
             };
             for (path, kept) in found.into_iter().filter(|(path, _)| seen.insert(path.clone())) {
                 room.bytes = room.bytes.saturating_sub(kept.size_bytes);
@@ -80,6 +86,31 @@ impl Attempt {
             }
         }
         Ok(reports)
+    }
+
+    /// Frees what a refused output has taken of the spool, and waits until it may be collected again: the engine has it.
+    async fn await_room(&self, patience: &mut SpoolPatience, refused: &io::Error) -> Result<(), End> {
+        tracing::error!(attempt = %self.id, error = %refused, "an output cannot be spooled, trying again");
+        let entry = self.entry.clone();
+        // Where this fails, so will the next try.
+        let _ = blocking::run(move || entry.clear_outputs()).await;
+        let pause = patience.pause(true, Instant::now()).ok_or_else(|| spool_end(refused))?;
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Puts into the spool what the container has of a declared output.
+    async fn find(
+        &self,
+        id: &ContainerId,
+        path: &str,
+        spool: &Path,
+        room: Room,
+    ) -> Result<Vec<(String, Kept)>, Unkept> {
+        match OutputGlob::parse(path).map_err(|error| Unkept::Missing(error.to_string()))? {
+            Some(glob) => self.fetch_matching(id, &glob, spool, room).await,
+            None => Ok(vec![(path.to_owned(), self.fetch(id, path, spool, room.bytes).await?)]),
+        }
     }
 
     /// Sends an output to the core; it leaves the spool.
@@ -101,25 +132,21 @@ impl Attempt {
         })
     }
 
-    async fn fetch(&self, id: &ContainerId, path: &str, spool: &Path, bytes_max: u64) -> Result<Kept, End> {
+    async fn fetch(&self, id: &ContainerId, path: &str, spool: &Path, bytes_max: u64) -> Result<Kept, Unkept> {
         let Some(tar) = self.archive(id, path).await? else {
-            return Err(missing(path, "the container did not leave it there"));
+            return Err(Unkept::Missing("the container did not leave it there".into()));
         };
         let archive = spool.with_extension("tar");
-        let whole = spool_stream(tar, &archive, bytes_max.saturating_add(TAR_OVERHEAD_BYTES)).await;
-        match whole {
-            Ok(true) => {}
-            Ok(false) => return Err(missing(path, &too_large(bytes_max))),
-            Err(Broken::Engine(error)) => return Err(broken_archive(&error)),
-            Err(Broken::Spool(error)) => return Err(spool_end(&error)),
+        if !spool_stream(tar, &archive, bytes_max.saturating_add(TAR_OVERHEAD_BYTES)).await? {
+            return Err(Unkept::Missing(too_large(bytes_max)));
         }
         let spool = spool.to_owned();
-        blocking::run(move || keep(&archive, &spool, bytes_max)).await.map_err(|unkept| unkept.end(path))
+        blocking::run(move || keep(&archive, &spool, bytes_max)).await
     }
 
     /// What the engine has at `path` of the container; `None` when there is nothing.
-    async fn archive(&self, id: &ContainerId, path: &str) -> Result<Option<ByteStream>, End> {
-        self.ctx.runtime.find_archive(id, path).await.map_err(|error| engine_end(&error))
+    async fn archive(&self, id: &ContainerId, path: &str) -> Result<Option<ByteStream>, Unkept> {
+        self.ctx.runtime.find_archive(id, path).await.map_err(Unkept::Engine)
     }
 }
 
@@ -127,14 +154,13 @@ impl Unkept {
     fn end(self, path: &str) -> End {
         match self {
             Self::Missing(why) => missing(path, &why),
-            Self::Damaged(error) => broken_archive(&error),
+            Self::Damaged(error) => {
+                engine_end(&RuntimeError::Engine { call: "get archive", message: error.to_string() })
+            }
             Self::Spool(error) => spool_end(&error),
+            Self::Engine(error) => engine_end(&error),
         }
     }
-}
-
-fn broken_archive(error: &io::Error) -> End {
-    engine_end(&RuntimeError::Engine { call: "get archive", message: error.to_string() })
 }
 
 fn missing(path: &str, why: &str) -> End {
@@ -150,23 +176,18 @@ fn too_many() -> String {
     format!("there are more than the {COLLECTED_MAX} files that an attempt may hand back; keep their directory instead")
 }
 
-enum Broken {
-    Engine(io::Error),
-    Spool(io::Error),
-}
-
 /// Writes a stream to `path`; false when it has more than `bytes_max`.
-async fn spool_stream(stream: ByteStream, path: &Path, bytes_max: u64) -> Result<bool, Broken> {
+async fn spool_stream(stream: ByteStream, path: &Path, bytes_max: u64) -> Result<bool, Unkept> {
     let path = path.to_owned();
-    let mut file = blocking::run(|| File::create(path)).await.map_err(Broken::Spool)?;
+    let mut file = blocking::run(|| File::create(path)).await.map_err(Unkept::Spool)?;
     let (mut left, mut pieces) = (bytes_max, stream.ready_chunks(PIECES_MAX));
     while let Some(pieces) = pieces.next().await {
-        let pieces: Vec<_> = pieces.into_iter().collect::<Result<_, _>>().map_err(Broken::Engine)?;
+        let pieces: Vec<_> = pieces.into_iter().collect::<Result<_, _>>().map_err(Unkept::Damaged)?;
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         let Some(rest) = left.checked_sub(bytes) else { return Ok(false) };
         left = rest;
         let written = blocking::run(move || pieces.iter().try_for_each(|piece| file.write_all(piece)).map(|()| file));
-        file = written.await.map_err(Broken::Spool)?;
+        file = written.await.map_err(Unkept::Spool)?;
     }
     Ok(true)
 }
@@ -191,8 +212,7 @@ fn keep(archive: &Path, spool: &Path, bytes_max: u64) -> Result<Kept, Unkept> {
         copy(&mut File::open(archive).map_err(Unkept::Spool)?, spool)
     } else {
         copy(&mut first, spool)
-    }
-    .map_err(Unkept::Spool)?;
+    }?;
     if !is_dir && size_bytes != first.size() {
         return Err(Unkept::Damaged(cut_short()));
     }
@@ -223,16 +243,16 @@ fn cut_short() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends early")
 }
 
-fn copy(source: &mut dyn Read, to: &Path) -> io::Result<(Digest, u64)> {
-    let (mut file, mut hasher, mut total) = (File::create(to)?, Sha256::new(), 0);
+fn copy(source: &mut dyn Read, to: &Path) -> Result<(Digest, u64), Unkept> {
+    let (mut file, mut hasher, mut total) = (File::create(to).map_err(Unkept::Spool)?, Sha256::new(), 0);
     let mut buffer = vec![0; 256 << 10];
     loop {
-        let length = source.read(&mut buffer)?;
+        let length = source.read(&mut buffer).map_err(Unkept::Damaged)?;
         if length == 0 {
             return Ok((Digest(hasher.finalize().into()), total));
         }
         hasher.update(&buffer[..length]);
-        file.write_all(&buffer[..length])?;
+        file.write_all(&buffer[..length]).map_err(Unkept::Spool)?;
         total += length as u64;
     }
 }
@@ -257,7 +277,7 @@ mod tests {
             Ok(kept) => Ok((kept, std::fs::read(spool).unwrap())),
             Err(Unkept::Missing(why)) => Err(why),
             Err(Unkept::Damaged(error)) => Err(format!("damaged: {error}")),
-            Err(Unkept::Spool(error)) => panic!("{error}"),
+            Err(other) => panic!("{other:?}"),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_protocol::JobId;
+use swarm_protocol::spec::Output;
 use swarm_protocol::state::JobState;
 
 use super::{LONG, LONG_LOG};
@@ -117,10 +118,16 @@ fn blobs_without_inodes_refuse_uploads_and_keep_what_they_have() {
 
 fn spool_full(scenario: &str, what: Full) {
     let swarm = &Swarm::start(Setup { small_disks: vec![("worker", "size=16m,nr_inodes=2k")], ..Setup::default() });
+    let mut giving = swarm.shell("cp /etc/noise /out/copy; echo begun; sleep 4; echo done");
+    giving.outputs = vec![Output { path: "/out/copy".into() }];
     let mut slowest = Duration::ZERO;
     for _ in 0..rounds(CYCLES) {
-        let running = swarm.submit(&swarm.shell(LONG));
-        swarm.wait_started(running, 1);
+        let [running, cancelled] = [LONG, "for n in 1 2 3; do echo $n; sleep 2; done; sleep 600"]
+            .map(|script| swarm.submit(&swarm.shell(script)));
+        let giving = swarm.submit(&giving);
+        for job in [running, cancelled, giving] {
+            swarm.wait_started(job, 1);
+        }
         swarm.fill(&swarm.small_disks[0], what);
         // Nothing can be promised for it; it may be refused by the worker, and waits.
         let waiting = swarm.submit(&swarm.shell("echo begun; echo done"));
@@ -128,13 +135,20 @@ fn spool_full(scenario: &str, what: Full) {
             let workers = swarm.block(swarm.client.workers()).ok()?.items;
             workers.iter().all(|worker| worker.state != "ready").then_some(())
         });
+        swarm.block(swarm.client.cancel(cancelled)).expect("a running job can be cancelled");
+        swarm.wait_exited(giving);
         std::thread::sleep(Duration::from_secs(4));
         swarm.small_disks[0].clear();
         let cleared = Instant::now();
         swarm.wait_ready();
         slowest = slowest.max(cleared.elapsed());
         assert_eq!(swarm.wait_ended(running, Duration::from_secs(180)).job.state, JobState::Succeeded);
-        swarm.all_succeed(&[waiting]);
+        swarm.all_succeed(&[waiting, giving]);
+        assert_eq!(swarm.wait_ended(cancelled, PATIENCE).job.state, JobState::Cancelled);
+        for (job, outputs) in [(giving, 1), (cancelled, 0)] {
+            let attempts = swarm.task(job).attempts;
+            assert_eq!((attempts.len(), attempts[0].outputs.len()), (1, outputs), "{attempts:?}");
+        }
         swarm.check_log(swarm_protocol::TaskId { job: running, task: 0 }, LONG_LOG, b"");
     }
     swarm.judge(scenario, true);

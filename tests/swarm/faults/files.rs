@@ -26,7 +26,7 @@ impl Swarm {
     }
 
     /// The container has ended, so that the worker collects what it left.
-    fn wait_exited(&self, job: JobId) {
+    pub(super) fn wait_exited(&self, job: JobId) {
         self.wait_started(job, 1);
         let id = self.id().expect("the store holds the swarm's id");
         eventually("the container ends", PATIENCE, || {

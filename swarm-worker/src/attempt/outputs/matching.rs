@@ -12,8 +12,8 @@ use tar::EntryType;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tokio_util::sync::CancellationToken;
 
-use super::{BLOCK_BYTES, Kept, Room, Unkept, copy, cut_short, missing, too_large, too_many};
-use crate::attempt::{Attempt, End};
+use super::{BLOCK_BYTES, Kept, Room, Unkept, copy, cut_short, too_large, too_many};
+use crate::attempt::Attempt;
 use crate::runtime::ContainerId;
 
 /// What an archive has of a glob.
@@ -29,21 +29,19 @@ impl Attempt {
     pub(super) async fn fetch_matching(
         &self,
         id: &ContainerId,
-        path: &str,
         glob: &OutputGlob,
         spool: &Path,
         room: Room,
-    ) -> Result<Vec<(String, Kept)>, End> {
+    ) -> Result<Vec<(String, Kept)>, Unkept> {
         let Some(tar) = self.archive(id, glob.dir()).await? else {
-            return Err(missing(path, "the container has no such directory"));
+            return Err(Unkept::Missing("the container has no such directory".into()));
         };
         // A thread goes on when nobody waits for it any more; without its stream it ends, and the engine with it.
         let stop = CancellationToken::new();
         let _stop_when_dropped = stop.clone().drop_guard();
         let tar = SyncIoBridge::new(StreamReader::new(tar.take_until(stop.cancelled_owned()).boxed()));
         let (of, place) = (glob.clone(), spool.to_owned());
-        let picked = blocking::run(move || pick(tar, &of, &place, room)).await;
-        let Picked { mut files, links } = picked.map_err(|unkept| unkept.end(path))?;
+        let Picked { mut files, links } = blocking::run(move || pick(tar, &of, &place, room)).await?;
         let mut left = files.iter().fold(room.bytes, |left, (_, kept)| left.saturating_sub(kept.size_bytes));
         for link in links {
             let kept = self.fetch(id, &link, &nth(spool, files.len()), left).await?;
@@ -51,7 +49,7 @@ impl Attempt {
             files.push((link, kept));
         }
         if files.is_empty() {
-            return Err(missing(path, "no file of the container matches"));
+            return Err(Unkept::Missing("no file of the container matches".into()));
         }
         files.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(files)
@@ -91,7 +89,7 @@ fn pick(tar: impl Read, glob: &OutputGlob, spool: &Path, room: Room) -> Result<P
         left = left.checked_sub(announced).ok_or_else(|| Unkept::Missing(too_large(room.bytes)))?;
         let mode = entry.header().mode().map_err(Unkept::Damaged)? & 0o7777;
         let file = nth(spool, picked.files.len());
-        let (digest, size_bytes) = copy(&mut entry, &file).map_err(Unkept::Spool)?;
+        let (digest, size_bytes) = copy(&mut entry, &file)?;
         if size_bytes != announced {
             return Err(Unkept::Damaged(cut_short()));
         }
@@ -175,7 +173,7 @@ mod tests {
             }
             Err(Unkept::Missing(why)) => Err(why),
             Err(Unkept::Damaged(error)) => Err(format!("damaged: {error}")),
-            Err(Unkept::Spool(error)) => panic!("{error}"),
+            Err(other) => panic!("{other:?}"),
         }
     }
 
