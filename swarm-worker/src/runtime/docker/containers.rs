@@ -11,9 +11,11 @@ use bollard::query_parameters::{
     UploadToContainerOptions, WaitContainerOptions,
 };
 use chrono::{DateTime, Utc};
+use futures_util::TryFutureExt;
 use futures_util::stream::{self, StreamExt};
 
-use super::errors::{map, map_start, timed_out, within};
+use super::errors::{map, map_start, timed_out};
+use super::moving::Pulse;
 use super::points::around;
 use super::{DockerRuntime, label_filter};
 use crate::runtime::spec::invalid;
@@ -27,8 +29,11 @@ const END_NOTED: Duration = Duration::from_secs(5);
 impl DockerRuntime {
     pub(super) async fn upload(&self, id: &str, path: &str, tar: ByteStream) -> Result<(), RuntimeError> {
         let options = UploadToContainerOptions { path: path.to_owned(), ..Default::default() };
-        let work = self.patient.upload_to_container(id, Some(options), bollard::body_try_stream(tar));
-        within("put archive", self.deadlines.transfer, work).await
+        let (pulse, stall) = (Pulse::new(), self.deadlines.stall);
+        let body = bollard::body_try_stream(pulse.of(tar));
+        let work = self.patient.upload_to_container(id, Some(options), body);
+        let work = work.map_err(|error| map("put archive", stall, error));
+        pulse.watch("put archive", (stall, stall), work).await
     }
 
     pub(super) async fn download(&self, id: &str, path: &str) -> Result<ByteStream, RuntimeError> {

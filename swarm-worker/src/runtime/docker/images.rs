@@ -9,8 +9,8 @@ use futures_util::StreamExt;
 use swarm_protocol::ids::Digest;
 
 use super::DockerRuntime;
-use super::errors::{map, timed_out};
-use super::points::around;
+use super::errors::map;
+use super::moving::Pulse;
 use crate::runtime::{ByteStream, OurImage, RuntimeError};
 
 /// How the engine announces a loaded image without a tag, and one with tags.
@@ -103,10 +103,9 @@ impl DockerRuntime {
 
     pub(super) async fn load(&self, archive: ByteStream, expect: &Digest) -> Result<(), RuntimeError> {
         let before = self.all_image_ids().await?;
-        let deadline = self.deadlines.transfer;
-        let loaded = tokio::time::timeout(deadline, around("load image", self.send_archive(archive, expect)))
-            .await
-            .map_err(|_| timed_out("load image", deadline))??;
+        let pulse = Pulse::new();
+        let sending = self.send_archive(pulse.of(archive), expect);
+        let loaded = pulse.watch("load image", (self.deadlines.stall, self.deadlines.load), sending).await?;
         if loaded == [expect.to_string()] {
             return self.tag(expect).await;
         }
@@ -148,7 +147,7 @@ impl DockerRuntime {
         let message = match error {
             Error::DockerStreamError { error } => error,
             Error::DockerResponseServerError { status_code: 400 | 500, message } => message,
-            other => return map("load image", self.deadlines.transfer, other),
+            other => return map("load image", self.deadlines.load, other),
         };
         if is_the_archives_fault(&message) {
             return RuntimeError::ImageInvalid { expect: *expect, message: message.trim().to_owned() };

@@ -5,6 +5,7 @@ mod create;
 mod errors;
 mod images;
 mod logs;
+mod moving;
 mod points;
 mod quota;
 mod sibling;
@@ -37,13 +38,16 @@ use super::{
 pub struct Deadlines {
     /// A plain call, the first bytes of a stream, and each further piece of a file being fetched.
     pub call: Duration,
-    /// A whole upload: an image, or a file into a container.
-    pub transfer: Duration,
+    /// An upload of which the engine takes no byte, and its answer after the last byte of a file's.
+    pub stall: Duration,
+    /// Its answer after an image's last byte: it begins to work on the layers only then.
+    pub load: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { call: Duration::from_secs(120), transfer: Duration::from_secs(4 * 3600) }
+        let (call, stall) = (Duration::from_secs(120), Duration::from_secs(120));
+        Self { call, stall, load: Duration::from_secs(3600) }
     }
 }
 
@@ -65,6 +69,9 @@ impl Default for DockerSettings {
         Self { host: None, repository: "swarm-sync/local".to_owned(), deadlines: Deadlines::default() }
     }
 }
+
+/// Longer than any upload: whether one moves is what counts.
+const UPLOAD_MAX: Duration = Duration::from_secs(7 * 86_400);
 
 /// A Docker engine.
 pub struct DockerRuntime {
@@ -106,7 +113,7 @@ impl DockerRuntime {
         let docker = docker.map_err(|error| map("connect", deadlines.call, error))?;
         let docker = docker.with_timeout(Duration::from_secs(seconds));
         let docker = within("connect", deadlines.call, docker.negotiate_version()).await?;
-        let patient = docker.clone().with_timeout(deadlines.transfer);
+        let patient = docker.clone().with_timeout(UPLOAD_MAX);
         Ok(Self {
             docker,
             patient,

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{Deadlines, DockerRuntime, DockerSettings};
-use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, Labels};
+use crate::runtime::{ContainerId, ContainerPhase, ContainerRuntime, Labels, RuntimeError};
 
 /// What comes back.
 pub(super) enum Answer {
@@ -19,10 +19,18 @@ pub(super) enum Answer {
     Open(String),
     /// Status 500.
     Failed,
+    /// Takes no byte of what is sent, and says nothing.
+    Deaf,
+    /// Takes all that is sent, and says nothing.
+    Silent,
 }
 
 /// An engine that gives these answers to paths with their queries.
 pub(super) async fn engine(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> DockerRuntime {
+    engine_within(Deadlines { call: Duration::from_secs(5), ..Deadlines::default() }, answer).await
+}
+
+async fn engine_within(deadlines: Deadlines, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> DockerRuntime {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let host = Some(format!("tcp://{}", listener.local_addr().expect("an address")));
     let answer = Arc::new(answer);
@@ -32,7 +40,6 @@ pub(super) async fn engine(answer: impl Fn(&str) -> Answer + Send + Sync + 'stat
             tokio::spawn(async move { serve(stream, &*answer).await });
         }
     });
-    let deadlines = Deadlines { call: Duration::from_secs(5), ..Deadlines::default() };
     DockerRuntime::connect(DockerSettings { host, deadlines, ..DockerSettings::default() }).await.expect("it answers")
 }
 
@@ -48,6 +55,11 @@ async fn serve(stream: TcpStream, answer: &(dyn Fn(&str) -> Answer + Send + Sync
     let (status, body) = match &answer {
         Answer::Whole(body) | Answer::Open(body) => (200, body.as_str()),
         Answer::Failed => (500, "{}"),
+        Answer::Deaf => return std::future::pending().await,
+        Answer::Silent => {
+            tokio::io::copy(&mut lines, &mut tokio::io::sink()).await?;
+            return Ok(());
+        }
     };
     let head = format!("HTTP/1.1 {status} x\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n");
     lines.write_all(format!("{head}{body}").as_bytes()).await?;
@@ -134,4 +146,31 @@ async fn an_engine_without_cpu_quotas_is_asked_for_none_and_says_so() {
     assert_eq!((facts.unenforced.as_slice(), facts.cpus), (&["cpu"][..], 4));
     facts.check().expect("jobs can run without");
     assert_eq!(engine.cpu_limit.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_in_an_upload_is_given_up_by_what_it_takes() {
+    let [stall, load] = [500, 900].map(Duration::from_millis);
+    let deadlines = Deadlines { stall, load, ..Deadlines::default() };
+    for (is_deaf, bytes) in [(true, 64 << 20), (false, 1000)] {
+        let engine = engine_within(deadlines, move |path| match path {
+            path if path.contains("/images/json") => ends(json!([])),
+            _ if is_deaf => Answer::Deaf,
+            _ => Answer::Silent,
+        })
+        .await;
+        // More than any socket holds, or so little that all of it leaves.
+        let body = || {
+            let pieces = (0..bytes / 1000).map(|_| Ok(bytes::Bytes::from_static(&[7; 1000])));
+            futures_util::StreamExt::boxed(futures_util::stream::iter(pieces))
+        };
+        let after = |after: Duration| after.as_millis() as u64;
+        let began = std::time::Instant::now();
+        let put = engine.put_archive(&ContainerId("a1b2".to_owned()), "/in", body()).await;
+        assert_eq!(put, Err(RuntimeError::Timeout { call: "put archive", after_ms: after(stall) }));
+        let loaded = engine.load_image(body(), &swarm_protocol::Digest::of(b"image")).await;
+        let limit = after(if is_deaf { stall } else { load });
+        assert_eq!(loaded, Err(RuntimeError::Timeout { call: "load image", after_ms: limit }));
+        assert!(began.elapsed() >= stall * 2 && loaded.is_err_and(|error| error.is_infrastructure()));
+    }
 }
