@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use walkdir::{DirEntry, WalkDir};
 
 /// Tar's unit.
 const BLOCK_BYTES: u64 = 512;
+/// What stands in the header of a member whose name is in a record before it.
+const LONG_NAME: &str = "@LongName";
 /// What is read at once.
 const READ_BYTES: usize = 256 << 10;
 /// Entries named in a refusal.
@@ -73,20 +76,40 @@ impl Entry {
         header.set_gid(0);
         header.set_size(if let Kind::File(size) = self.kind { size } else { 0 });
         let mut head = tar::Builder::new(Vec::new());
+        let (bytes, mut name) = (self.name.as_os_str().as_bytes(), self.name.as_path());
+        if bytes.len() > header.as_old().name.len() {
+            // `tar` puts the beginning of a long name into the header as well, which then has to be a path and text.
+            head.append(&long_name(bytes.len() as u64 + 1), bytes.chain(&b"\0"[..]))?;
+            name = Path::new(LONG_NAME);
+        }
         match &self.kind {
             Kind::Link(target) => {
                 header.set_entry_type(EntryType::Symlink);
-                head.append_link(&mut header, &self.name, target)?;
+                head.append_link(&mut header, name, target)?;
             }
             kind => {
                 let is_dir = *kind == Kind::Directory;
                 header.set_entry_type(if is_dir { EntryType::Directory } else { EntryType::Regular });
-                head.append_data(&mut header, &self.name, io::empty())?;
+                head.append_data(&mut header, name, io::empty())?;
             }
         }
         // The end that a whole archive would get is not written yet.
         Ok(std::mem::take(head.get_mut()))
     }
+}
+
+/// The header of GNU's record of the name of the member behind it, which may be of any length and any bytes.
+fn long_name(size: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
+    header.set_entry_type(EntryType::GNULongName);
+    header.set_size(size);
+    header.set_mode(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    header
 }
 
 /// What a directory holds, and the archive of it.
@@ -392,6 +415,47 @@ mod tests {
         }
         let empty = tempfile::tempdir().unwrap();
         assert_eq!(whole(&Arc::new(Packing::of(empty.path()).unwrap())), [0; 1024]);
+    }
+
+    #[test]
+    fn names_are_bytes_however_long() {
+        use std::ffi::OsStr;
+        let dir = tempfile::tempdir().unwrap();
+        let dots = [&b"d".repeat(97)[..], b"/..hidden"].concat();
+        let mut names =
+            vec![b"short-\xff".to_vec(), b"\xff".repeat(150), [&b"..\xfe"[..], &b"n".repeat(150)].concat(), dots];
+        std::fs::create_dir(dir.path().join("d".repeat(97))).unwrap();
+        for name in &names {
+            std::fs::write(dir.path().join(OsStr::from_bytes(name)), name).unwrap();
+        }
+        let target = OsStr::from_bytes(&[0xfe; 120]).to_owned();
+        symlink(&target, dir.path().join(OsStr::from_bytes(&[0xfd; 120]))).unwrap();
+        let packing = Arc::new(Packing::of(dir.path()).unwrap());
+        let bytes = whole(&packing);
+        assert_eq!(bytes.len() as u64, packing.size_bytes());
+        let mut found = Vec::new();
+        for entry in tar::Archive::new(&bytes[..]).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path_bytes().into_owned();
+            match entry.header().entry_type() {
+                EntryType::Regular => {
+                    let mut content = Vec::new();
+                    entry.read_to_end(&mut content).unwrap();
+                    assert_eq!(content, name);
+                    found.push(name);
+                }
+                EntryType::Symlink => {
+                    assert_eq!(
+                        (&name[..], entry.link_name_bytes().unwrap()),
+                        (&[0xfd; 120][..], target.as_bytes().into())
+                    );
+                }
+                _ => {}
+            }
+        }
+        names.sort();
+        found.sort();
+        assert_eq!(found, names);
     }
 
     #[test]

@@ -20,6 +20,9 @@ mod reader;
 /// Tar's unit: headers are one block, bodies are padded to whole blocks.
 const BLOCK_BYTES: usize = 512;
 
+/// What stands in the header of a member whose name is in a record before it.
+const LONG_NAME: &str = "@LongName";
+
 /// One layer of an image archive.
 pub struct ArchiveLayer {
     /// The digest of the uncompressed layer, as the image's config lists it.
@@ -118,15 +121,7 @@ fn file_head(name: &str, size: u64, mode: u32, uid: u64, gid: u64) -> Bytes {
     let mut header = Header::new_gnu();
     let room = header.as_old().name.len();
     if name.len() > room {
-        let mut long = Header::new_gnu();
-        long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
-        long.set_entry_type(EntryType::GNULongName);
-        let length = name.len() as u64 + 1;
-        finish(&mut long, length, 0, 0, 0);
-        head.extend_from_slice(long.as_bytes());
-        head.extend_from_slice(name.as_bytes());
-        head.extend_from_slice(b"\0");
-        head.extend_from_slice(&padding(length));
+        head.extend_from_slice(&long_name(name.as_bytes()));
     }
     let shown = name.len().min(room);
     header.as_old_mut().name[..shown].copy_from_slice(&name.as_bytes()[..shown]);
@@ -134,6 +129,16 @@ fn file_head(name: &str, size: u64, mode: u32, uid: u64, gid: u64) -> Bytes {
     finish(&mut header, size, mode, uid, gid);
     head.extend_from_slice(header.as_bytes());
     head.freeze()
+}
+
+/// GNU's record of the name of the member behind it, which may be of any length and any bytes.
+fn long_name(name: &[u8]) -> Bytes {
+    let mut long = Header::new_gnu();
+    long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
+    long.set_entry_type(EntryType::GNULongName);
+    let length = name.len() as u64 + 1;
+    finish(&mut long, length, 0, 0, 0);
+    [long.as_bytes(), name, b"\0", &padding(length)].concat().into()
 }
 
 /// The header of a directory or link, or of a file whose bytes follow, with records for long names before it. `name` is
@@ -156,10 +161,16 @@ pub(crate) fn member_head(member: &Member, uid: u64, gid: u64) -> io::Result<Byt
     header.set_gid(gid);
     header.set_mtime(member.mtime);
     let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
-    let mut head = tar::Builder::new(Vec::new());
+    let (mut name, mut before) = (path(&member.path), Vec::new());
+    if member.path.len() > header.as_old().name.len() {
+        // `tar` puts the beginning of a long name into the header as well, which then has to be a path and text.
+        before = long_name(&member.path).into();
+        name = LONG_NAME.into();
+    }
+    let mut head = tar::Builder::new(before);
     match member.kind {
-        Kind::Symlink | Kind::HardLink => head.append_link(&mut header, path(&member.path), path(&member.link))?,
-        _ => head.append_data(&mut header, path(&member.path), io::empty())?,
+        Kind::Symlink | Kind::HardLink => head.append_link(&mut header, name, path(&member.link))?,
+        _ => head.append_data(&mut header, name, io::empty())?,
     }
     // The end that a whole archive would get is not written yet.
     Ok(std::mem::take(head.get_mut()).into())

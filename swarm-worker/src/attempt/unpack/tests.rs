@@ -234,3 +234,35 @@ proptest! {
         }
     }
 }
+
+#[tokio::test]
+async fn owners_may_be_left_out_and_names_be_long_and_no_text() {
+    let mut tar = Builder::new(Vec::new());
+    for name in [&b"plain"[..], &b"\xff".repeat(150), &[&b"..\xfe"[..], &b"n".repeat(150)].concat()] {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(FILE);
+        header.set_size(2);
+        header.set_mode(0o751);
+        let shown = name.len().min(100);
+        header.as_old_mut().name[..shown].copy_from_slice(&name[..shown]);
+        header.as_old_mut().uid = *b"\0\0\0\0\0\0\0\0";
+        header.as_old_mut().gid = *b"        ";
+        if name.len() > 100 {
+            let mut long = Header::new_gnu();
+            long.set_entry_type(EntryType::GNULongName);
+            long.set_size(name.len() as u64);
+            long.set_cksum();
+            tar.append(&long, name).unwrap();
+        }
+        header.set_cksum();
+        tar.append(&header, &b"hi"[..]).unwrap();
+    }
+    let passed = passed(&tar.into_inner().unwrap(), terms(100)).await.unwrap();
+    let mut names = Vec::new();
+    for entry in tar::Archive::new(&passed[..]).entries().unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!((entry.header().uid().unwrap(), entry.header().gid().unwrap()), (1000, 1001));
+        names.push(entry.path_bytes().into_owned());
+    }
+    assert_eq!(names, [b"plain".to_vec(), b"\xff".repeat(150), [&b"..\xfe"[..], &b"n".repeat(150)].concat()]);
+}

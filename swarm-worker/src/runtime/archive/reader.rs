@@ -64,8 +64,8 @@ impl Extended {
                 b"path" => self.path = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => self.size = Some(number()?),
-                b"uid" => self.uid = Some(number()?),
-                b"gid" => self.gid = Some(number()?),
+                b"uid" => self.uid = number().ok(),
+                b"gid" => self.gid = number().ok(),
                 key if key.starts_with(b"GNU.sparse") => return Err(damaged("sparse files are not supported")),
                 _ => {}
             }
@@ -82,17 +82,17 @@ impl Extended {
             EntryType::Link => Kind::HardLink,
             _ => Kind::Other,
         };
-        // Of anything else the numbers mean nothing, and some programs leave them out.
+        // Of anything else the bits mean nothing.
         let counts = matches!(kind, Kind::File | Kind::Directory);
-        let number = |found: io::Result<u64>| if counts { found } else { Ok(found.unwrap_or_default()) };
         Ok(Member {
             kind,
             path: self.path.unwrap_or_else(|| header.path_bytes().into_owned()),
             link: self.link.unwrap_or_else(link),
             size: self.size.unwrap_or(size),
             mode: if counts { header.mode()? & 0o7777 } else { 0o777 },
-            uid: self.uid.map_or_else(|| number(header.uid()), Ok)?,
-            gid: self.gid.map_or_else(|| number(header.gid()), Ok)?,
+            // Some programs leave owners out.
+            uid: self.uid.unwrap_or_else(|| header.uid().unwrap_or_default()),
+            gid: self.gid.unwrap_or_else(|| header.gid().unwrap_or_default()),
             mtime: header.mtime().unwrap_or_default(),
         })
     }
