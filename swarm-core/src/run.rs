@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::FlockOperation;
-use swarm_host::blocking;
+use swarm_host::{blocking, files};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -151,7 +151,7 @@ async fn term(
 /// Opens and locks everything on disk, takes over the epoch, and only then reads what is live.
 fn open(config: &CoreConfig) -> anyhow::Result<Opened> {
     let dir = &config.data_dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+    files::create_dir_durable(dir, 0o777).with_context(|| format!("{} cannot be made", dir.display()))?;
     restrict(dir)?;
     let lock = lock(dir)?;
     let key_file = dir.join("master.key");

@@ -110,6 +110,26 @@ pub fn create_dir_all(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes a directory and those above it that lack, all with these permission bits; their names are durable when this
+/// returns.
+///
+/// # Errors
+/// As the file system's.
+pub fn create_dir_durable(dir: &Path, mode: u32) -> io::Result<()> {
+    let above = dir.parent().map(|above| if above.as_os_str().is_empty() { Path::new(".") } else { above });
+    if dir.is_dir() {
+        // An earlier start may have ended before it synced the name. Whoever may not read there did not make it.
+        let _ = above.map(sync_dir);
+        return Ok(());
+    }
+    let Some(above) = above else { return Err(io::ErrorKind::NotFound.into()) };
+    create_dir_durable(above, mode)?;
+    match create_dir(dir, mode) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync_dir(above),
+    }
+}
+
 /// Removes a file; it may be there again after a crash.
 ///
 /// # Errors

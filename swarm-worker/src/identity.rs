@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -31,8 +31,7 @@ pub(crate) const LOCK: &str = "lock";
 impl DataDir {
     /// Makes the directory (mode 0700) if need be and locks it.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let make = || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        make().with_context(|| format!("data: cannot make {}", path.display()))?;
+        files::create_dir_durable(path, 0o700).with_context(|| format!("data: cannot make {}", path.display()))?;
         // A watchdog that is about to leave tries the lock for an instant, so one refusal proves nothing.
         for _ in 0..3 {
             let lock = try_lock(&path.join(LOCK));
@@ -180,6 +179,21 @@ mod tests {
         assert!(error.contains("another worker uses"), "{error}");
         drop(held);
         DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_new_data_directory_outlives_a_power_cut() {
+        use swarm_host::files::simulated;
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("new/data");
+        simulated::begin();
+        let held = DataDir::open(&data).unwrap();
+        let identity = Identity { worker: WorkerId(7), key: "swk_x".to_owned().into(), swarm: None };
+        identity.save(&data).unwrap();
+        drop(held);
+        // Of what may be lost, all is.
+        simulated::cut(dir.path(), &mut |of| of - 1).unwrap();
+        assert_eq!(Identity::load(&data).unwrap().expect("its key is there").worker, WorkerId(7));
     }
 
     #[test]
