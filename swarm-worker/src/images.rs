@@ -21,7 +21,7 @@ use crate::context::Ctx;
 use crate::offer;
 use crate::runtime::archive::{ArchiveLayer, docker_archive};
 use crate::runtime::{ByteStream, RuntimeError};
-use crate::transfer::{Fault, TransferError};
+use crate::transfer::{Fault, TransferError, Tries};
 
 /// The largest image config read; real ones have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -157,11 +157,30 @@ async fn bring(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcom
     loaded
 }
 
+/// Hands the image to the engine; from the start again when a layer was changed on its way, of which the engine keeps
+/// nothing.
 async fn load(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcome> {
+    let mut tries = Tries::default();
+    loop {
+        let fault = Fault::default();
+        let Err(error) = load_once(ctx, order, config.clone(), &fault).await? else { return Ok(()) };
+        match fault.get() {
+            Some(fault) if tries.again(order.attempt, fault) => {}
+            Some(fault) => return Err(transfer(fault)),
+            None => return Err(image_fault(ctx, &error).await),
+        }
+    }
+}
+
+async fn load_once(
+    ctx: &Ctx,
+    order: &TaskOrder,
+    config: Bytes,
+    fault: &Fault,
+) -> Result<Result<(), RuntimeError>, Outcome> {
     let diff_ids: Vec<Digest> = order.image.layers.iter().map(|layer| layer.diff_id).collect();
     let known = ctx.runtime.known_layers(&diff_ids).await.map_err(|error| engine(&error))?;
     tracing::info!(attempt = %order.attempt, image = %order.image.config.short(), known, layers = diff_ids.len(), "bringing an image");
-    let fault = Fault::default();
     let layers = order.image.layers.iter().enumerate().map(|(at, layer)| ArchiveLayer {
         diff_id: layer.diff_id,
         body: (at >= known).then(|| {
@@ -169,12 +188,7 @@ async fn load(ctx: &Ctx, order: &TaskOrder, config: Bytes) -> Result<(), Outcome
         }),
     });
     let archive = docker_archive(config, layers.collect());
-    let loaded = ctx.runtime.load_image(archive, &order.image.config).await;
-    let Err(error) = loaded else { return Ok(()) };
-    Err(match fault.get() {
-        Some(fault) => transfer(fault),
-        None => image_fault(ctx, &error).await,
-    })
+    Ok(ctx.runtime.load_image(archive, &order.image.config).await)
 }
 
 async fn image_fault(ctx: &Ctx, error: &RuntimeError) -> Outcome {

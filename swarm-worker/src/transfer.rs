@@ -21,6 +21,8 @@ use crate::runtime::ByteStream;
 
 /// The HTTP status that says so.
 const PAYLOAD_TOO_LARGE: u16 = 413;
+/// How often what comes with other bytes than its digest says is fetched before it is given up.
+const CORRUPT_TRIES: u32 = 3;
 /// Read from a file at a time.
 const READ_BYTES: usize = 256 << 10;
 
@@ -89,13 +91,23 @@ impl Transfer {
         .boxed()
     }
 
-    /// A small blob in memory.
+    /// A small blob in memory; one that was changed on its way is fetched again.
     pub(crate) async fn small_blob(
         &self,
         attempt: AttemptId,
         digest: Digest,
         size_bytes: u64,
     ) -> Result<Bytes, TransferError> {
+        let mut tries = Tries::default();
+        loop {
+            match self.read_blob(attempt, digest, size_bytes).await {
+                Err(error) if tries.again(attempt, &error) => {}
+                read => return read,
+            }
+        }
+    }
+
+    async fn read_blob(&self, attempt: AttemptId, digest: Digest, size_bytes: u64) -> Result<Bytes, TransferError> {
         let fault = Fault::default();
         let mut stream = self.blob(attempt, digest, size_bytes, fault.clone());
         let mut bytes = Vec::new();
@@ -130,6 +142,22 @@ impl Transfer {
             // A core that does not say how much of it is there has nothing.
             offset = self.network.sent(&self.key, attempt, digest).await.unwrap_or(0).min(size_bytes);
         }
+    }
+}
+
+/// Counts the tries of something that is made of blobs, and may be begun anew when one came changed.
+#[derive(Debug, Default)]
+pub(crate) struct Tries(u32);
+
+impl Tries {
+    /// Whether to begin anew after this error.
+    pub(crate) fn again(&mut self, attempt: AttemptId, error: &TransferError) -> bool {
+        self.0 += 1;
+        let again = matches!(error, TransferError::Corrupt(_)) && self.0 < CORRUPT_TRIES;
+        if again {
+            tracing::warn!(%attempt, %error, "a blob was changed on its way, beginning anew");
+        }
+        again
     }
 }
 

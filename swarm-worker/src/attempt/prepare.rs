@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use swarm_host::blocking;
-use swarm_protocol::Outcome;
 use swarm_protocol::globs::dir_of;
 use swarm_protocol::link::{InputOrder, TaskOrder};
 use swarm_protocol::spec::Tmpfs;
 use swarm_protocol::validate::is_below;
+use swarm_protocol::{LossReason, Outcome};
 
 use super::logs::engine_limits;
 use super::unpack::{Refusal, Terms, unpacked};
@@ -18,7 +18,7 @@ use crate::lease::kill_at_ns;
 use crate::runtime::archive::{dir_entry_tar, single_file_tar};
 use crate::runtime::{ContainerId, ContainerSpec, Network, RuntimeError, TmpfsMount, VolumeMount};
 use crate::sandbox::Seat;
-use crate::transfer::Fault;
+use crate::transfer::{Fault, TransferError, Tries};
 use crate::watchdog::Watched;
 
 /// Permission bits of a directory that holds inputs or outputs.
@@ -78,9 +78,28 @@ impl Attempt {
             let user = self.order.user.as_deref().or(image.user.as_deref()).unwrap_or_default();
             return Err(End::With(Outcome::Refused { reason: root_refusal(user) }));
         }
-        let ready = self.create(&owner, &image).await?;
-        self.unless_stopped(self.fill(&ready.id, &owner)).await?;
-        Ok(ready)
+        let mut tries = Tries::default();
+        loop {
+            let ready = self.create(&owner, &image).await?;
+            match self.unless_stopped(self.fill(&ready.id, &owner)).await? {
+                Ok(()) => return Ok(ready),
+                // Nothing of it may stay: names could have been changed as well.
+                Err(corrupt) if tries.again(self.id, &corrupt) => self.remove_all().await?,
+                Err(corrupt) => return Err(images::transfer(&corrupt).into()),
+            }
+        }
+    }
+
+    /// Removes the container, which never ran, and its volumes.
+    async fn remove_all(&self) -> Result<(), End> {
+        self.remove_container().await.map_err(|error| engine_end(&error))?;
+        for n in 0..directories(&self.order).len() {
+            match self.ctx.runtime.remove_volume(&volume_name(&self.name, n)).await {
+                Err(error) if !error.is_not_found() => return Err(engine_end(&error)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Brings the image. A stop of the attempt is not kept waiting, but nor is the load dropped half done: the engine might
@@ -228,19 +247,21 @@ impl Attempt {
         self.order.env.iter().filter(|(name, _)| !name.starts_with("SWARM_")).cloned().chain(own).collect()
     }
 
-    /// Gives the directories to the user and puts the inputs in.
-    async fn fill(&self, id: &ContainerId, owner: &Owner) -> Result<(), End> {
+    /// Gives the directories to the user and puts the inputs in; the error within is of one that was changed on its way.
+    async fn fill(&self, id: &ContainerId, owner: &Owner) -> Result<Result<(), TransferError>, End> {
         for dir in directories(&self.order) {
             let tar = dir_entry_tar(owner.uid.into(), owner.gid.into(), DIR_MODE);
             self.ctx.runtime.put_archive(id, dir, tar).await.map_err(|error| engine_end(&error))?;
         }
         for input in &self.order.inputs {
-            self.put(id, owner, input).await?;
+            if let Err(corrupt) = self.put(id, owner, input).await? {
+                return Ok(Err(corrupt));
+            }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
-    async fn put(&self, id: &ContainerId, owner: &Owner, input: &InputOrder) -> Result<(), End> {
+    async fn put(&self, id: &ContainerId, owner: &Owner, input: &InputOrder) -> Result<Result<(), TransferError>, End> {
         let (uid, gid) = (owner.uid.into(), owner.gid.into());
         let (fault, refusal) = (Fault::default(), Refusal::default());
         let blob = self.ctx.transfer.blob(self.id, input.digest, input.size_bytes, fault.clone());
@@ -257,19 +278,43 @@ impl Attempt {
                 (dir, unpacked(blob, terms, refusal.clone()))
             }
         };
-        let put = self.ctx.runtime.put_archive(id, dir, tar).await;
+        let Err(error) = self.ctx.runtime.put_archive(id, dir, tar).await else { return Ok(Ok(())) };
         // The engine only sees a stream that breaks off; the reason is in one of the two.
-        put.map_err(|error| match (fault.get(), refusal.get()) {
-            (Some(fault), _) => images::transfer(fault).into(),
-            (None, Some(why)) => End::With(Outcome::Refused { reason: not_unpacked(dir, why) }),
-            (None, None) => engine_end(&error),
-        })
+        match (fault.get(), refusal.get()) {
+            (Some(corrupt @ TransferError::Corrupt(_)), _) => Ok(Err(corrupt.clone())),
+            (Some(fault), _) => Err(images::transfer(fault).into()),
+            (None, Some(why)) => Err(End::With(Outcome::Refused { reason: not_unpacked(dir, why) })),
+            (None, None) => Err(not_put(input, &error)),
+        }
     }
 }
 
 fn not_unpacked(dir: &str, why: &str) -> String {
     let why = swarm_protocol::text::sanitise(why, false);
     format!("the input {dir} cannot be unpacked as a tar archive: {why}")
+}
+
+/// What an engine that takes an input no further says of the machine's file system is told as such. No damage on the way
+/// leads to so many names of one file, so that is the archive's own fault.
+fn not_put(input: &InputOrder, error: &RuntimeError) -> End {
+    let text = error.to_string();
+    let is_about = |words: &str| error.is_infrastructure() && text.contains(words);
+    let path = input.directory().unwrap_or(&input.path);
+    match input.directory() {
+        Some(dir) if is_about("too many links") => {
+            let why = "a file or directory in it has more names than the worker's file system takes; have fewer hard \
+                       links, or fewer directories beside each other, or unpack the archive in the job";
+            End::With(Outcome::Refused { reason: not_unpacked(dir, why) })
+        }
+        _ if is_about("no space left on device") || is_about("quota exceeded") => {
+            let detail = format!(
+                "the disk of the engine's volumes has no room for the input {path}: it lacks bytes, or inodes for so \
+                 many files: {text}"
+            );
+            End::With(Outcome::Lost { reason: LossReason::Engine, detail })
+        }
+        _ => engine_end(error),
+    }
 }
 
 fn root_refusal(user: &str) -> String {

@@ -33,6 +33,8 @@ pub(crate) struct Seen {
     pub(crate) finished: HashMap<AttemptId, FinalReport>,
     pub(crate) uploads: HashMap<Digest, Bytes>,
     pub(crate) blobs: HashMap<Digest, Bytes>,
+    /// So many more answers with the blob have a byte changed.
+    pub(crate) spoils: HashMap<Digest, u32>,
     /// Messages of another version, or damaged.
     pub(crate) unreadable: u32,
     pub(crate) sessions: u64,
@@ -325,7 +327,7 @@ impl ScriptedCore {
             return ("200 OK", serde_json::to_vec(&UploadView { offset }).unwrap());
         }
         let digest: Option<Digest> = path.rsplit('/').next().and_then(|digest| digest.parse().ok());
-        let blob = digest.and_then(|digest| self.seen().blobs.get(&digest).cloned());
+        let blob = digest.and_then(|digest| self.seen().blob(&digest));
         match (blob, range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok())) {
             (Some(blob), Some(from)) => ("206 Partial Content", blob[from..].to_vec()),
             (Some(blob), None) => ("200 OK", blob.to_vec()),
@@ -344,6 +346,7 @@ impl Seen {
             finished: HashMap::new(),
             uploads: HashMap::new(),
             blobs: HashMap::from([(Digest::of(super::CONFIG), Bytes::from_static(super::CONFIG))]),
+            spoils: HashMap::new(),
             unreadable: 0,
             sessions: 0,
             joins: 0,
@@ -368,6 +371,17 @@ impl Seen {
             link: None,
             ends: HashMap::new(),
         }
+    }
+
+    fn blob(&mut self, digest: &Digest) -> Option<Bytes> {
+        let blob = self.blobs.get(digest)?;
+        let Some(left) = self.spoils.get_mut(digest).filter(|left| **left > 0) else { return Some(blob.clone()) };
+        *left -= 1;
+        let mut spoilt = blob.to_vec();
+        if let Some(byte) = spoilt.last_mut() {
+            *byte ^= 1;
+        }
+        Some(spoilt.into())
     }
 
     /// Renews no lease, or renews them again.

@@ -5,7 +5,7 @@ use swarm_protocol::link::InputOrder;
 use super::*;
 
 /// An archive with these names as they are, each a file with its own name as bytes, a directory if it ends in `/`.
-fn archive(names: &[&str]) -> Vec<u8> {
+pub(super) fn archive(names: &[&str]) -> Vec<u8> {
     let bytes = |name: &str| if name.ends_with('/') { Vec::new() } else { name.as_bytes().to_vec() };
     archive_of(names.iter().map(|name| (*name, bytes(name))))
 }
@@ -101,4 +101,28 @@ async fn other_bytes_than_the_digest_s_are_no_fault_of_the_job() {
     let outcome = bench.outcome(&order).await;
     assert!(matches!(&outcome, Outcome::Lost { reason: LossReason::Transfer, .. }), "{outcome:?}");
     bench.end().await;
+}
+
+/// An engine that fails for the machine's file system has not failed itself.
+#[tokio::test]
+async fn what_the_file_system_does_not_take_is_told_as_that() {
+    for (said, is_refused, told) in [
+        ("Error processing tar file(exit status 1): link /a /b: too many links", true, "hard links"),
+        ("Error processing tar file(exit status 1): mkdir /a: no space left on device", false, "inodes"),
+    ] {
+        let bench = telling().await;
+        let message = format!("{said} (status 500)");
+        let error = RuntimeError::Engine { call: "put archive", message };
+        // The first call sets the directory's owner.
+        bench.engine.plan(FaultPlan::new().on(Call::PutArchive, 2, Effect::Fail(error)));
+        let order = TaskOrder { inputs: vec![bench.directory("/data", &archive(&["a"]))], ..order(1) };
+        let reason = match bench.outcome(&order).await {
+            Outcome::Refused { reason } if is_refused => reason,
+            Outcome::Lost { reason: LossReason::Engine, detail } if !is_refused => detail,
+            other => panic!("{said}: {other:?}"),
+        };
+        assert!(reason.contains(told) && reason.contains("/data"), "{reason}");
+        bench.until_clean().await;
+        bench.end().await;
+    }
 }

@@ -48,6 +48,66 @@ async fn an_output_the_engine_cut_short_is_lost_and_not_stored() {
 }
 
 #[tokio::test]
+async fn bytes_that_change_on_their_way_are_fetched_again_and_cost_no_attempt() {
+    let (config, layer): (&[u8], &[u8]) = (br#"{"config":{},"rootfs":{"diff_ids":[]}}"#, b"layer");
+    let digest = Digest::of(layer);
+    let layer_order = LayerOrder { digest, diff_id: digest, size_bytes: layer.len() as u64 };
+    let archive = directories::archive(&["sub/", "sub/a"]);
+    for (spoilt, what) in [config, layer, b"data", &archive].into_iter().flat_map(|what| [(2, what), (3, what)]) {
+        let bench = Bench::with_files().await;
+        for blob in [config, layer, &archive] {
+            bench.core.seen().blobs.insert(Digest::of(blob), blob.to_vec().into());
+        }
+        bench.core.seen().spoils.insert(Digest::of(what), spoilt);
+        let mut order = TaskOrder { image: testing::order(1, config).image, ..with_files(1) };
+        order.image.layers = vec![layer_order.clone()];
+        order.inputs.push(testing::input("/dir/", &archive));
+        bench.core.assign(&order).await;
+        let name = String::from_utf8_lossy(&what[..4]);
+        if spoilt < 3 {
+            bench.ends_well(&order, 1).await;
+        } else {
+            let outcome = bench.core.finished(order.attempt).await.outcome;
+            let Outcome::Lost { reason: LossReason::Transfer, detail } = outcome else { panic!("{name}: {outcome:?}") };
+            assert!(detail.contains("other bytes"), "{name}: {detail}");
+            bench.until_clean().await;
+        }
+        assert_eq!(bench.core.seen().spoils[&Digest::of(what)], 0, "{name}");
+        bench.end().await;
+    }
+}
+
+#[tokio::test]
+async fn outputs_wait_at_the_engine_until_the_spool_has_room() {
+    for path in ["/out/r", "/out/*"] {
+        let bench = Bench::with_files().await;
+        let gate = CancellationToken::new();
+        let held = gate.clone();
+        bench.engine.program(move |_| Script::new().hold(held.clone()).write("/out/r", "42"));
+        let order = TaskOrder { outputs: vec![path.into()], ..order(1) };
+        bench.core.assign(&order).await;
+        bench.started(order.attempt).await;
+        // Root writes where it may not, but not into a directory that is none.
+        let spool = bench.data.path().join("spool").join(order.attempt.to_string()).join("outputs");
+        std::fs::remove_dir(&spool).unwrap();
+        std::fs::write(&spool, b"").unwrap();
+        gate.cancel();
+        bench.until_called(Call::GetArchive).await;
+        let early = timeout(Duration::from_secs(1), bench.core.finished(order.attempt)).await;
+        assert!(early.is_err(), "{path}: {early:?}");
+        let kept = ContainerRuntime::list_our_volumes(&bench.engine, &all()).await.unwrap();
+        assert_eq!(kept.len(), 1, "{path}: what the job made lies there");
+        std::fs::remove_file(&spool).unwrap();
+        std::fs::create_dir(&spool).unwrap();
+        let report = bench.core.finished(order.attempt).await;
+        assert_eq!((report.outcome, report.outputs.len()), (Outcome::Succeeded, 1), "{path}");
+        assert_eq!(bench.core.seen().uploads[&Digest::of(b"42")], &b"42"[..]);
+        bench.until_clean().await;
+        bench.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_search_for_outputs_ends_with_its_attempt() {
     let bench = Bench::with_files().await;
     bench.engine.stall_archives();
