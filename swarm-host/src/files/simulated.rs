@@ -206,7 +206,9 @@ fn lose_unnoted(dir: &Path, noted: &BTreeMap<PathBuf, Past>, choose: &mut dyn Fn
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::{create_dir_all, note_synced, remove, remove_dir_all, replace, sync_dir, write};
+    use super::super::{
+        create_dir_all, create_dir_durable, note_synced, remove, remove_dir_all, replace, sync_dir, write,
+    };
     use super::*;
 
     /// Everything that `path` may hold after a power cut, by taking each choice once.
@@ -303,6 +305,17 @@ mod tests {
             inner.join("file").exists()
         };
         assert!(kept(true) && !kept(false));
+    }
+
+    #[test]
+    fn a_directory_that_is_made_durably_outlives_a_power_cut_with_those_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("outer/inner");
+        begin();
+        create_dir_durable(&inner, 0o700).unwrap();
+        write(&inner.join("file"), b"x").unwrap();
+        cut(dir.path(), &mut |of| of - 1).unwrap();
+        assert!(inner.join("file").exists());
     }
 
     #[test]
