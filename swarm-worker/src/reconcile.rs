@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use swarm_host::blocking;
 use swarm_protocol::link::HeldPhase;
 use swarm_protocol::{AttemptId, SwarmId, WorkerId};
@@ -28,7 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A container of an attempt.
 type Held = (ContainerId, ContainerState);
 
-/// Takes up every spooled attempt and removes what belongs to none. Waits for an engine that does not answer yet.
+/// Leftovers removed at a time: an engine takes its time over each.
+const REMOVALS: usize = 8;
+
+/// Takes up every spooled attempt. Waits for an engine that does not answer yet.
 ///
 /// A spooled order without a start mark was never started: it waits for the core's confirmation and then runs. One with
 /// a mark but without a started container may have run, so it is reported as lost and never started again here.
@@ -58,10 +62,17 @@ pub(crate) async fn take_up(ctx: &Arc<Ctx>) -> anyhow::Result<()> {
         resume(ctx, found, container);
     }
     images::take_up(ctx).await;
-    if let Err(error) = sweep_once(ctx).await {
+    Ok(())
+}
+
+/// Removes what an earlier start left and nobody takes up. The link does not wait for it.
+pub(crate) async fn clear(ctx: &Ctx) {
+    // Without a welcome there was never an order.
+    if ctx.swarm.get().is_some()
+        && let Some(Err(error)) = ctx.stop.run_until_cancelled(sweep_once(ctx)).await
+    {
         tracing::warn!(%error, "leftovers cannot be removed yet");
     }
-    Ok(())
 }
 
 async fn containers(ctx: &Ctx) -> Result<BTreeMap<AttemptId, Held>, RuntimeError> {
@@ -131,11 +142,7 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) -> anyhow::Result<()> {
             () = tokio::time::sleep(SWEEP) => {}
         }
         images::tidy(&ctx).await;
-        if ctx.swarm.get().is_some()
-            && let Err(error) = sweep_once(&ctx).await
-        {
-            tracing::warn!(%error, "leftovers cannot be removed yet");
-        }
+        clear(&ctx).await;
     }
 }
 
@@ -150,20 +157,23 @@ async fn sweep_once(ctx: &Ctx) -> anyhow::Result<()> {
         let number = sandbox_of(&container.labels).filter(|number| ctx.sandboxes.knows(*number));
         number.is_some_and(|number| container.name == ctx.sandbox_name(number))
     };
-    let mut stuck = HashSet::new();
     let containers = ctx.runtime.list_ours(&filter).await?.into_iter();
-    for container in containers.filter(|container| is_leftover(&container.labels) && !is_sandbox(container)) {
+    let containers = containers.filter(|container| is_leftover(&container.labels) && !is_sandbox(container));
+    let removals = stream::iter(containers).map(async |container| {
         tracing::warn!(
             name = container.name,
             "removing a container that belongs to no attempt and no sandbox of this worker"
         );
-        if !removed(&container.name, ctx.runtime.remove(&container.id, true).await) {
-            stuck.insert(container.name);
-        }
-    }
-    for volume in ctx.runtime.list_our_volumes(&filter).await?.into_iter().filter(|one| is_leftover(&one.labels)) {
-        removed(&volume.name, ctx.runtime.remove_volume(&volume.name).await);
-    }
+        let is_gone = removed(&container.name, ctx.runtime.remove(&container.id, true).await);
+        (!is_gone).then_some(container.name)
+    });
+    let stuck: HashSet<String> = removals.buffer_unordered(REMOVALS).filter_map(std::future::ready).collect().await;
+    let volumes = ctx.runtime.list_our_volumes(&filter).await?.into_iter().filter(|one| is_leftover(&one.labels));
+    stream::iter(volumes)
+        .for_each_concurrent(REMOVALS, async |volume| {
+            removed(&volume.name, ctx.runtime.remove_volume(&volume.name).await);
+        })
+        .await;
     let held: HashSet<String> = ctx.hub.report().into_iter().map(|held| ctx.container_name(held.attempt)).collect();
     // Of all other notes the containers, if there were any, are gone.
     for note in notes.into_iter().filter(|note| !held.contains(&note.name) && !stuck.contains(&note.name)) {

@@ -107,7 +107,12 @@ pub async fn run_with(config: WorkerConfig, parts: Parts, stop: CancellationToke
     core.spawn("watchdog", watchdog::supervise(ctx.clone()));
     core.spawn("sweep", reconcile::sweep(ctx.clone()));
     core.spawn("disk", disk::keep_looking(ctx.clone()));
-    core.spawn("sandboxes", sandbox::keep(ctx.clone()));
+    let sandboxed = ctx.clone();
+    core.spawn("sandboxes", async move {
+        // Those of an earlier start go first: there is at most one for each slot.
+        reconcile::clear(&sandboxed).await;
+        sandbox::keep(sandboxed).await
+    });
     core.spawn("offer", offer::keep(ctx.clone()));
     core.spawn("engine", engine::keep_looking(ctx.clone()));
     core.spawn("room", room::keep_looking(ctx.clone()));
