@@ -46,6 +46,11 @@ impl Swarm {
         self.worker().take().expect("a worker runs").kill();
     }
 
+    fn signal_worker(&self, what: Signal) {
+        self.fault(&format!("{what:?} of the worker"));
+        self.worker().as_ref().expect("a worker runs").signal(what);
+    }
+
     /// The job ended well, in its first attempt, and said everything exactly once.
     fn ran_once(&self, job: JobId, log: &[u8]) {
         assert_eq!(self.wait_ended(job, Duration::from_secs(120)).job.state, JobState::Succeeded);
@@ -231,12 +236,13 @@ fn worker_silenced(scenario: &str, swarm: &Swarm, silence: impl Fn(&Swarm), come
 
 #[test]
 fn a_frozen_workers_container_is_killed_before_the_lease_ends_and_run_again_after() {
-    let send = |swarm: &Swarm, signal| {
-        swarm.fault(&format!("{signal:?} of the worker"));
-        swarm.worker().as_ref().expect("a worker runs").signal(signal);
-    };
     let swarm = Swarm::start(Setup::default());
-    worker_silenced("frozen worker", &swarm, |swarm| send(swarm, Signal::STOP), |swarm| send(swarm, Signal::CONT));
+    worker_silenced(
+        "frozen worker",
+        &swarm,
+        |swarm| swarm.signal_worker(Signal::STOP),
+        |swarm| swarm.signal_worker(Signal::CONT),
+    );
 }
 
 #[test]
@@ -265,8 +271,7 @@ fn a_silent_workers_attempts_are_given_up_early_when_that_is_asked_for() {
         assert_eq!((ended.outcome, ended.may_have_run), (Some(OutcomeKind::Lost), true), "{ended:?}");
         assert!(ended.detail.as_ref().is_some_and(|detail| detail.contains(why)), "{ended:?}");
     };
-    swarm.fault("SIGSTOP of the worker");
-    swarm.worker().as_ref().expect("a worker runs").signal(Signal::STOP);
+    swarm.signal_worker(Signal::STOP);
     given_up(eager, "eager");
     assert_eq!(swarm.task(patient).attempts[0].phase, TaskPhase::Started, "its lease is 30 minutes");
     let workers = swarm.block(swarm.client.workers()).expect("they can be listed").items;

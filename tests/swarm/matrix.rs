@@ -11,6 +11,13 @@ use swarm_checker::{Entry, Op, Verdict};
 /// The columns. `links` are those between core and worker; `disk` holds what is not a database.
 const PLACES: [&str; 9] = ["core", "worker", "watchdog", "Postgres", "SQLite", "Redis", "Docker", "links", "disk"];
 
+/// The kill cycles.
+const EVERYTHING: &str = "faults::cycles::kills_of_everything_in_turn_under_load_lose_double_and_strand_nothing";
+const TEN_TIMES: &str =
+    "faults::cycles::kills_of_core_and_machine_under_ten_times_the_load_lose_double_and_strand_nothing";
+const LEANED_ON: &str =
+    "faults::cycles::kills_and_pauses_of_all_that_a_swarm_leans_on_under_load_lose_double_and_strand_nothing";
+
 /// A place and the tests that show what the row's fault does there.
 type Cell = (&'static str, &'static [&'static str]);
 
@@ -66,32 +73,24 @@ const MATRIX: &[(&str, &[Cell])] = &[
     (
         "kill cycles under load",
         &[
-            (
-                "core",
-                &[
-                    "faults::cycles::kills_of_everything_in_turn_under_load_lose_double_and_strand_nothing",
-                    "faults::cycles::kills_of_core_and_machine_under_ten_times_the_load_lose_double_and_strand_nothing",
-                ],
-            ),
-            (
-                "worker",
-                &[
-                    "faults::cycles::kills_of_everything_in_turn_under_load_lose_double_and_strand_nothing",
-                    "faults::cycles::kills_of_core_and_machine_under_ten_times_the_load_lose_double_and_strand_nothing",
-                ],
-            ),
-            ("watchdog", &["faults::cycles::kills_of_everything_in_turn_under_load_lose_double_and_strand_nothing"]),
-            (
-                "SQLite",
-                &[
-                    "faults::cycles::kills_of_everything_in_turn_under_load_lose_double_and_strand_nothing",
-                    "faults::cycles::kills_of_core_and_machine_under_ten_times_the_load_lose_double_and_strand_nothing",
-                ],
-            ),
-            (
-                "Docker",
-                &["faults::cycles::kills_of_core_and_machine_under_ten_times_the_load_lose_double_and_strand_nothing"],
-            ),
+            ("core", &[EVERYTHING, TEN_TIMES, LEANED_ON]),
+            ("worker", &[EVERYTHING, TEN_TIMES, LEANED_ON]),
+            ("watchdog", &[EVERYTHING, LEANED_ON]),
+            ("Postgres", &[LEANED_ON]),
+            ("SQLite", &[EVERYTHING, TEN_TIMES]),
+            ("Redis", &[LEANED_ON]),
+            ("Docker", &[TEN_TIMES, LEANED_ON]),
+        ],
+    ),
+    (
+        "pauses under load",
+        &[
+            ("core", &[LEANED_ON]),
+            ("worker", &[LEANED_ON]),
+            ("watchdog", &[LEANED_ON]),
+            ("Postgres", &[LEANED_ON]),
+            ("Redis", &[LEANED_ON]),
+            ("Docker", &[LEANED_ON]),
         ],
     ),
     (

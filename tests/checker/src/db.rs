@@ -184,16 +184,19 @@ pub fn load(location: &str) -> Result<World, LoadError> {
         diesel::sql_query("SET default_transaction_isolation = 'repeatable read'").execute(&mut conn)?;
         read_rows!(conn)?
     } else {
-        let path = location.strip_prefix("sqlite:").unwrap_or(location);
-        let path = path.strip_prefix("//").unwrap_or(path);
-        if !std::path::Path::new(path).is_file() {
-            return Err(LoadError::Corrupt(format!("{path} (no such file)")));
-        }
-        let mut conn = SqliteConnection::establish(path)?;
+        let mut conn = SqliteConnection::establish(sqlite_path(location)?)?;
         diesel::sql_query("PRAGMA busy_timeout = 10000").execute(&mut conn)?;
         read_rows!(conn)?
     };
     world(rows)
+}
+
+/// The file that `location` names.
+pub(crate) fn sqlite_path(location: &str) -> Result<&str, LoadError> {
+    let path = location.strip_prefix("sqlite:").unwrap_or(location);
+    let path = path.strip_prefix("//").unwrap_or(path);
+    let is_there = std::path::Path::new(path).is_file();
+    if is_there { Ok(path) } else { Err(LoadError::Corrupt(format!("{path} (no such file)"))) }
 }
 
 fn world(rows: Rows) -> Result<World, LoadError> {
@@ -281,19 +284,20 @@ fn attempt(row: Attempt) -> Result<(AttemptId, AttemptRow), LoadError> {
     Ok((id, attempt))
 }
 
-fn number<N: TryFrom<i64>>(value: i64, what: &str) -> Result<N, LoadError> {
+pub(crate) fn number<N: TryFrom<i64>>(value: i64, what: &str) -> Result<N, LoadError> {
     N::try_from(value).map_err(|_| LoadError::Corrupt(format!("{what} ({value})")))
 }
 
-fn json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, LoadError> {
+pub(crate) fn json<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, LoadError> {
     serde_json::from_str(text).map_err(|error| LoadError::Corrupt(format!("{what} ({error})")))
 }
 
 #[cfg(test)]
+pub(crate) const TABLES: &str = include_str!("../../../migrations/sqlite/2026-01-01-000001_store/up.sql");
+
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    const TABLES: &str = include_str!("../../../migrations/sqlite/2026-01-01-000001_store/up.sql");
 
     #[test]
     fn the_real_tables_are_read() {

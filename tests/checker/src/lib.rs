@@ -9,6 +9,7 @@ mod db;
 mod history;
 mod report;
 mod stamps;
+mod unended;
 mod world;
 
 pub use checks::{Evidence, Frozen, check};
@@ -18,4 +19,5 @@ pub use history::{
 };
 pub use report::{Finding, Invariant, Report};
 pub use stamps::{Action, Listed, Stamp, Stamps, read_stamps};
+pub use unended::{Late, Standing, Unended, unended};
 pub use world::{AttemptRow, EndedRow, JobRow, LaunchRow, LiveRow, World};

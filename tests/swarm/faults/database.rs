@@ -30,7 +30,8 @@ impl Swarm {
             let answer = self.block(async { tokio::time::timeout(ANSWER, self.client.submit(spec, Some(&key))).await });
             let job = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok()).map(|submitted| submitted.job);
             let result = answer.as_ref().map_or(Verdict::Unknown, verdict);
-            let submit = Submit { job: job.map(|job| job.0), key: Some(key.clone()), name: None, tasks: 1 };
+            let submit =
+                Submit { job: job.map(|job| job.0), key: Some(key.clone()), name: None, tasks: spec.tasks().count() };
             self.recorder.add(start, result, Op::Submit(submit));
             if job.is_some() {
                 return job;

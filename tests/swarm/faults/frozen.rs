@@ -16,7 +16,7 @@ const ONCE_STUCK: &str = "echo attempt $SWARM_ATTEMPT; [ $SWARM_ATTEMPT -gt 1 ] 
 const LEASE_S: u64 = 15;
 
 impl Swarm {
-    fn signal_core(&self, what: Signal) {
+    pub(super) fn signal_core(&self, what: Signal) {
         self.fault(&format!("{what:?} of the core"));
         self.core().as_ref().expect("a core runs").signal(what);
     }
@@ -31,7 +31,7 @@ impl Swarm {
         })
     }
 
-    fn signal_watchdog(&self, what: Signal) {
+    pub(super) fn signal_watchdog(&self, what: Signal) {
         self.fault(&format!("{what:?} of the watchdog"));
         signal(self.watchdog(), what);
     }

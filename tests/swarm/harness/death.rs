@@ -19,7 +19,7 @@ const WATCH: Duration = Duration::from_secs(120);
 
 /// One death of an engine, or the beginning of a hang.
 pub(crate) struct Death {
-    at_us: i64,
+    pub(super) at_us: i64,
     left: Vec<Left>,
     /// When the processes of `left` were seen to be gone.
     gone: Arc<Mutex<Vec<(u32, i64)>>>,

@@ -98,7 +98,7 @@ impl Engine {
     /// Begins to record into `dir`.
     pub(crate) fn watch(docker: Docker, dir: &Path) -> Self {
         let file = dir.join("events.jsonl");
-        let events = Mutex::new(follow(&docker, &file));
+        let events = Mutex::new(follow(&docker, &file, now_us()));
         Self { docker, events, file, deaths: Mutex::default() }
     }
 
@@ -107,7 +107,8 @@ impl Engine {
         let mut events = self.events.lock().expect("no reader panics");
         // It ends by itself with the engine, and only then is all of what it was told in the file.
         events.wait().expect("a child can be waited for");
-        *events = follow(&self.docker, &self.file);
+        // What it has told since it is back, before anybody listened, is told again; it remembers nothing from before.
+        *events = follow(&self.docker, &self.file, death.at_us);
         drop(events);
         self.note(death);
     }
@@ -129,8 +130,8 @@ impl Engine {
     }
 }
 
-fn follow(docker: &Docker, file: &Path) -> Child {
-    let since = format!("{}", now_us() / 1_000_000);
+fn follow(docker: &Docker, file: &Path, since_us: i64) -> Child {
+    let since = format!("{}", since_us / 1_000_000);
     let filter = format!("label={LABEL}job");
     let args =
         ["events", "--since", &since, "--filter", "type=container", "--filter", &filter, "--format", "{{json .}}"];

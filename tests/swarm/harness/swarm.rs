@@ -136,8 +136,7 @@ impl Swarm {
             disks: if setup.disks { Disks::mount(home) } else { Disks::default() },
             engine: Engine::watch(Docker { host: setup.engine.clone() }, home),
             image: "host:1".to_owned(),
-            host_image: host_image_with(&PROGRAMS, None, &[("etc/noise", &noise(NOISE, 0))])
-                .expect("host programs can be packed"),
+            host_image: host_image(setup.in_memory),
             core: Mutex::new(None),
             worker: Mutex::new(None),
             dir,
@@ -379,6 +378,13 @@ impl Swarm {
             let _ = writeln!(std::io::stderr(), "--- {name} printed last:\n{tail}");
         }
     }
+}
+
+/// The image of a swarm's jobs. An engine in memory runs no programs, and has it brought anew after each of its deaths.
+fn host_image(in_memory: bool) -> HostImage {
+    let noise = noise(if in_memory { 0 } else { NOISE }, 0);
+    let programs = if in_memory { &[][..] } else { &PROGRAMS };
+    host_image_with(programs, None, &[("etc/noise", &noise)]).expect("host programs can be packed")
 }
 
 /// A loopback address whose port is free for TCP and UDP alike.
