@@ -3,6 +3,7 @@
 
 mod leftovers;
 mod matrix;
+mod only;
 mod report;
 mod run;
 mod services;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::only::{Only, OnlyParser};
 use crate::stage::{Stage, Tier};
 
 /// Tasks of the swarm-sync workspace
@@ -39,9 +41,10 @@ struct Test {
     /// Run the counts that issues state, however long it takes, and write full-report.md into the target directory
     #[arg(long)]
     full: bool,
-    /// Run only these stages, and those they need
-    #[arg(long, value_enum, value_name = "STAGE")]
-    only: Vec<Stage>,
+    /// Run only these stages, and those they need; `=` and a part of tests' names (unit, swarm) or a range of seeds
+    /// (simulation) runs a part of one: `--full --only swarm=cycles --only simulation=0..500`
+    #[arg(long, value_parser = OnlyParser, value_name = "STAGE[=FILTER]")]
+    only: Vec<Only>,
     /// Start a Docker engine for the tests alone, although another one answers (as root)
     #[arg(long)]
     own_engine: bool,
@@ -62,5 +65,6 @@ fn main() -> ExitCode {
 /// True when everything passed.
 fn run_tests(test: &Test) -> Result<bool> {
     let tier = if test.full { Tier::Full } else { Tier::Quick };
-    stages::Runner::new(tier, test.own_engine)?.run(&Stage::closure(&test.only))
+    let named: Vec<Stage> = test.only.iter().map(|only| only.stage).collect();
+    stages::Runner::new(tier, test.own_engine, test.only.clone())?.run(&Stage::closure(&named))
 }

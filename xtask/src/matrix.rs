@@ -71,6 +71,17 @@ impl Matrix {
         }
     }
 
+    /// Leaves out all tests but those with one of these parts in their names, and what is empty then.
+    pub(crate) fn keep(&mut self, parts: &[&str]) {
+        for (_, cells) in &mut self.rows {
+            for tests in cells.values_mut() {
+                tests.retain(|test| parts.iter().any(|part| test.contains(part)));
+            }
+            cells.retain(|_, tests| !tests.is_empty());
+        }
+        self.rows.retain(|(_, cells)| !cells.is_empty());
+    }
+
     /// Cells that a test did not report on.
     pub(crate) fn missing(&self) -> Vec<String> {
         let of_row = |(fault, cells): &(String, BTreeMap<String, Vec<String>>)| {
@@ -132,6 +143,18 @@ mod tests {
                         kill -9                    6: 16/1/2  1: 1/0/0\n\
                         full disk                  -          50: 9/8/7";
         assert_eq!(matrix.table().as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_part_of_the_tests_has_a_part_of_the_table() {
+        let mut matrix = matrix(&format!("{CELLS}SHOWN b|3|5|0|0\n"));
+        matrix.keep(&["b", "x"]);
+        assert_eq!(matrix.missing(), Vec::<String>::new());
+        let expected = "faults: ok/failed/unknown  core      worker\n\
+                        kill -9                    3: 5/0/0  -";
+        assert_eq!(matrix.table().as_deref(), Some(expected));
+        matrix.keep(&["nothing"]);
+        assert_eq!(matrix.table(), None);
     }
 
     #[test]

@@ -23,6 +23,33 @@ impl Tier {
     }
 }
 
+/// How programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Cargo's own.
+    Debug,
+    /// Of the workspace's `Cargo.toml`.
+    Checked,
+}
+
+impl Profile {
+    /// Flags of cargo.
+    pub(crate) const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Debug => &[],
+            Self::Checked => &["--profile", "checked"],
+        }
+    }
+
+    /// Where cargo puts programs, below the target directory.
+    pub(crate) const fn dir(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Checked => "checked",
+        }
+    }
+}
+
 /// One part of the run, in the order in which parts are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Stage {
@@ -36,7 +63,7 @@ pub(crate) enum Stage {
     Clippy,
     /// Documentation, with warnings denied
     Doc,
-    /// Programs and tests, debug profile
+    /// Programs and tests: debug profile, and for the long stages of the full tier the profile `checked`
     Build,
     /// Tests beside the code
     Unit,
@@ -86,6 +113,7 @@ impl Stage {
             (Self::Simulation, Tier::Full) => 240,
             (Self::Unit, Tier::Full) => 60,
             (Self::Deny, Tier::Full) => 20,
+            (Self::Build, Tier::Full) => 30,
             (Self::Fmt | Self::Deny, _) => 1,
             (Self::Demo | Self::Doc, _) => 2,
             (Self::Services | Self::Simulation, _) => 3,
@@ -95,6 +123,19 @@ impl Stage {
             (Self::Swarm, _) => 11,
         };
         Duration::from_secs(minutes * 60)
+    }
+
+    /// Whether a part of it can be run alone.
+    pub(crate) const fn has_parts(self) -> bool {
+        matches!(self, Self::Unit | Self::Simulation | Self::Swarm)
+    }
+
+    /// The cargo profile of what it runs. What runs for hours is optimised, with all assertions in.
+    pub(crate) const fn profile(self, tier: Tier) -> Profile {
+        match (self, tier) {
+            (Self::Simulation | Self::Swarm, Tier::Full) => Profile::Checked,
+            _ => Profile::Debug,
+        }
     }
 
     /// Stages without which this one cannot run.

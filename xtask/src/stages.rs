@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::leftovers::{self, Before, MARK};
+use crate::only::{self, Only};
 use crate::report::{self, Outcome, say};
 use crate::run::{self, Ending, Stop};
 use crate::services::Services;
-use crate::stage::{Stage, Tier};
+use crate::stage::{Profile, Stage, Tier};
 use crate::supply::Rules;
 use crate::tally::Tally;
 use crate::temp::TempDir;
 
 /// Whole-swarm scenarios that run at a time, at least.
 const SCENARIOS_MIN: usize = 4;
+/// The test that tells the fault matrix.
+const MATRIX_TEST: &str = "matrix::every_cell_names_a_place_and_tests_that_exist";
 
 /// One run of the tests. Fields are dropped in this order: services first, then the directory they lie in.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(crate) struct Runner {
     temp: TempDir,
     tier: Tier,
     own_engine: bool,
+    /// What is asked for; everything when it is empty.
+    only: Vec<Only>,
     /// The mark of this run's processes.
     run: String,
     root: PathBuf,
@@ -73,7 +78,7 @@ impl Findings {
 
 impl Runner {
     /// Makes ready; nothing runs yet.
-    pub(crate) fn new(tier: Tier, own_engine: bool) -> Result<Self> {
+    pub(crate) fn new(tier: Tier, own_engine: bool, only: Vec<Only>) -> Result<Self> {
         let stop = Stop::listen()?;
         let metadata = run::output(cargo(Path::new(".")).args(["metadata", "--no-deps", "--format-version=1"]))?;
         let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
@@ -82,7 +87,7 @@ impl Runner {
         let run = format!("swarm-test-{}-{}", std::process::id(), millis());
         let temp = TempDir::make(&run)?;
         let spare = Duration::ZERO;
-        Ok(Self { services: None, temp, tier, own_engine, run, root, target, stop, spare })
+        Ok(Self { services: None, temp, tier, own_engine, only, run, root, target, stop, spare })
     }
 
     /// Runs `stages`, prints the table and gives whether all passed.
@@ -93,11 +98,12 @@ impl Runner {
             let outcome = self.stage(stage, &outcomes);
             outcomes.push(outcome);
         }
-        let (tier, target) = (self.tier, self.target.clone());
+        let (tier, target, is_whole) = (self.tier, self.target.clone(), self.only.is_empty());
         // Everything is stopped and removed before the last line is printed.
         drop(self);
         if tier == Tier::Full {
-            let path = target.join("full-report.md");
+            // A part must not take the place of the whole.
+            let path = target.join(if is_whole { "full-report.md" } else { "part-report.md" });
             report::write_full(&path, &outcomes)?;
             say(format_args!("written: {}", path.display()));
         }
@@ -139,12 +145,12 @@ impl Runner {
                 let words = ["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"];
                 self.cargo_stage(&words, &[("RUSTDOCFLAGS", "--deny warnings")], deadline)
             }
-            // In one go with the tests, since other targets would resolve to other features and build twice.
-            Stage::Build => self.cargo_stage(&["build", "--locked", "--workspace", "--bins", "--tests"], &[], deadline),
+            Stage::Build => self.build(deadline),
             // Examples in the documentation cannot be named in one call with the others.
             Stage::Unit => {
                 let findings = self.tests(&["--lib", "--bins"], deadline)?.and(self.tests(&["--doc"], deadline)?);
-                if self.tier == Tier::Full { Ok(findings.and(self.tls(deadline)?)) } else { Ok(findings) }
+                let is_whole = only::filters(&self.only, Stage::Unit).is_empty();
+                if self.tier == Tier::Full && is_whole { Ok(findings.and(self.tls(deadline)?)) } else { Ok(findings) }
             }
             Stage::Simulation => self.simulation(deadline),
             Stage::Swarm => self.swarm(deadline),
@@ -181,32 +187,67 @@ impl Runner {
         Ok(Findings::of(problems))
     }
 
-    /// `cargo test` for the whole workspace: naming single packages would resolve to other features.
-    fn tests(&self, targets: &[&str], deadline: Instant) -> Result<Findings> {
-        self.marked_stage(&mut self.test_command(targets), true, deadline)
+    /// What the stages of this run need. In one go with the tests, since other targets would resolve to other features and
+    /// build twice.
+    fn build(&self, deadline: Instant) -> Result<Findings> {
+        let words = ["build", "--locked", "--workspace", "--bins"];
+        let needs = |profile| {
+            let runs = [Stage::Unit, Stage::Simulation, Stage::Swarm, Stage::Demo];
+            let mut runs = runs.into_iter().filter(|stage| stage.profile(self.tier) == profile);
+            runs.any(|stage| self.only.is_empty() || self.only.iter().any(|only| only.stage == stage))
+        };
+        let mut findings = Findings::default();
+        // Named alone it builds all.
+        let names_build = self.only.iter().any(|only| only.stage == Stage::Build);
+        for (profile, tests) in [(Profile::Debug, &["--tests"][..]), (Profile::Checked, &["--test", "swarm"])] {
+            if needs(profile) || (names_build && (profile == Profile::Debug || self.tier == Tier::Full)) {
+                let words = [&words[..], tests, profile.flags()].concat();
+                findings = findings.and(self.cargo_stage(&words, &[], deadline)?);
+            }
+        }
+        Ok(findings)
     }
 
-    fn test_command(&self, targets: &[&str]) -> Command {
+    /// `cargo test` for the whole workspace: naming single packages would resolve to other features.
+    fn tests(&self, targets: &[&str], deadline: Instant) -> Result<Findings> {
+        self.marked_stage(&mut self.test_command(Stage::Unit, targets, &[]), true, deadline)
+    }
+
+    /// `further` are names of tests to run beside those that are asked for.
+    fn test_command(&self, stage: Stage, targets: &[&str], further: &[&str]) -> Command {
         let mut command = cargo(&self.root);
         command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(targets);
+        command.args(stage.profile(self.tier).flags()).arg("--");
         if self.tier == Tier::Full {
             // Passing tests' own lines are part of the report.
-            command.args(["--", "--show-output"]);
+            command.arg("--show-output");
+        }
+        let filters = only::filters(&self.only, stage);
+        if !filters.is_empty() {
+            command.args(filters).args(further);
         }
         command
     }
 
     /// Whole swarms, and the fault matrix that they print.
     fn swarm(&self, deadline: Instant) -> Result<Findings> {
-        let mut command = self.test_command(&["--test", "swarm"]);
+        let mut command = self.test_command(Stage::Swarm, &["--test", "swarm"], &[MATRIX_TEST]);
         // Scenarios wait most of the time: for leases, for containers, for what was killed.
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         if std::env::var_os("RUST_TEST_THREADS").is_none() {
             command.env("RUST_TEST_THREADS", (2 * cores).max(SCENARIOS_MIN).to_string());
         }
         let mut findings = self.marked_stage(&mut command, true, deadline)?;
-        if findings.tally.matrix.table().is_none() {
+        let filters = only::filters(&self.only, Stage::Swarm);
+        if filters.is_empty() && findings.tally.matrix.table().is_none() {
             findings.problems.push("no test printed the fault matrix".to_owned());
+        }
+        if !filters.is_empty() {
+            findings.tally.matrix.keep(&filters);
+            let asks_for_matrix = filters.iter().any(|filter| MATRIX_TEST.contains(filter));
+            if !asks_for_matrix && findings.tally.passed + findings.tally.failed <= 1 {
+                findings.problems.push(format!("no test has {} in its name", filters.join(" or ")));
+            }
         }
         Ok(findings)
     }
@@ -221,13 +262,19 @@ impl Runner {
 
     /// So many seeds, judged by the checker. A seed that fails is printed with the words that repeat it.
     fn simulation(&self, deadline: Instant) -> Result<Findings> {
-        let seeds = match self.tier {
+        let all = match self.tier {
             Tier::Quick => "0..200",
             Tier::Full => "0..10000",
         };
-        let mut command = Command::new(self.target.join("debug/swarm-simulation"));
-        command.args(["--seeds", seeds]).current_dir(&self.root);
-        self.marked_stage(&mut command, false, deadline)
+        let asked = only::filters(&self.only, Stage::Simulation);
+        let program = self.target.join(Stage::Simulation.profile(self.tier).dir()).join("swarm-simulation");
+        let mut findings = Findings::default();
+        for seeds in if asked.is_empty() { vec![all] } else { asked } {
+            let mut command = Command::new(&program);
+            command.args(["--seeds", seeds]).current_dir(&self.root);
+            findings = findings.and(self.marked_stage(&mut command, false, deadline)?);
+        }
+        Ok(findings)
     }
 
     /// The demo as a new user runs it, in an empty directory.
