@@ -208,3 +208,28 @@ async fn without_sandboxes_nothing_is_made_for_any() {
     assert_eq!(swarm.bench.engine.count(Call::LoadImage), 0, "none are wanted");
     swarm.bench.end().await;
 }
+
+/// An engine takes its time over each container that it removes.
+#[tokio::test]
+async fn a_worker_that_starts_again_takes_work_while_earlier_sandboxes_are_being_removed() {
+    let mut swarm = Sandboxed::start(2).await;
+    let earlier = swarm.sandboxes().await;
+    // The worker that is killed gets no chance to remove them.
+    swarm.bench.engine.engine_down();
+    swarm.bench.kill().await;
+    swarm.bench.engine.engine_up();
+    swarm.bench.engine.plan(FaultPlan::choosing(|call| (call == Call::Remove).then_some(Effect::Hang)));
+    let asked = swarm.bench.engine.count(Call::Remove);
+    swarm.bench.core.seen().frames.clear();
+    swarm.bench.restart();
+    swarm.bench.core.frame("a link", |frame| matches!(frame, ToCore::StateReport { .. })).await;
+    let order = of(1, 1);
+    swarm.bench.core.assign(&order).await;
+    swarm.bench.started(order.attempt).await;
+    let both_at_a_time = async || swarm.bench.engine.count(Call::Remove) == asked + 2;
+    swarm.bench.eventually("both are being removed", both_at_a_time).await;
+    assert_eq!(swarm.sandboxes().await, earlier, "no further ones before these are gone");
+    swarm.bench.engine.plan(FaultPlan::new());
+    swarm.gate.cancel();
+    swarm.bench.end().await;
+}
