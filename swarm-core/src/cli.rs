@@ -52,12 +52,15 @@ A store in Postgres is copied by pg_dump; this command then says with which flag
         /// The new file; its directory must exist
         file: PathBuf,
     },
+    /// Print the description of the HTTP API (OpenAPI 3.1, JSON)
+    Openapi,
 }
 
 /// Runs the core until a signal or a failure.
 pub async fn main(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Some(Command::Backup { ref file }) => backup(&cli, file.clone()).await,
+        Some(Command::Openapi) => openapi(),
         None => serve(cli).await,
     };
     match done {
@@ -75,6 +78,11 @@ async fn backup(cli: &Cli, file: PathBuf) -> anyhow::Result<()> {
     let to = file.clone();
     let bytes = tokio::task::spawn_blocking(move || crate::store::backup(&source, &to)).await??;
     writeln!(std::io::stdout(), "{}: {bytes} bytes, checked", file.display())?;
+    Ok(())
+}
+
+fn openapi() -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{}", crate::http::openapi()?)?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The types of the HTTP API under `/api/v1`. JSON; unknown fields in requests are refused.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::Timestamp;
 use crate::ids::{AttemptNo, Digest, JobId, ScheduleId, TaskIndex, UserId, WorkerId};
@@ -12,7 +13,7 @@ use crate::state::{JobState, TaskCounts};
 use crate::usage::Usage;
 
 /// What a user may do; each role includes the ones before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Sees the group's jobs.
@@ -48,7 +49,7 @@ impl Role {
 }
 
 /// `POST /login`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginRequest {
     /// The account's name.
@@ -58,7 +59,7 @@ pub struct LoginRequest {
 }
 
 /// `POST /refresh`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RefreshRequest {
     /// From the last login or refresh; good for one use.
@@ -66,7 +67,7 @@ pub struct RefreshRequest {
 }
 
 /// Answer to a login or a refresh.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Tokens {
     /// A JWT for `Authorization: Bearer`.
     pub access_token: String,
@@ -77,7 +78,7 @@ pub struct Tokens {
 }
 
 /// `GET /whoami`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Whoami {
     /// The account's number.
     pub id: UserId,
@@ -90,7 +91,7 @@ pub struct Whoami {
 }
 
 /// `POST /users`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserRequest {
     /// The new account's name.
@@ -105,7 +106,7 @@ pub struct UserRequest {
 }
 
 /// `POST /users/{id}/reset`: ends every session of the account.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UserResetRequest {
     /// Its new password, at least 12 characters; the present one stays when absent.
@@ -114,7 +115,7 @@ pub struct UserResetRequest {
 }
 
 /// One account in `GET /users`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct UserView {
     /// The account's number.
     pub id: UserId,
@@ -129,7 +130,7 @@ pub struct UserView {
 }
 
 /// `POST /workers/tokens`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinTokenRequest {
     /// The name the worker will have; the token is good for no other.
@@ -144,7 +145,7 @@ fn default_join_s() -> u64 {
 }
 
 /// Answer to `POST /workers/tokens`; shown once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct JoinToken {
     /// The token.
     pub token: String,
@@ -155,7 +156,7 @@ pub struct JoinToken {
 }
 
 /// `POST /workers/join`, unauthenticated but for the token.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// From `POST /workers/tokens`.
@@ -165,7 +166,7 @@ pub struct JoinRequest {
 }
 
 /// Answer to a join; the key is shown once and is what the worker uses from then on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct JoinAnswer {
     /// The worker's number.
     pub worker: WorkerId,
@@ -174,7 +175,7 @@ pub struct JoinAnswer {
 }
 
 /// Answer to a submit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Submitted {
     /// The job's number.
     pub job: JobId,
@@ -187,7 +188,7 @@ pub struct Submitted {
 }
 
 /// What may keep an accepted job from running.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Warning {
     /// A stable word: `no-worker`, or `no-worker-fits`.
     pub code: String,
@@ -200,7 +201,7 @@ pub struct Warning {
 }
 
 /// A job in lists and by itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobView {
     /// Its number.
     pub id: JobId,
@@ -233,7 +234,7 @@ pub struct JobView {
 }
 
 /// Which schedule made a job, and for when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Launch {
     /// The schedule.
     pub schedule: ScheduleId,
@@ -242,7 +243,7 @@ pub struct Launch {
 }
 
 /// `GET /jobs/{id}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobDetail {
     /// The job.
     #[serde(flatten)]
@@ -252,7 +253,7 @@ pub struct JobDetail {
 }
 
 /// One page of a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
     /// The entries.
     pub items: Vec<T>,
@@ -262,7 +263,7 @@ pub struct Page<T> {
 }
 
 /// Where one task stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskPhase {
     /// See [`crate::state::TaskState::Waiting`].
@@ -276,7 +277,7 @@ pub enum TaskPhase {
 }
 
 /// One task in `GET /jobs/{id}/tasks`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TaskView {
     /// Its index.
     pub task: TaskIndex,
@@ -296,7 +297,7 @@ pub struct TaskView {
 }
 
 /// What a worker said of an attempt when it did not count any more.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LateReportView {
     /// The attempt it was about.
     pub attempt: AttemptNo,
@@ -313,7 +314,7 @@ pub struct LateReportView {
 }
 
 /// One attempt of a task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AttemptView {
     /// Counted from 1.
     pub attempt: AttemptNo,
@@ -350,7 +351,7 @@ pub struct AttemptView {
 }
 
 /// One output of an attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OutputView {
     /// Its path in the container.
     pub path: String,
@@ -365,7 +366,7 @@ pub struct OutputView {
 }
 
 /// `GET /jobs/{id}/why`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Why {
     /// The job's state.
     pub state: JobState,
@@ -378,7 +379,7 @@ pub struct Why {
 }
 
 /// One reason of a [`Why`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WhyReason {
     /// A stable word, for instance `memory`, `cpu`, `slots`, `no-worker`, `delayed`, `behind`.
     pub code: String,
@@ -389,7 +390,7 @@ pub struct WhyReason {
 }
 
 /// `POST /schedules`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleRequest {
     /// Unique within the owner group.
@@ -408,7 +409,7 @@ fn default_zone() -> String {
 }
 
 /// A schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ScheduleView {
     /// Its number.
     pub id: ScheduleId,
@@ -433,7 +434,7 @@ pub struct ScheduleView {
 }
 
 /// A launch of a schedule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LaunchView {
     /// The instant it was due.
     pub nominal_at: Timestamp,
@@ -442,7 +443,7 @@ pub struct LaunchView {
 }
 
 /// An image the caller may use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageView {
     /// `name:tag`.
     pub name: String,
@@ -457,7 +458,7 @@ pub struct ImageView {
 }
 
 /// An uploaded file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileView {
     /// SHA-256 of its bytes.
     pub digest: Digest,
@@ -466,14 +467,14 @@ pub struct FileView {
 }
 
 /// An upload that broke off.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UploadView {
     /// Bytes of it that are there; 0 when there is none.
     pub offset: u64,
 }
 
 /// A worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerView {
     /// Its number.
     pub id: WorkerId,
@@ -503,7 +504,7 @@ pub struct WorkerView {
 }
 
 /// One module of the core in `GET /modules`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ModuleView {
     /// Its name.
     pub name: String,

@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Why a text is not an identifier; names what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +27,7 @@ impl ParseIdError {
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident, $inner:ty, $expected:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
         #[serde(transparent)]
         pub struct $name(pub $inner);
 
@@ -239,6 +242,18 @@ impl<'de> Deserialize<'de> for Digest {
         }
     }
 }
+
+impl PartialSchema for Digest {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("SHA-256 of the plaintext, in the OCI form."))
+            .pattern(Some("^sha256:[0-9a-f]{64}$"))
+            .into()
+    }
+}
+
+impl ToSchema for Digest {}
 
 #[cfg(test)]
 mod tests {

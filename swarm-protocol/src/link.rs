@@ -6,6 +6,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::{AttemptId, BootId, Digest, Epoch, GroupId, SessionId, SwarmId, WorkerId};
 use crate::labels::Labels;
@@ -46,7 +47,7 @@ pub struct Hello {
 }
 
 /// What a worker is and has, as it says itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerFacts {
     /// swarm-sync's version there.

@@ -1,6 +1,7 @@
 //! How an attempt, and with it a task, can end.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The end of an attempt. Whose fault it was decides which retry budget it draws on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +65,7 @@ pub enum LossReason {
 }
 
 /// An outcome without its data: what lists, filters and databases use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutcomeKind {
     /// See [`Outcome::Succeeded`].

@@ -1,12 +1,13 @@
 //! Errors on the wire: RFC 9457 problem details, extended by a stable code, the field and a hint.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// One thing that is wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FieldError {
     /// The path of the field, for instance `resources.memory`.
@@ -26,7 +27,7 @@ impl FieldError {
 
 /// An error answer of the API.
 /// Source: RFC 9457.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// `about:blank#` followed by the code.
     #[serde(rename = "type")]

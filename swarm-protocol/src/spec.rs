@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::Timestamp;
 use crate::ids::Digest;
@@ -10,13 +11,15 @@ use crate::labels::Labels;
 use crate::tasks::TaskRange;
 
 /// A container job: one owner, one or more tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
     /// A name for people; need not be unique. Letters, digits, `.`, `_`, `-`, `/`; at most 128.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
     pub name: Option<String>,
     /// `name[:tag]` of an uploaded image, or its config digest `sha256:…`. Resolved to the digest at submit.
+    #[schema(min_length = 1, max_length = 255)]
     pub image: String,
     /// Replaces the image's CMD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,12 +59,15 @@ pub struct JobSpec {
     pub retries: Retries,
     /// Longest run of one attempt in seconds, 1 s to 30 days; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 2_592_000)]
     pub timeout_s: Option<u64>,
     /// How long a silent worker keeps a task, in seconds: 15 s to 1 day.
     #[serde(default = "default_lease_s")]
+    #[schema(minimum = 15, maximum = 86_400)]
     pub lease_s: u64,
     /// Higher runs earlier; -100 to 100.
     #[serde(default)]
+    #[schema(minimum = -100, maximum = 100)]
     pub priority: i32,
     /// Never run a task again that may have run. Excludes `eager`.
     #[serde(default)]
@@ -114,12 +120,14 @@ impl JobSpec {
 }
 
 /// What one task needs, reserved on the worker and enforced by the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
     /// Thousandths of a core; 1000 by default.
+    #[schema(minimum = 10, maximum = 1_024_000)]
     pub cpu_millis: u32,
     /// Bytes of memory, no swap; 256 MiB by default.
+    #[schema(minimum = 6_291_456, maximum = 70_368_744_177_664_u64)]
     pub memory_bytes: u64,
 }
 
@@ -131,17 +139,21 @@ impl Default for Resources {
 
 /// Bounds of one attempt's container. Nothing is reserved for them. Every field is always written: it travels in link
 /// frames too, whose encoding has no names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Processes and threads; 256 by default.
+    #[schema(minimum = 1, maximum = 32_768)]
     pub pids: u32,
     /// Open files of one process; 1024 by default.
+    #[schema(minimum = 16, maximum = 1_048_576)]
     pub open_files: u32,
     /// Bytes written to the root filesystem and to the directories of inputs and outputs; 10 GiB by default. The worker
     /// looks now and then, so it may be exceeded for some seconds before the container is killed.
+    #[schema(minimum = 1_048_576, maximum = 70_368_744_177_664_u64)]
     pub disk_bytes: u64,
     /// Bytes of encoded log kept; the core's own limit by default, and never more than that.
+    #[schema(minimum = 1_024, maximum = 68_719_476_736_u64)]
     pub log_bytes: Option<u64>,
     /// Scratch directories in memory; what is written there counts as the container's memory.
     pub tmpfs: Vec<Tmpfs>,
@@ -163,7 +175,7 @@ impl Default for Limits {
 }
 
 /// A scratch directory in memory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tmpfs {
     /// Where: absolute, without `.` or `..` parts.
@@ -173,7 +185,7 @@ pub struct Tmpfs {
 }
 
 /// A file, or a directory packed as an archive, that an attempt gets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// The uploaded file's digest.
@@ -197,7 +209,7 @@ pub fn default_mode() -> u32 {
 }
 
 /// A file or directory that an attempt hands back, or the files that a glob matches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
     /// Where the container leaves it: absolute, without `.` or `..` parts. A directory is kept as a tar archive. With
@@ -207,12 +219,14 @@ pub struct Output {
 }
 
 /// How often a task is tried again, by whose fault it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retries {
     /// After a loss of infrastructure; 2 by default.
+    #[schema(maximum = 1_000)]
     pub lost: u16,
     /// After the job's own failure; 0 by default.
+    #[schema(maximum = 1_000)]
     pub failed: u16,
 }
 

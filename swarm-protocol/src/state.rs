@@ -11,6 +11,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::{AttemptNo, WorkerId};
 use crate::outcome::{Outcome, OutcomeKind};
@@ -120,7 +121,7 @@ fn next(attempt: AttemptNo) -> Option<AttemptNo> {
 }
 
 /// A job's state, derived from its tasks' counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
     /// Held by the hibernator until its start time.
@@ -175,7 +176,7 @@ impl std::fmt::Display for JobState {
 }
 
 /// How many tasks of a job stand where.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskCounts {
     /// All tasks of the job.

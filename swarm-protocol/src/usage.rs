@@ -1,10 +1,11 @@
 //! What an attempt used.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Measured by the worker. CPU time and memory are read from the engine while the container runs, at its end for the last
 /// time; a container that ends before the first reading has neither.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
     /// CPU time of all its processes in milliseconds, at least.
     pub cpu_ms: Option<u64>,

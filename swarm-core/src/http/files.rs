@@ -17,6 +17,19 @@ use super::{ApiState, Uploads};
 use crate::store::Transition;
 use swarm_host::blocking;
 
+/// Uploads a file, for jobs to take in
+///
+/// A file that is there already is uploaded all the same: that it is there is nobody else's business.
+#[utoipa::path(
+    tag = "files",
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The bytes"),
+    security(("account" = ["consumer"])),
+    params(
+        ("Digest-Expected" = Option<Digest>, Header, description = "What the whole must have; anything else is refused"),
+        ("Upload-Offset" = Option<u64>, Header, description = "From which byte an upload that broke off goes on"),
+    ),
+    responses((status = 201, body = FileView, description = "It is kept")),
+)]
 #[post("/files", data = "<data>")]
 pub(super) async fn upload(
     consumer: Consumer,
@@ -41,7 +54,14 @@ pub(super) async fn upload(
     Ok(created(FileView { digest: info.digest, size_bytes: info.size_bytes }))
 }
 
-/// How much of an upload that broke off is there: it goes on from that byte with `Upload-Offset`.
+/// How much of an upload that broke off is there
+///
+/// It goes on from that byte with `Upload-Offset`.
+#[utoipa::path(
+    tag = "files",
+    security(("account" = ["consumer"])),
+    responses((status = 200, body = UploadView, description = "0 when nothing is there")),
+)]
 #[get("/files/<digest>/upload")]
 pub(super) async fn offset(consumer: Consumer, digest: &str, uploads: &State<Uploads>) -> Answer<Json<UploadView>> {
     let key = (Sender::User(consumer.0.id), param("digest", digest)?);
@@ -58,6 +78,12 @@ impl<'r> Responder<'r, 'static> for Length {
     }
 }
 
+/// Whether the group has a file, and its length
+#[utoipa::path(
+    tag = "files",
+    security(("account" = ["viewer"])),
+    responses((status = 200, description = "Content-Length is the file's")),
+)]
 #[head("/files/<digest>")]
 pub(super) async fn head(user: User, digest: &str, state: &State<Arc<ApiState>>) -> Answer<Length> {
     let digest: Digest = param("digest", digest)?;

@@ -12,11 +12,25 @@ use crate::store::Store;
 /// How long the database may take to answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Whether the core lives
+#[utoipa::path(
+    tag = "core",
+    security(()),
+    responses((status = 200, body = String, content_type = "text/plain", description = "It does")),
+)]
 #[get("/livez")]
 pub(super) fn livez() -> &'static str {
     "ok\n"
 }
 
+/// Whether the core can work
+#[utoipa::path(
+    tag = "core",
+    security(()),
+    responses(
+        (status = 200, body = String, content_type = "text/plain", description = "It can; one line tells of the cache"),
+    ),
+)]
 #[get("/readyz")]
 pub(super) async fn readyz(state: &State<Arc<ApiState>>) -> Answer<String> {
     if state.stop().is_cancelled() {

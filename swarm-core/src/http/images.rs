@@ -12,6 +12,7 @@ use swarm_protocol::api::{ImageView, Page};
 use swarm_protocol::link::{ImageOrder, LayerOrder};
 
 use super::guards::{Body, Consumer, User, With, created, param};
+use super::openapi::NotFound;
 use super::problem::{Answer, Failure, invalid, not_found};
 use super::transfer::receive;
 use super::{ApiState, Uploads};
@@ -20,9 +21,10 @@ use crate::images::{ImageRef, ImportedImage, import};
 use crate::store::{ImageRecord, NewImage, Refusal, Transition};
 
 /// `POST /images/{digest}/tags`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TagRequest {
+    /// `name:tag`.
     name: String,
 }
 
@@ -77,6 +79,16 @@ async fn name_image(state: &ApiState, account: &Account, record: ImageRecord) ->
     Ok(view(&record))
 }
 
+/// Uploads an image
+///
+/// An archive of `docker save`, or an OCI archive.
+#[utoipa::path(
+    tag = "images",
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The bytes"),
+    security(("account" = ["consumer"])),
+    params(("name" = Option<String>, Query, description = "`name:tag`; the archive's own when it has one alone")),
+    responses((status = 201, body = ImageView, description = "It can be used")),
+)]
 #[post("/images?<name>", data = "<data>")]
 pub(super) async fn upload(
     consumer: Consumer,
@@ -98,6 +110,12 @@ pub(super) async fn upload(
     Ok(created(name_image(state, &consumer.0, record).await?))
 }
 
+/// The group's images
+#[utoipa::path(
+    tag = "images",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Page<ImageView>, description = "Every name")),
+)]
 #[get("/images")]
 pub(super) async fn list(user: User, state: &State<Arc<ApiState>>) -> Answer<Json<Page<ImageView>>> {
     let group = user.account.group;
@@ -112,11 +130,24 @@ async fn stored(state: &ApiState, account: &Account, digest: &str) -> Answer<Ima
     record.ok_or_else(|| not_found("image", digest))
 }
 
+/// An image
+#[utoipa::path(
+    tag = "images",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = ImageView, description = "The image")),
+)]
 #[get("/images/<digest>")]
 pub(super) async fn get(user: User, digest: &str, state: &State<Arc<ApiState>>) -> Answer<Json<ImageView>> {
     Ok(Json(view(&stored(state, &user.account, digest).await?)))
 }
 
+/// Gives an image another name
+#[utoipa::path(
+    tag = "images",
+    request_body = TagRequest,
+    security(("account" = ["consumer"])),
+    responses((status = 200, body = ImageView, description = "The image by that name")),
+)]
 #[post("/images/<digest>/tags", data = "<body>")]
 pub(super) async fn tag(
     consumer: Consumer,
@@ -130,6 +161,13 @@ pub(super) async fn tag(
     Ok(Json(name_image(state, &consumer.0, record).await?))
 }
 
+/// Takes a name away
+#[utoipa::path(
+    tag = "images",
+    security(("account" = ["consumer"])),
+    params(("name" = String, Query, description = "`name:tag`")),
+    responses((status = 204, description = "The name is free"), NotFound),
+)]
 #[delete("/images?<name>")]
 pub(super) async fn untag(consumer: Consumer, name: Option<&str>, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let name = name.ok_or_else(|| invalid("name", "is missing", "add `?name=NAME:TAG`"))?;

@@ -56,6 +56,22 @@ pub(super) async fn visible_task(
     Ok((job, task))
 }
 
+/// Submits a job
+///
+/// Answered when it is kept for good. The same Idempotency-Key with the same body makes one job, however often it is sent.
+#[utoipa::path(
+    tag = "jobs",
+    request_body = JobSpec,
+    security(("account" = ["consumer"])),
+    params(
+        ("must_fit" = Option<bool>, Query, description = "Refuse it if no worker known could ever run it"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters", min_length = 1, max_length = 128),
+    ),
+    responses(
+        (status = 201, body = Submitted, description = "A new job"),
+        (status = 200, body = Submitted, description = "The job that this key made before"),
+    ),
+)]
 #[post("/jobs?<must_fit>", data = "<body>")]
 pub(super) async fn submit(
     consumer: Consumer,
@@ -74,6 +90,18 @@ pub(super) async fn submit(
     Ok(Custom(status, Json(submitted)))
 }
 
+/// The group's jobs, the newest first
+///
+/// Operators see every group's.
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    params(
+        ("state" = Option<JobState>, Query, description = "Only those in this state"),
+        ("name" = Option<String>, Query, description = "Only those of this name"),
+    ),
+    responses((status = 200, body = Page<JobView>, description = "One page")),
+)]
 #[get("/jobs?<state>&<name>&<limit>&<cursor>")]
 pub(super) async fn list(
     user: User,
@@ -99,12 +127,27 @@ pub(super) async fn list(
     Ok(Json(Page { items: records.iter().map(|record| job_view(record, now)).collect(), next }))
 }
 
+/// A job and its spec
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = JobDetail, description = "The job")),
+)]
 #[get("/jobs/<job>")]
 pub(super) async fn get(user: User, job: &str, state: &State<Arc<ApiState>>) -> Answer<Json<JobDetail>> {
     let record = visible(state, &user.account, job).await?;
     Ok(Json(job_detail(&record, state.clock.now())))
 }
 
+/// A job, when it has ended
+///
+/// Or as it stands when time is up.
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    params(("timeout_s" = Option<u64>, Query, description = "Seconds, 30 by default, at most 60")),
+    responses((status = 200, body = JobDetail, description = "The job")),
+)]
 #[get("/jobs/<job>/wait?<timeout_s>")]
 pub(super) async fn wait(
     user: User,
@@ -133,6 +176,12 @@ fn wait_poll(waited: Duration) -> Duration {
     (waited / 20).clamp(WAIT_POLL_MIN, WAIT_POLL_MAX)
 }
 
+/// The tasks of a job
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Page<TaskView>, description = "One page, by index")),
+)]
 #[get("/jobs/<job>/tasks?<limit>&<cursor>")]
 pub(super) async fn tasks(
     user: User,
@@ -154,12 +203,26 @@ pub(super) async fn tasks(
     Ok(Json(Page { items, next }))
 }
 
+/// A task and its attempts
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = TaskView, description = "The task")),
+)]
 #[get("/jobs/<job>/tasks/<task>")]
 pub(super) async fn task(user: User, job: &str, task: &str, state: &State<Arc<ApiState>>) -> Answer<Json<TaskView>> {
     let (job, task) = visible_task(state, &user.account, job, task).await?;
     Ok(Json(task_view(job.id, &task, &|worker| state.worker_name(worker))))
 }
 
+/// Cancels a job
+///
+/// Tasks that wait end at once; containers are stopped, and killed when their grace is over. A job that has ended stays as it is.
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["consumer"])),
+    responses((status = 202, body = JobDetail, description = "The job as it stands now")),
+)]
 #[post("/jobs/<job>/cancel")]
 pub(super) async fn cancel(
     consumer: Consumer,
@@ -177,6 +240,12 @@ pub(super) async fn cancel(
     Ok(Custom(Status::Accepted, Json(job_detail(&record, state.clock.now()))))
 }
 
+/// Why a job waits, where it runs, how it ended
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Why, description = "The reasons")),
+)]
 #[get("/jobs/<job>/why")]
 pub(super) async fn why(user: User, job: &str, state: &State<Arc<ApiState>>) -> Answer<Json<Why>> {
     let record = visible(state, &user.account, job).await?;

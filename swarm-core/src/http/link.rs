@@ -21,6 +21,12 @@ use crate::messages::Stopping;
 /// How long a farewell may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A worker's link, as a WebSocket
+#[utoipa::path(
+    tag = "link",
+    security(("worker" = [])),
+    responses((status = 101, description = "The link is up")),
+)]
 #[get("/link")]
 pub(super) fn link(worker: Worker, socket: WebSocket, state: &State<Arc<ApiState>>) -> Channel<'static> {
     let state = Arc::clone(state);

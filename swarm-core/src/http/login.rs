@@ -8,8 +8,18 @@ use swarm_protocol::api::{LoginRequest, RefreshRequest, Tokens, Whoami};
 
 use super::ApiState;
 use super::guards::{Body, Client, User};
+use super::openapi::TooManyRequests;
 use super::problem::Answer;
 
+/// Opens a session
+///
+/// After a few failures the name and the address have to wait.
+#[utoipa::path(
+    tag = "sessions",
+    request_body = LoginRequest,
+    security(()),
+    responses((status = 200, body = Tokens, description = "The session"), TooManyRequests),
+)]
 #[post("/login", data = "<body>")]
 pub(super) async fn login(
     client: Client,
@@ -20,12 +30,27 @@ pub(super) async fn login(
     Ok(Json(state.carry(async move { Ok(identity.login(client.0, body.value).await?) }).await?))
 }
 
+/// Exchanges a refresh token
+///
+/// It is used up thereby. A second use of one ends its session, for somebody else may hold a copy.
+#[utoipa::path(
+    tag = "sessions",
+    request_body = RefreshRequest,
+    security(()),
+    responses((status = 200, body = Tokens, description = "The session, with a new refresh token")),
+)]
 #[post("/refresh", data = "<body>")]
 pub(super) async fn refresh(body: Body<RefreshRequest>, state: &State<Arc<ApiState>>) -> Answer<Json<Tokens>> {
     let identity = Arc::clone(&state.identity);
     Ok(Json(state.carry(async move { Ok(identity.refresh(body.value).await?) }).await?))
 }
 
+/// Ends this session
+#[utoipa::path(
+    tag = "sessions",
+    security(("account" = ["viewer"])),
+    responses((status = 204, description = "It is over")),
+)]
 #[post("/logout")]
 pub(super) async fn logout(user: User, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let identity = Arc::clone(&state.identity);
@@ -37,6 +62,12 @@ pub(super) async fn logout(user: User, state: &State<Arc<ApiState>>) -> Answer<N
     state.carry(work).await
 }
 
+/// Whose session this is
+#[utoipa::path(
+    tag = "sessions",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Whoami, description = "The account")),
+)]
 #[get("/whoami")]
 pub(super) fn whoami(user: User) -> Json<Whoami> {
     let account = user.account;

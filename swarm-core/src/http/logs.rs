@@ -15,6 +15,7 @@ use tokio_util::io::StreamReader;
 use super::ApiState;
 use super::guards::{Headers, User, optional, param};
 use super::jobs::visible_task;
+use super::openapi::OutOfRange;
 use super::problem::{Answer, Failure, invalid, not_found};
 use super::transfer::{Download, bytes_answer, send_blob};
 use crate::archive::newest_attempt;
@@ -133,6 +134,21 @@ fn gone() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
+/// The log of an attempt
+///
+/// Records of the project's own form, each with stream, time and bytes (see `swarm_protocol::logs`). `Swarm-Attempt` in the answer tells which attempt it is.
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    params(
+        ("attempt" = Option<u16>, Query, description = "The newest by default", minimum = 1),
+        ("offset" = Option<u64>, Query, description = "From which byte of the records on"),
+        ("follow" = Option<bool>, Query, description = "Go on until the attempt ends"),
+    ),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "Records"),
+    ),
+)]
 #[get("/jobs/<job>/tasks/<task>/log?<attempt>&<offset>&<follow>")]
 pub(super) async fn log(
     user: User,
@@ -161,6 +177,22 @@ pub(super) async fn log(
     Ok(LogAnswer { attempt, reader })
 }
 
+/// An output of an attempt
+///
+/// Takes `Range` with one range.
+#[utoipa::path(
+    tag = "jobs",
+    security(("account" = ["viewer"])),
+    params(
+        ("attempt" = Option<u16>, Query, description = "The one that counts by default", minimum = 1),
+        ("Range" = Option<String>, Header, description = "`bytes=FIRST-` or `bytes=FIRST-LAST`"),
+    ),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "The whole"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream", description = "The range"),
+        OutOfRange,
+    ),
+)]
 #[get("/jobs/<job>/tasks/<task>/outputs/<n>?<attempt>")]
 pub(super) async fn output(
     user: User,

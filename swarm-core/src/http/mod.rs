@@ -10,6 +10,7 @@ mod link;
 mod login;
 mod logs;
 mod modules;
+mod openapi;
 mod parked;
 mod problem;
 mod schedules;
@@ -44,6 +45,7 @@ use crate::logger::LoggerHandle;
 use crate::messages::Handles;
 use crate::store::{Applied, Store, StoreError, Transition, Verdict};
 use crate::supervise::{Gauge, Supervisor};
+pub use openapi::json as openapi;
 use problem::{Answer, late};
 use swarm_host::blocking;
 use turns::Turns;
@@ -219,6 +221,7 @@ fn api_routes() -> Vec<Route> {
         workers::declare_lost,
         modules::list,
         modules::log,
+        openapi::description,
     ];
     all.extend(routes![
         files::upload,

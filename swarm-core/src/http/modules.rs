@@ -15,6 +15,12 @@ use crate::logger::{Filter, LoggerHandle};
 
 const LINES_MAX: usize = 10_000;
 
+/// The core's modules, and how they do
+#[utoipa::path(
+    tag = "core",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Page<ModuleView>, description = "Every module")),
+)]
 #[get("/modules")]
 pub(super) fn list(_user: User, state: &State<Arc<ApiState>>) -> Json<Page<ModuleView>> {
     let mut items = state.supervisor.views();
@@ -25,6 +31,17 @@ pub(super) fn list(_user: User, state: &State<Arc<ApiState>>) -> Json<Page<Modul
     Json(Page { items, next: None })
 }
 
+/// The last lines of the core's own log
+#[utoipa::path(
+    tag = "core",
+    security(("account" = ["operator"])),
+    params(
+        ("lines" = Option<u32>, Query, description = "At most so many, 100 by default", minimum = 1, maximum = 10000),
+    ),
+    responses(
+        (status = 200, body = String, content_type = "application/x-ndjson", description = "One JSON object a line, the oldest first"),
+    ),
+)]
 #[get("/log?<lines>")]
 pub(super) fn log(
     _operator: Operator,

@@ -12,6 +12,7 @@ use swarm_protocol::validate::{NAME_HINT, is_name};
 
 use super::ApiState;
 use super::guards::{Body, Consumer, User, With, created, param};
+use super::openapi::Conflict;
 use super::problem::{Answer, conflict, invalid, not_found};
 use super::submit::{prepare, submit};
 use crate::identity::Account;
@@ -49,6 +50,12 @@ async fn visible(state: &ApiState, account: &Account, schedule: &str) -> Answer<
     record.filter(|record| all || record.group == group).ok_or_else(|| not_found("schedule", id))
 }
 
+/// The group's schedules
+#[utoipa::path(
+    tag = "schedules",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Page<ScheduleView>, description = "Every schedule")),
+)]
 #[get("/schedules")]
 pub(super) async fn list(user: User, state: &State<Arc<ApiState>>) -> Answer<Json<Page<ScheduleView>>> {
     let group = (user.account.role < Role::Operator).then_some(user.account.group);
@@ -65,6 +72,13 @@ fn cron_fault(error: CronError) -> FieldError {
     FieldError::new(field, error.problem, error.hint)
 }
 
+/// Makes a schedule
+#[utoipa::path(
+    tag = "schedules",
+    request_body = ScheduleRequest,
+    security(("account" = ["consumer"])),
+    responses((status = 201, body = ScheduleView, description = "It is kept"), Conflict),
+)]
 #[post("/schedules", data = "<body>")]
 pub(super) async fn create(
     consumer: Consumer,
@@ -101,11 +115,25 @@ pub(super) async fn create(
     Ok(created(view(state, &visible(state, account, &id.to_string()).await?)))
 }
 
+/// A schedule, and when it fires next
+#[utoipa::path(
+    tag = "schedules",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = ScheduleView, description = "The schedule")),
+)]
 #[get("/schedules/<schedule>")]
 pub(super) async fn get(user: User, schedule: &str, state: &State<Arc<ApiState>>) -> Answer<Json<ScheduleView>> {
     Ok(Json(view(state, &visible(state, &user.account, schedule).await?)))
 }
 
+/// Deletes a schedule
+///
+/// Jobs that it made stay.
+#[utoipa::path(
+    tag = "schedules",
+    security(("account" = ["consumer"])),
+    responses((status = 204, description = "It is gone")),
+)]
 #[delete("/schedules/<schedule>")]
 pub(super) async fn delete(consumer: Consumer, schedule: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let id = visible(state, &consumer.0, schedule).await?.id;
@@ -127,6 +155,12 @@ async fn set_paused(state: &ApiState, account: &Account, schedule: &str, paused:
     Ok(Json(view(state, &visible(state, account, schedule).await?)))
 }
 
+/// Pauses a schedule
+#[utoipa::path(
+    tag = "schedules",
+    security(("account" = ["consumer"])),
+    responses((status = 200, body = ScheduleView, description = "It fires no more")),
+)]
 #[post("/schedules/<schedule>/pause")]
 pub(super) async fn pause(
     consumer: Consumer,
@@ -136,6 +170,12 @@ pub(super) async fn pause(
     set_paused(state, &consumer.0, schedule, true).await
 }
 
+/// Lets a schedule fire again
+#[utoipa::path(
+    tag = "schedules",
+    security(("account" = ["consumer"])),
+    responses((status = 200, body = ScheduleView, description = "It fires again")),
+)]
 #[post("/schedules/<schedule>/resume")]
 pub(super) async fn resume(
     consumer: Consumer,
@@ -145,7 +185,14 @@ pub(super) async fn resume(
     set_paused(state, &consumer.0, schedule, false).await
 }
 
-/// Launches now. It counts as no launch of an instant: the ones that are due are neither used up nor passed over by it.
+/// Launches now
+///
+/// It counts as no launch of an instant: the ones that are due are neither used up nor passed over by it.
+#[utoipa::path(
+    tag = "schedules",
+    security(("account" = ["consumer"])),
+    responses((status = 201, body = Submitted, description = "The job")),
+)]
 #[post("/schedules/<schedule>/trigger")]
 pub(super) async fn trigger(
     consumer: Consumer,

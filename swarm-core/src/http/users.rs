@@ -10,6 +10,7 @@ use swarm_protocol::api::{Page, UserRequest, UserResetRequest, UserView};
 
 use super::ApiState;
 use super::guards::{Admin, Body, With, created, param};
+use super::openapi::Conflict;
 use super::problem::{Answer, conflict, not_found};
 use crate::identity::{Account, AuthError};
 use crate::store::Refusal;
@@ -24,12 +25,25 @@ fn view(account: &Account) -> UserView {
     }
 }
 
+/// All accounts
+#[utoipa::path(
+    tag = "users",
+    security(("account" = ["admin"])),
+    responses((status = 200, body = Page<UserView>, description = "Every account")),
+)]
 #[get("/users")]
 pub(super) fn list(_admin: Admin, state: &State<Arc<ApiState>>) -> Json<Page<UserView>> {
     let items = state.identity.accounts().iter().map(|account| view(account)).collect();
     Json(Page { items, next: None })
 }
 
+/// Makes an account
+#[utoipa::path(
+    tag = "users",
+    request_body = UserRequest,
+    security(("account" = ["admin"])),
+    responses((status = 201, body = UserView, description = "It is there"), Conflict),
+)]
 #[post("/users", data = "<body>")]
 pub(super) async fn create(
     admin: Admin,
@@ -51,7 +65,15 @@ pub(super) async fn create(
     state.carry(work).await
 }
 
-/// Ends all sessions of an account whose password was lost or stolen, and sets another one.
+/// Ends all sessions of an account, and sets another password
+///
+/// For a password that was lost or stolen.
+#[utoipa::path(
+    tag = "users",
+    request_body = UserResetRequest,
+    security(("account" = ["admin"])),
+    responses((status = 204, description = "Done")),
+)]
 #[post("/users/<user>/reset", data = "<body>")]
 pub(super) async fn reset(
     admin: Admin,

@@ -9,6 +9,7 @@ use swarm_protocol::api::{FileView, UploadView};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 
 use super::guards::{Headers, With, Worker, created, param};
+use super::openapi::{Conflict, OutOfRange};
 use super::parked::Sender;
 use super::problem::{Answer, conflict, not_found};
 use super::transfer::{Download, Incoming, send_blob, stage_blob};
@@ -57,6 +58,17 @@ async fn room(state: &ApiState, attempt: AttemptId, again: Option<&Digest>) -> A
     Ok(state.config.limits.output_bytes.saturating_sub(others().sum()))
 }
 
+/// A blob that an attempt needs
+#[utoipa::path(
+    tag = "link",
+    security(("worker" = [])),
+    params(("Range" = Option<String>, Header, description = "`bytes=FIRST-` or `bytes=FIRST-LAST`")),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "The whole"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream", description = "The range"),
+        OutOfRange,
+    ),
+)]
 #[get("/link/attempts/<job>/<task>/<attempt_no>/blobs/<digest>")]
 pub(super) async fn blob(
     worker: Worker,
@@ -77,6 +89,17 @@ pub(super) async fn blob(
     send_blob(state, digest, headers.range.as_deref()).await
 }
 
+/// Sends an output of an attempt
+#[utoipa::path(
+    tag = "link",
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The bytes"),
+    security(("worker" = [])),
+    params(
+        ("Digest-Expected" = Option<Digest>, Header, description = "What the whole must have; anything else is refused"),
+        ("Upload-Offset" = Option<u64>, Header, description = "From which byte an upload that broke off goes on"),
+    ),
+    responses((status = 201, body = FileView, description = "It is kept"), Conflict),
+)]
 #[post("/link/attempts/<job>/<task>/<attempt_no>/outputs", data = "<data>")]
 #[expect(clippy::too_many_arguments, reason = "three of them are the parts of one id in the path")]
 pub(super) async fn output(
@@ -107,7 +130,12 @@ pub(super) async fn output(
     }
 }
 
-/// How much of an output whose upload broke off is there.
+/// How much of an output whose upload broke off is there
+#[utoipa::path(
+    tag = "link",
+    security(("worker" = [])),
+    responses((status = 200, body = UploadView, description = "0 when nothing is there")),
+)]
 #[get("/link/attempts/<job>/<task>/<attempt_no>/outputs/<digest>")]
 pub(super) async fn output_offset(
     worker: Worker,

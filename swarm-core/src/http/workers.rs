@@ -11,6 +11,7 @@ use swarm_protocol::api::{JoinAnswer, JoinRequest, JoinToken, JoinTokenRequest, 
 use swarm_protocol::{Epoch, WorkerId};
 
 use super::guards::{Admin, Body, Client, Operator, User, With, created, param};
+use super::openapi::TooManyRequests;
 use super::problem::{Answer, not_found};
 use super::{ApiState, tell};
 use crate::cache::{WorkerRow, WorkerState, WorkerTable};
@@ -64,6 +65,12 @@ fn take_over(view: &mut WorkerView, row: &WorkerRow) {
     (view.free_slots, view.load_millis) = (row.free_slots, row.load_millis);
 }
 
+/// All workers, and how they stand
+#[utoipa::path(
+    tag = "workers",
+    security(("account" = ["viewer"])),
+    responses((status = 200, body = Page<WorkerView>, description = "Every worker")),
+)]
 #[get("/workers")]
 pub(super) async fn list(_user: User, state: &State<Arc<ApiState>>) -> Answer<Json<Page<WorkerView>>> {
     let records = state.read(Store::workers).await?;
@@ -73,6 +80,13 @@ pub(super) async fn list(_user: User, state: &State<Arc<ApiState>>) -> Answer<Js
     Ok(Json(Page { items: records.into_iter().map(|record| known.view(record)).collect(), next: None }))
 }
 
+/// Makes a token with which one worker may join, once
+#[utoipa::path(
+    tag = "workers",
+    request_body = JoinTokenRequest,
+    security(("account" = ["admin"])),
+    responses((status = 201, body = JoinToken, description = "The token; it is shown this once")),
+)]
 #[post("/workers/tokens", data = "<body>")]
 pub(super) async fn create_token(
     admin: Admin,
@@ -85,6 +99,13 @@ pub(super) async fn create_token(
     Ok(created(token))
 }
 
+/// Exchanges a join token for a worker's own key
+#[utoipa::path(
+    tag = "workers",
+    request_body = JoinRequest,
+    security(()),
+    responses((status = 200, body = JoinAnswer, description = "The key; it is shown this once"), TooManyRequests),
+)]
 #[post("/workers/join", data = "<body>")]
 pub(super) async fn join(
     client: Client,
@@ -102,6 +123,14 @@ async fn existing(state: &ApiState, worker: &str) -> Answer<WorkerRecord> {
     records.into_iter().find(|record| record.id == id).ok_or_else(|| not_found("worker", id))
 }
 
+/// Revokes a worker's key
+///
+/// Its link ends. What it runs goes on until its leases end.
+#[utoipa::path(
+    tag = "workers",
+    security(("account" = ["admin"])),
+    responses((status = 204, description = "The key is worthless")),
+)]
 #[delete("/workers/<worker>")]
 pub(super) async fn revoke(admin: Admin, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let record = existing(state, worker).await?;
@@ -126,16 +155,38 @@ async fn set_draining(state: &ApiState, by: &str, worker: &str, draining: bool) 
     Ok(NoContent)
 }
 
+/// Sends a worker no further tasks
+///
+/// Those that it has go on.
+#[utoipa::path(
+    tag = "workers",
+    security(("account" = ["operator"])),
+    responses((status = 204, description = "It drains")),
+)]
 #[post("/workers/<worker>/drain")]
 pub(super) async fn drain(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     set_draining(state, &operator.0.name, worker, true).await
 }
 
+/// Lets a worker have tasks again
+#[utoipa::path(
+    tag = "workers",
+    security(("account" = ["operator"])),
+    responses((status = 204, description = "It may have tasks")),
+)]
 #[post("/workers/<worker>/resume")]
 pub(super) async fn resume(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     set_draining(state, &operator.0.name, worker, false).await
 }
 
+/// Gives up all attempts of a worker
+///
+/// They are tried again elsewhere as their jobs allow, although the worker may still be running them: doubling is possible.
+#[utoipa::path(
+    tag = "workers",
+    security(("account" = ["operator"])),
+    responses((status = 204, description = "They are given up")),
+)]
 #[post("/workers/<worker>/declare-lost")]
 pub(super) async fn declare_lost(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let record = existing(state, worker).await?;

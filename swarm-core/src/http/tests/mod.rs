@@ -4,6 +4,7 @@ mod access;
 mod bytes;
 mod jobs;
 mod links;
+mod openapi;
 mod outages;
 mod sessions;
 
