@@ -58,18 +58,27 @@ fn user(request: &Request<'_>, least: Role) -> Answer<User> {
     Ok(User { account, bearer })
 }
 
-/// Refuses a query parameter that the route does not have: a mistyped filter must not list everything.
+/// Refuses a query parameter that the route does not have, and one that is there twice, which Rocket would take for none:
+/// a mistyped filter must not list everything.
 fn known_query(request: &Request<'_>) -> Answer<()> {
     let known = request.route().and_then(|route| route.uri.query()).unwrap_or_default();
     let names: Vec<_> = known.split('&').map(|part| part.trim_matches(['<', '>'])).filter(|n| !n.is_empty()).collect();
-    let given = request.uri().query().map(|query| query.segments()).into_iter().flatten();
-    let Some((unknown, _)) = given.into_iter().find(|(name, _)| !names.contains(name)) else { return Ok(()) };
-    let field = swarm_protocol::text::sanitise(unknown, false).chars().take(200).collect::<String>();
-    let hint = match names.as_slice() {
-        [] => "leave it out: this route takes no query".to_owned(),
-        names => format!("this route takes {}", names.join(", ")),
-    };
-    Err(invalid(field, "is not a query parameter of this route", hint))
+    let mut seen = Vec::new();
+    for (name, _) in request.uri().query().map(|query| query.segments()).into_iter().flatten() {
+        if !names.contains(&name) {
+            let field = swarm_protocol::text::sanitise(name, false).chars().take(200).collect::<String>();
+            let hint = match names.as_slice() {
+                [] => "leave it out: this route takes no query".to_owned(),
+                names => format!("this route takes {}", names.join(", ")),
+            };
+            return Err(invalid(field, "is not a query parameter of this route", hint));
+        }
+        if seen.contains(&name) {
+            return Err(invalid(name, "is there more than once", "give it once"));
+        }
+        seen.push(name);
+    }
+    Ok(())
 }
 
 fn outcome<T>(request: &Request<'_>, answer: Answer<T>) -> Outcome<T, ()> {

@@ -40,7 +40,7 @@ async fn a_wrong_spec_is_told_field_by_field() {
     assert_eq!((status, &problem["code"]), (413, &"too-large".into()));
     let (status, problem) = swarm.get("/api/v1/jobs/seven", &token).await;
     assert_eq!((status, fields(&problem)), (422, vec!["job"]));
-    for query in ["limit=0", "limit=9999", "state=odd", "cursor=x"] {
+    for query in ["limit=0", "limit=9999", "state=odd", "cursor=x", "state=waiting&state=waiting", "limit=1&limit=1"] {
         assert_eq!(swarm.get(&format!("/api/v1/jobs?{query}"), &token).await.0, 422, "{query}");
     }
     for (path, unknown) in
