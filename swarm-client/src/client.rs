@@ -178,7 +178,11 @@ impl Client {
                         refreshed = true;
                         continue;
                     }
-                    Err(error) => error,
+                    Err(error) => {
+                        // It had all the tries of a call.
+                        failures = retry::TRIES_MAX - 1;
+                        error
+                    }
                 },
                 None => error,
             };
@@ -294,9 +298,12 @@ impl Client {
             return Ok(());
         }
         let body = RefreshRequest { refresh_token: saved.refresh.expose_secret().to_owned() };
-        let call = Call::post("refresh").json(&body).anonymous();
+        // A token whose answer came too late is good once more, for a while: the sooner it is tried again, the better.
+        let call = Call::post("refresh").json(&body).anonymous().repeatable();
+        // Others wait for this one, so it is not patient.
+        let hasty = Self { inner: Arc::clone(&self.inner), patience: None };
         // Boxed because `open` refreshes and a refresh opens; an anonymous call refreshes nothing.
-        let response = Box::pin(self.open(&call)).await?;
+        let response = Box::pin(hasty.open(&call)).await?;
         let answer = self.read(response, PROBLEM_BYTES_MAX).await?;
         let tokens: Tokens = serde_json::from_slice(&answer).map_err(|error| self.protocol(error.to_string()))?;
         self.keep(&mut session, Some(tokens.into())).await

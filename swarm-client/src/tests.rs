@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
@@ -10,7 +10,7 @@ use serde_json::json;
 use swarm_protocol::api::OutputView;
 use swarm_protocol::logs::{LogRecord, LogStream};
 use swarm_protocol::spec::JobSpec;
-use swarm_protocol::{Digest, JobId, TaskId};
+use swarm_protocol::{Digest, JobId, ScheduleId, TaskId};
 
 use crate::testserver::{Reply, Request, Server};
 use crate::{Client, ClientError, Destination, LogOptions, MemoryTokens, SavedTokens, Timeouts, TokenStore as _};
@@ -47,6 +47,27 @@ async fn a_burst_with_an_expired_token_makes_one_refresh_and_keeps_the_rotated_t
     assert_eq!(refreshes.len(), 1);
     assert_eq!(refreshes[0].body, br#"{"refresh_token":"r1"}"#);
     assert_eq!(store.load().unwrap().unwrap().refresh.expose_secret(), "r2");
+}
+
+/// Even where the call itself may not be sent twice: it was not done.
+#[tokio::test]
+async fn a_refresh_that_a_busy_core_cannot_answer_is_repeated() {
+    let busy = AtomicBool::new(true);
+    let server = Server::start(move |request| match (request.route().as_str(), request.header("authorization")) {
+        ("POST /api/v1/refresh", "") if busy.swap(false, Ordering::Relaxed) => {
+            Reply::problem(503, "unavailable").header("retry-after", 0)
+        }
+        ("POST /api/v1/refresh", "") => {
+            Reply::json(200, &json!({"access_token": "new", "expires_in_s": 60, "refresh_token": "r2"}))
+        }
+        (_, "Bearer new") => Reply::json(201, &json!({"job": 7, "repeated": false})),
+        _ => Reply::problem(401, "token-expired"),
+    })
+    .await;
+    let made = client(&server).trigger_schedule(ScheduleId(1)).await.unwrap();
+    assert_eq!(made.job, JobId(7));
+    let sent: Vec<_> = server.seen("POST /api/v1/refresh").into_iter().map(|request| request.body).collect();
+    assert_eq!(sent, vec![br#"{"refresh_token":"r1"}"#.to_vec(); 2]);
 }
 
 #[tokio::test]

@@ -153,18 +153,22 @@ impl Held {
 
     /// The clock was set back to `now`: what runs again after a backoff waits no longer than one.
     fn rewind(&mut self, now: Timestamp) {
-        let is_late =
-            |until: Timestamp, work: &Runnable| matches!(work.work, Work::Again(_)) && retry::due(until, now) < until;
+        let is_late = |until: Timestamp, work: &Runnable| due(until, work, now) < until;
         let late: Vec<_> = self.by_instant.extract_if(.., |(until, _), work| is_late(*until, work)).collect();
         for (key, work) in late {
             self.by_job.entry(work.job).or_default().remove(&key);
-            self.hold(retry::due(key.0, now), work);
+            self.hold(due(key.0, &work, now), work);
         }
     }
 
     fn first(&self) -> Option<Timestamp> {
         self.by_instant.keys().next().map(|(until, _)| *until)
     }
+}
+
+/// Until when work is held that was to be held until `until`: what runs again after a backoff waits no longer than one.
+fn due(until: Timestamp, work: &Runnable, now: Timestamp) -> Timestamp {
+    if matches!(work.work, Work::Again(_)) { retry::due(until, now) } else { until }
 }
 
 /// A schedule that is not paused.
@@ -212,7 +216,10 @@ struct Hibernator {
 impl Hibernator {
     fn handle(&mut self, message: HibernatorMsg) {
         match message {
-            HibernatorMsg::Hold { until, work } => self.held.hold(until, work),
+            HibernatorMsg::Hold { until, work } => {
+                // The clock may have been set back since somebody said until when.
+                self.held.hold(due(until, &work, self.deps.clock.now()), work);
+            }
             HibernatorMsg::Remove(job) => self.held.remove(job),
             HibernatorMsg::Unheld { mut tasks, reply } => {
                 self.held.take_held(&mut tasks);

@@ -17,6 +17,7 @@ pub mod link;
 pub mod logger;
 pub mod messages;
 pub mod modules;
+mod once;
 pub mod plan;
 pub mod receiver;
 pub mod recover;

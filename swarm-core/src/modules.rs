@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use swarm_protocol::{Epoch, SwarmId};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::blobs::BlobStore;
@@ -24,6 +25,9 @@ use crate::{hibernator, ledger, receiver, recover, scheduler, sweep};
 const INBOX: usize = 1024;
 /// Transitions that fit before the ledger; at most one batch more is being committed.
 const LEDGER_INBOX: usize = 4096;
+
+/// How long the modules may take to end before the ledger stops as well.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What the modules work with.
 pub struct Parts {
@@ -200,7 +204,7 @@ impl Modules {
         &self.supervisor
     }
 
-    /// Waits for the end of all modules, and then of what lies beneath them.
+    /// Waits for the end of all modules, and then, or when they take too long for it, of what lies beneath them.
     ///
     /// # Errors
     /// What the first one failed of. What lies beneath counts first: the others may have failed only because it was gone.
@@ -210,11 +214,14 @@ impl Modules {
 }
 
 async fn end(modules: &Supervisor, base: &Supervisor, held: impl Sized) -> anyhow::Result<()> {
-    let ended = modules.wait().await;
+    modules.stop().cancelled().await;
+    // Some may wait for a database that is away: then the ledger is to give up, and they hear of it.
+    let _ = timeout(GRACE, modules.ended()).await;
     base.stop().cancel();
     // Held until now: a ledger that nobody can reach any more ends, and before the stop that is a failure.
     drop(held);
-    base.wait().await.and(ended)
+    tokio::join!(modules.ended(), base.ended());
+    base.outcome().and(modules.outcome())
 }
 
 #[cfg(test)]
@@ -224,8 +231,9 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
-    use crate::messages::ReceiverMsg;
-    use crate::store::StoreError;
+    use crate::messages::{LedgerEntry, ReceiverMsg};
+    use crate::store::{StoreError, Transition};
+    use crate::testing::at;
 
     #[tokio::test]
     async fn what_the_ledger_failed_of_counts_before_what_its_end_made_others_fail_of() {
@@ -245,6 +253,27 @@ mod tests {
         });
         let failure = end(&modules, &base, LedgerHandle(ledger)).await.unwrap_err();
         assert!(matches!(failure.downcast_ref(), Some(StoreError::Deposed { .. })), "{failure:#}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_does_not_wait_for_what_waits_for_a_database_that_is_away() {
+        let modules = Supervisor::new(CancellationToken::new(), History::default());
+        let base = modules.beneath();
+        let (ledger, inbox) = mpsc::channel(1);
+        let stopped = base.stop().clone();
+        base.spawn(Gauge::without_inbox("ledger"), async move {
+            let _unanswered: mpsc::Receiver<LedgerEntry> = inbox;
+            stopped.cancelled().await;
+            Ok(())
+        });
+        let waits = LedgerHandle(ledger.clone());
+        modules.spawn(Gauge::without_inbox("hibernator"), async move {
+            let cancel = Transition::Cancel { job: JobId(1), at: at(0) };
+            assert!(waits.commit(cancel).await.is_err(), "it is never told that this holds");
+            Ok(())
+        });
+        modules.stop().cancel();
+        timeout(2 * GRACE, end(&modules, &base, LedgerHandle(ledger))).await.expect("it ends in time").unwrap();
     }
 
     #[tokio::test]
@@ -267,8 +296,8 @@ mod tests {
         let cancel = ReceiverMsg::Cancel { job: JobId(1), reply };
         to_receiver.send(cancel).await.unwrap();
         assert!(answer.await.is_err(), "unanswered: the core stops");
-        assert!(tokio::time::timeout(Duration::from_millis(100), &mut receiver).await.is_err(), "before it is stopped");
+        assert!(timeout(Duration::from_millis(100), &mut receiver).await.is_err(), "before it is stopped");
         stop.cancel();
-        tokio::time::timeout(Duration::from_secs(60), receiver).await.expect("in time").unwrap().unwrap();
+        timeout(Duration::from_secs(60), receiver).await.expect("in time").unwrap().unwrap();
     }
 }

@@ -30,6 +30,8 @@ mod tests;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long a stop may take.
+const STOP_MAX: Duration = Duration::from_secs(15);
 /// A failure after this long is not held against the next start.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -62,14 +64,18 @@ pub async fn run(
     loop {
         let began = Instant::now();
         let (bound, listening) = oneshot::channel();
-        let term = tokio::spawn(term(config.clone(), log.clone(), stop.child_token(), history.clone(), bound));
+        let mut term = tokio::spawn(term(config.clone(), log.clone(), stop.child_token(), history.clone(), bound));
         if let Ok(address) = listening.await {
             config.listen = address;
             if let Some(ready) = ready.take() {
                 let _ = ready.send(address);
             }
         }
-        let Err(failure) = term.await.map_err(anyhow::Error::from).flatten() else { return Ok(()) };
+        let ended = tokio::select! {
+            ended = &mut term => ended,
+            () = long_after(&stop) => anyhow::bail!("the core is left before it has ended: disk or database do not answer"),
+        };
+        let Err(failure) = ended.map_err(anyhow::Error::from).flatten() else { return Ok(()) };
         if ready.is_some() || stop.is_cancelled() || is_deposed(&failure) {
             return Err(failure);
         }
@@ -81,6 +87,12 @@ pub async fn run(
             () = tokio::time::sleep(pause) => history.restarted(),
         }
     }
+}
+
+/// The instant by which a core that was stopped has ended, unless it waits for something outside.
+async fn long_after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_MAX).await;
 }
 
 fn is_deposed(failure: &anyhow::Error) -> bool {
@@ -97,7 +109,10 @@ async fn term(
 ) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let opening = config.clone();
-    let Opened { store, blobs, epoch, swarm, snapshot, _lock } = blocking::run(move || open(&opening)).await?;
+    // On a thread of its own, which nothing waits for: a stop comes before a database that does not answer.
+    let thread = blocking::Thread::start("opening").context("cannot start a thread")?;
+    let Some(opened) = stop.run_until_cancelled(thread.run(move || open(&opening))).await else { return Ok(()) };
+    let Opened { store, blobs, epoch, swarm, snapshot, _lock } = opened?;
     let cache = cache::open(&config, swarm, Arc::clone(&clock))?;
     let heartbeats = dispatcher::bind(config.heartbeat()).await?;
     let parts = Parts {
@@ -140,7 +155,8 @@ async fn term(
         supervisor.spawn(Gauge::without_inbox("http"), http::serve(api, listener, supervisor.stop().clone()));
         anyhow::Ok(())
     };
-    let opened = opening.await;
+    // A stop is not waited for by what is still to be committed.
+    let opened = supervisor.stop().run_until_cancelled(opening).await.unwrap_or(Ok(()));
     if opened.is_err() {
         supervisor.stop().cancel();
     }

@@ -101,13 +101,17 @@ impl Supervisor {
         views
     }
 
-    /// Waits until every module has ended; to be called after the stop.
+    /// Waits until every module has ended; to be called after the stop. Cancel safe.
+    pub async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// How they ended so far; told once.
     ///
     /// # Errors
     /// What the first module to fail failed of.
-    pub async fn wait(&self) -> anyhow::Result<()> {
-        self.tasks.close();
-        self.tasks.wait().await;
+    pub fn outcome(&self) -> anyhow::Result<()> {
         match self.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -141,7 +145,8 @@ mod tests {
         supervisor.stop().cancel();
         assert_eq!(states(), ["stopping"]);
         let_go.send(()).unwrap();
-        supervisor.wait().await.unwrap();
+        supervisor.ended().await;
+        supervisor.outcome().unwrap();
         assert_eq!(states(), ["stopped"]);
     }
 
@@ -154,8 +159,8 @@ mod tests {
             Ok(())
         });
         supervisor.spawn(Gauge::without_inbox("shaky"), async { panic!("of a bug") });
-        let error =
-            tokio::time::timeout(std::time::Duration::from_secs(5), supervisor.wait()).await.unwrap().unwrap_err();
+        tokio::time::timeout(std::time::Duration::from_secs(5), supervisor.ended()).await.unwrap();
+        let error = supervisor.outcome().unwrap_err();
         assert!(error.to_string().contains("shaky"), "{error}");
         let states: Vec<_> = supervisor.views().into_iter().map(|view| view.state).collect();
         assert_eq!(states, ["stopped", "failed"]);

@@ -152,10 +152,17 @@ impl Memory {
 
     /// A ledger that commits at once, in order.
     pub(crate) fn ledger(&self) -> LedgerHandle {
+        self.ledger_behind(watch::channel(true).1)
+    }
+
+    /// A ledger that commits while its database is there, as the other end says.
+    pub(crate) fn ledger_behind(&self, mut is_there: watch::Receiver<bool>) -> LedgerHandle {
         let (sender, mut entries) = mpsc::channel::<LedgerEntry>(64);
         let memory = self.clone();
         tokio::spawn(async move {
             while let Some(entry) = entries.recv().await {
+                // Whoever says it may be gone: then it stays as it was.
+                let _ = is_there.wait_for(|is_there| *is_there).await;
                 let _ = entry.reply.send(memory.apply(entry.transition));
             }
         });

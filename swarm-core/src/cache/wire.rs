@@ -64,9 +64,9 @@ impl Keys {
         format!("{}:workers", self.prefix)
     }
 
-    /// A key that is there as long as Redis keeps what it is given.
-    pub(super) fn mark(&self) -> String {
-        format!("{}:mark", self.prefix)
+    /// A key that is there as long as Redis keeps what it is given: one of the core with this number, or one of all.
+    pub(super) fn mark(&self, of: Option<u64>) -> String {
+        of.map_or_else(|| format!("{}:mark", self.prefix), |core| format!("{}:mark:{core:x}", self.prefix))
     }
 
     pub(super) fn notices(&self) -> String {

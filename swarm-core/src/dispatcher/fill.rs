@@ -1,40 +1,34 @@
-//! Filling the workers: next, place, commit, expect, send.
+//! Filling the workers: next, place, commit; and when that is done: expect, send.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use swarm_protocol::link::ToWorker;
 use swarm_protocol::{AttemptId, WorkerId};
+use tokio::sync::mpsc::Permit;
 use tokio::sync::oneshot;
 
 use super::Dispatcher;
 use super::orders::order;
-use super::records::Prepared;
+use super::under_way::{Assignment, Back};
 use crate::cache::WorkerTable;
-use crate::messages::{Expected, HarvesterMsg, Runnable, SchedulerMsg, Shape, Stopping};
+use crate::messages::{Expected, HarvesterMsg, LedgerEntry, Runnable, SchedulerMsg, Shape, Stopping};
 use crate::plan::place::{Candidate, place};
 use crate::plan::queue::split;
 use crate::recover::expected;
-use crate::store::{Transition, Verdict, Work};
+use crate::store::{Transition, Work};
 
-/// Tasks that share a batch of the ledger, and jobs looked at for it, before messages are let through again.
+/// Tasks whose assignments are under way at one time.
 const TASKS_MAX: u64 = 1024;
+/// Jobs looked at before messages are let through again.
 const JOBS_MAX: usize = 256;
 /// Beyond this many parked shapes, all are offered anew at the next sweep; those of jobs that are gone vanish so.
 const PARKED_MAX: usize = 4096;
 
-/// Tasks of one job on their way to one worker.
-struct Assignment {
-    worker: WorkerId,
-    attempts: Vec<AttemptId>,
-    prepared: Arc<Prepared>,
-    verdict: oneshot::Receiver<Verdict>,
-}
-
 impl Dispatcher {
     /// Offers parked shapes that fit somewhere, whatever nudge got lost, and keeps what workers said of themselves.
     pub(super) async fn sweep(&mut self) -> Result<(), Stopping> {
-        self.note().await?;
+        self.note();
         let workers = self.picture.rows(&self.sessions, self.silence());
         self.cache.show_workers(WorkerTable { epoch: self.epoch, workers });
         let workers = self.picture.candidates(&self.sessions, self.silence());
@@ -51,26 +45,26 @@ impl Dispatcher {
         let roomier = self.picture.take_roomier();
         let roomier: Vec<_> = workers.iter().filter(|worker| roomier.contains(&worker.worker)).cloned().collect();
         self.unpark(&roomier).await?;
-        let (mut assignments, mut tasks, mut more) = (Vec::new(), 0, true);
         for _ in 0..JOBS_MAX {
             let free: u64 = workers.iter().map(|worker| u64::from(worker.capacity.minus(worker.used).slots)).sum();
-            let tasks_max = free.min(TASKS_MAX - tasks);
+            let tasks_max = free.min(TASKS_MAX.saturating_sub(self.under_way.tasks()));
             if tasks_max == 0 {
-                more = free > 0;
-                break;
+                self.is_held_up = free > 0;
+                return Ok(false);
             }
-            let Some(runnable) = self.next(tasks_max).await? else {
-                more = false;
-                break;
+            // A job may be shared out to every worker. A ledger without room for that has enough to do.
+            let shares_max = workers.len().min(tasks_max as usize);
+            let ledger = self.ledger.0.clone();
+            let Ok(places) = ledger.try_reserve_many(shares_max) else {
+                self.is_held_up = true;
+                return Ok(false);
             };
-            tasks += runnable.work.count();
-            if !self.assign(runnable, &mut workers, &mut assignments).await? {
-                more = false;
-                break;
+            let Some(runnable) = self.next(tasks_max).await? else { return Ok(false) };
+            if !self.assign(runnable, &mut workers, places).await? {
+                return Ok(false);
             }
         }
-        self.carry_out(assignments).await?;
-        Ok(more)
+        Ok(true)
     }
 
     async fn unpark(&mut self, workers: &[Candidate]) -> Result<(), Stopping> {
@@ -91,7 +85,7 @@ impl Dispatcher {
         &mut self,
         runnable: Runnable,
         workers: &mut [Candidate],
-        assignments: &mut Vec<Assignment>,
+        places: impl Iterator<Item = Permit<'_, LedgerEntry>>,
     ) -> Result<bool, Stopping> {
         let needs = runnable.shape.needs;
         let placed = place(workers, &runnable.shape, runnable.work.count());
@@ -116,44 +110,75 @@ impl Dispatcher {
                 return Ok(false);
             }
         };
-        for (worker, work) in share_out(placed, work) {
+        for ((worker, work), place) in share_out(placed, work).into_iter().zip(places) {
             let attempts = work.attempts(runnable.job);
             self.picture.promise(worker, &attempts, needs);
             if let Some(candidate) = workers.iter_mut().find(|candidate| candidate.worker == worker) {
                 attempts.iter().for_each(|_| candidate.used.add(needs));
             }
             let transition = Transition::Assign { job: runnable.job, work, worker, at: self.clock.now() };
-            let verdict = self.ledger.queue(transition).await?;
-            assignments.push(Assignment { worker, attempts, prepared: Arc::clone(&prepared), verdict });
+            let (reply, verdict) = oneshot::channel();
+            place.send(LedgerEntry { transition, reply });
+            let (shape, prepared) = (runnable.shape.clone(), Arc::clone(&prepared));
+            self.under_way.add(Assignment { worker, attempts, shape, prepared }, verdict);
         }
         Ok(true)
     }
 
-    /// Awaits the commits; only then tells the harvester, and only then sends.
-    async fn carry_out(&mut self, assignments: Vec<Assignment>) -> Result<(), Stopping> {
-        let mut granted: Vec<Expected> = Vec::new();
-        for Assignment { worker, attempts, prepared, verdict } in assignments {
-            match verdict.await.map_err(|_| Stopping)? {
-                Ok(_) => granted.extend(attempts.into_iter().map(|attempt| {
-                    let (losses, failures) = prepared.ends.get(&attempt.task).copied().unwrap_or_default();
-                    expected(&prepared.job, attempt, worker, losses, failures)
-                })),
+    /// Only what is committed is told to the harvester, and only then sent. True when workers may be given something
+    /// else.
+    pub(super) async fn settle(&mut self, all: Vec<Back>) -> Result<bool, Stopping> {
+        let (mut granted, mut has_room) = (Vec::new(), std::mem::take(&mut self.is_held_up));
+        for back in all {
+            match back {
+                Back::Judged(_, None) => return Err(Stopping),
+                Back::Judged(assignment, Some(Ok(_))) => granted.push(assignment),
                 // Cancelled in the meantime, as a rule: then nobody waits for these tasks any more.
-                Err(refusal) => {
+                Back::Judged(Assignment { worker, attempts, prepared, .. }, Some(Err(refusal))) => {
                     tracing::info!(job = %prepared.job.id, %worker, "an assignment was refused: {refusal}");
                     self.picture.release(worker, &attempts);
+                    has_room = true;
+                }
+                Back::Settled(reply) => {
+                    self.carry_out(std::mem::take(&mut granted)).await?;
+                    let _ = reply.send(());
                 }
             }
         }
+        self.carry_out(granted).await?;
+        Ok(has_room)
+    }
+
+    async fn carry_out(&mut self, granted: Vec<Assignment>) -> Result<(), Stopping> {
         if granted.is_empty() {
             return Ok(());
         }
-        self.tell(HarvesterMsg::Expect(granted.clone())).await?;
-        for Expected { attempt, worker, job, .. } in granted {
-            let order = order(&job, attempt, self.config.limits);
-            self.send(worker, ToWorker::Assign(Box::new(order))).await?;
+        let told: Vec<Expected> = granted.iter().flat_map(Assignment::expected).collect();
+        self.tell(HarvesterMsg::Expect(told)).await?;
+        for Assignment { worker, attempts, shape, prepared } in granted {
+            self.picture.granted(worker, &attempts);
+            // A worker that came back as another one meanwhile gets no order that was placed by what it was before. The
+            // harvester takes such an attempt back, as one whose order was lost.
+            if !self.picture.takes(worker, &shape) {
+                tracing::info!(job = %prepared.job.id, %worker, "orders are not sent: the worker is gone or has changed");
+                continue;
+            }
+            for attempt in attempts {
+                let order = order(&prepared.job, attempt, self.config.limits);
+                self.send(worker, ToWorker::Assign(Box::new(order))).await?;
+            }
         }
         Ok(())
+    }
+}
+
+impl Assignment {
+    fn expected(&self) -> impl Iterator<Item = Expected> {
+        let ends = |attempt: &AttemptId| self.prepared.ends.get(&attempt.task).copied().unwrap_or_default();
+        self.attempts.iter().map(move |attempt| {
+            let (losses, failures) = ends(attempt);
+            expected(&self.prepared.job, *attempt, self.worker, losses, failures)
+        })
     }
 }
 

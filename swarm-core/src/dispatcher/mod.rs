@@ -2,8 +2,9 @@
 //! woken by its inbox (work available, room freed, a worker ready) and sweeps every second, which makes up for every
 //! nudge that got lost.
 //!
-//! While some worker has room it asks the scheduler for the next job, places its tasks ([`crate::plan::place`]), commits
-//! the assignments, tells the harvester what to expect, and only then sends the orders. What fits nowhere goes back and
+//! While some worker has room it asks the scheduler for the next job, places its tasks ([`crate::plan::place`]), has the
+//! assignments committed, tells the harvester what to expect, and only then sends the orders. It does not wait for
+//! commits: they come back as messages do, and meanwhile all else is answered. What fits nowhere goes back and
 //! is parked under its shape until room appears. An order whose link breaks is not looked after here: the harvester
 //! frees what a worker's next state report does not know.
 //!
@@ -19,6 +20,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod under_way;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -51,6 +53,7 @@ use crate::store::Store;
 use crate::supervise::{Gauge, until_stopped};
 use picture::{Picture, Said, Silence};
 use records::Records;
+use under_way::UnderWay;
 
 /// Heartbeat intervals of silence after which a worker is suspect: it gets nothing new, and eager jobs leave it.
 const SILENT_INTERVALS: u64 = 3;
@@ -149,6 +152,8 @@ pub async fn run(
         heartbeats,
         records,
         picture,
+        under_way: UnderWay::default(),
+        is_held_up: false,
         notes: JoinSet::new(),
         parked,
         gauge,
@@ -170,6 +175,10 @@ pub async fn run(
                     return until_stopped(&stop).await;
                 }
                 fill = true;
+            }
+            Some(back) = dispatcher.under_way.next() => {
+                let Ok(has_room) = dispatcher.settle(back).await else { return until_stopped(&stop).await };
+                fill = has_room;
             }
             count = inbox.recv_many(&mut batch, BATCH) => {
                 if count == 0 {
@@ -204,6 +213,9 @@ struct Dispatcher {
     heartbeats: SocketAddr,
     records: Records,
     picture: Picture,
+    under_way: UnderWay,
+    /// There was more to give than may be under way.
+    is_held_up: bool,
     /// What is being kept of what workers say of themselves; ends with what the store refused.
     notes: JoinSet<Option<(WorkerId, Said)>>,
     /// Shapes the scheduler was told to skip.
@@ -257,8 +269,7 @@ impl Dispatcher {
                 let subjects = self.picture.subjects(&self.sessions, self.silence());
                 let _ = reply.send(misfit(&subjects, &shape));
             }
-            // Between two messages nothing is on its way: workers are filled to the end of each round.
-            DispatcherMsg::Settled { reply } => drop(reply.send(())),
+            DispatcherMsg::Settled { reply } => self.under_way.mark(reply),
             DispatcherMsg::Workers { reply } => {
                 let _ = reply.send(self.picture.views(&self.sessions, self.silence()));
             }

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use swarm_protocol::api::WorkerView;
-use swarm_protocol::labels::Labels;
+use swarm_protocol::labels::{Labels, has_all};
 use swarm_protocol::link::WorkerFacts;
 use swarm_protocol::spec::Resources;
 use swarm_protocol::{AttemptId, SessionId, Timestamp, WorkerId};
 
 use super::sessions::Sessions;
 use crate::cache::{WorkerRow, WorkerState};
-use crate::messages::LinkTx;
+use crate::messages::{LinkTx, Shape};
 use crate::plan::place::{Amount, Candidate, PREFETCH};
 use crate::plan::why::{Standing, Subject};
 use crate::store::{Transition, WorkerRecord};
@@ -56,6 +56,8 @@ struct Worker {
     link: Option<Link>,
     heard_at: Option<Timestamp>,
     live: HashMap<AttemptId, Resources>,
+    /// Those of them whose assignment is not committed yet, so that no report of the worker knows them.
+    promised: HashMap<AttemptId, Resources>,
     used: Amount,
     /// A notice that an attempt left may overtake the report that it is there: then the report is out of date.
     freed: VecDeque<AttemptId>,
@@ -230,8 +232,8 @@ impl Picture {
         let Some(link) = worker.link.as_mut().filter(|link| link.session == session) else { return false };
         let first = !std::mem::replace(&mut link.ready, true);
         if first {
-            worker.live.clear();
-            worker.used = Amount::default();
+            (worker.live, worker.used) = Default::default();
+            worker.promised.clone().into_iter().for_each(|(attempt, needs)| worker.hold(attempt, needs));
         }
         for (attempt, needs) in held {
             if !worker.freed.contains(&attempt) {
@@ -263,15 +265,38 @@ impl Picture {
     /// Takes back a promise that was not kept.
     pub(super) fn release(&mut self, id: WorkerId, attempts: &[AttemptId]) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            attempts.iter().for_each(|attempt| worker.free(*attempt));
+            for attempt in attempts {
+                worker.promised.remove(attempt);
+                worker.free(*attempt);
+            }
             self.roomier.insert(id);
         }
     }
 
     pub(super) fn promise(&mut self, id: WorkerId, attempts: &[AttemptId], needs: Resources) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            attempts.iter().for_each(|attempt| worker.hold(*attempt, needs));
+            for attempt in attempts {
+                worker.promised.insert(*attempt, needs);
+                worker.hold(*attempt, needs);
+            }
         }
+    }
+
+    /// The promise is committed.
+    pub(super) fn granted(&mut self, id: WorkerId, attempts: &[AttemptId]) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            for attempt in attempts {
+                worker.promised.remove(attempt);
+            }
+        }
+    }
+
+    /// Whether orders of this shape may go to the worker as it is now, for which there is room.
+    pub(super) fn takes(&self, id: WorkerId, shape: &Shape) -> bool {
+        self.workers.get(&id).is_some_and(|worker| {
+            let has_labels = has_all(worker.labels.as_deref().unwrap_or(&Labels::new()), &shape.require);
+            has_labels && worker.link.as_ref().is_some_and(|link| link.ready && link.version >= shape.link_version)
+        })
     }
 
     pub(super) fn drain(&mut self, id: WorkerId, draining: bool) {
@@ -298,7 +323,8 @@ impl Picture {
         let ready = |worker: &Worker| worker.standing(sessions, silence.now_ms, silence.ms_max) == Standing::Ready;
         let candidate = |(id, worker): (&WorkerId, &Worker)| {
             let (mut capacity, used) = (worker.capacity(), worker.used);
-            let frames = worker.link.as_ref().map_or(0, |link| link.tx.capacity().saturating_sub(LINK_RESERVE));
+            let frames = worker.link.as_ref().map_or(0, |link| link.tx.capacity());
+            let frames = frames.saturating_sub(LINK_RESERVE).saturating_sub(worker.promised.len());
             let frames = u32::try_from(frames).unwrap_or(u32::MAX);
             capacity.slots = capacity.slots.min(used.slots.saturating_add(frames));
             let link_version = worker.link.as_ref().map_or(0, |link| link.version);

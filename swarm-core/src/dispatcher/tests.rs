@@ -29,6 +29,8 @@ struct Swarm {
     dispatcher: mpsc::Sender<DispatcherMsg>,
     sessions: Arc<Sessions>,
     heartbeats: SocketAddr,
+    /// Whether the database takes what is to be committed.
+    database: watch::Sender<bool>,
     /// What the harvester was told, in a few words each.
     told: watch::Sender<Vec<String>>,
     stop: CancellationToken,
@@ -70,7 +72,7 @@ async fn harvester(mut inbox: mpsc::Receiver<HarvesterMsg>, told: watch::Sender<
 
 impl Swarm {
     async fn start() -> Self {
-        let memory = Memory::default();
+        let (memory, database) = (Memory::default(), watch::Sender::new(true));
         let clock = Arc::new(ManualClock::new(at(0)));
         let (scheduler, scheduler_inbox) = mpsc::channel(64);
         let (dispatcher, dispatcher_inbox) = mpsc::channel(64);
@@ -81,7 +83,7 @@ impl Swarm {
         let socket = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let heartbeats = socket.local_addr().unwrap();
         let deps = Deps {
-            ledger: memory.ledger(),
+            ledger: memory.ledger_behind(database.subscribe()),
             store: Arc::new(memory.clone()),
             scheduler: scheduler.clone(),
             harvester: to_harvester,
@@ -97,7 +99,7 @@ impl Swarm {
         let policy = PolicyConfig::default().build();
         tokio::spawn(crate::scheduler::run(scheduler_inbox, policy, dispatcher.clone(), gauge, stop.clone()));
         tokio::spawn(run(dispatcher_inbox, deps, Gauge::new("dispatcher", &dispatcher), stop.clone()));
-        Self { memory, clock, scheduler, dispatcher, sessions, heartbeats, told, stop }
+        Self { memory, clock, scheduler, dispatcher, sessions, heartbeats, database, told, stop }
     }
 
     async fn tell(&self, message: DispatcherMsg) {
@@ -166,8 +168,20 @@ impl Swarm {
             self.scheduler.send(SchedulerMsg::Position { job: JobId(0), reply }).await.unwrap();
             position.await.unwrap();
             self.tell(DispatcherMsg::WorkAvailable).await;
-            self.views().await;
+            let (reply, settled) = oneshot::channel();
+            self.tell(DispatcherMsg::Settled { reply }).await;
+            settled.await.unwrap();
         }
+    }
+
+    /// Waits until the worker is promised so many tasks.
+    async fn until_live(&self, worker: WorkerId, count: u32) {
+        let is_live = async {
+            while !self.views().await.iter().any(|view| view.id == worker && view.live == count) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, is_live).await.expect("it is promised work in time");
     }
 
     async fn until(&self, words: &str) {
@@ -340,6 +354,66 @@ async fn a_refused_assignment_frees_its_room() {
     assert_eq!(worker.order().await.attempt.job, JobId(2));
     assert_eq!(swarm.views().await[0].live, 1);
     assert!(!swarm.told.borrow().iter().any(|told| told.contains("expect 1.")));
+}
+
+#[tokio::test]
+async fn while_an_assignment_waits_for_its_commit_all_else_is_answered() {
+    let swarm = Swarm::start().await;
+    let mut worker = swarm.worker(1, 1, 1).await;
+    swarm.settle().await;
+    swarm.database.send_replace(false);
+    swarm.enqueue(1, 0, 1, 1).await;
+    swarm.until_live(worker.id, 1).await;
+    let (reply, mut settled) = oneshot::channel();
+    swarm.tell(DispatcherMsg::Settled { reply }).await;
+    let mut other = swarm.worker(2, 1, 1).await;
+    swarm.enqueue(2, 0, 1, 1).await;
+    swarm.until_live(other.id, 1).await;
+    assert!(worker.has_nothing() && settled.try_recv().is_err(), "it is on its way");
+    assert!(!swarm.told.borrow().iter().any(|told| told.contains("expect")), "{:?}", swarm.told.borrow());
+
+    swarm.database.send_replace(true);
+    assert_eq!(worker.order().await.attempt.job, JobId(1));
+    let told = swarm.told.borrow().clone();
+    assert!(told.iter().any(|told| told.contains("expect 1.0.1 on 1")), "before its order: {told:?}");
+    timeout(DEADLINE, settled).await.expect("it is told in time").unwrap();
+    assert_eq!(other.order().await.attempt.job, JobId(2));
+}
+
+#[tokio::test]
+async fn a_worker_that_links_anew_during_a_commit_keeps_its_promise_and_gets_the_order_if_it_is_still_fit() {
+    let swarm = Swarm::start().await;
+    let requires = |id| {
+        let shape = Shape { require: crate::testing::labels(&[("disk", "fast")]), ..shape(1) };
+        let work = Work::Fresh(TaskRange { first: 0, last: 0 });
+        Runnable { job: JobId(id), group: GroupId(1), priority: 0, runnable_since: at(0), shape, work }
+    };
+    let relabel = async |worker: &FakeWorker, disk: &str| {
+        let (id, session) = (worker.id, worker.session);
+        let labels = Labels::clone(&crate::testing::labels(&[("disk", disk)]));
+        swarm.tell(DispatcherMsg::Labels { worker: id, session, labels }).await;
+        swarm.tell(DispatcherMsg::Ready { worker: id, session, held: Vec::new() }).await;
+    };
+    for (job, then) in [(1, "fast"), (2, "slow")] {
+        let worker = swarm.connect(job, 1, 1).await;
+        relabel(&worker, "fast").await;
+        swarm.settle().await;
+        swarm.database.send_replace(false);
+        swarm.memory.change(|jobs| jobs.insert(JobId(job), job_record(job)));
+        swarm.scheduler.send(SchedulerMsg::Enqueue(requires(job))).await.unwrap();
+        swarm.until_live(worker.id, 1).await;
+        let mut anew = swarm.connect(job, 1, 1).await;
+        relabel(&anew, then).await;
+        swarm.until_live(worker.id, 1).await;
+        swarm.database.send_replace(true);
+        swarm.until(&format!("expect {job}.0.1 on {job} after 0+0")).await;
+        swarm.settle().await;
+        if then == "fast" {
+            assert_eq!(anew.order().await.attempt.job, JobId(job));
+        }
+        assert!(anew.has_nothing());
+        assert_eq!(swarm.views().await.iter().find(|view| view.id == anew.id).unwrap().live, 1);
+    }
 }
 
 #[tokio::test]

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use swarm_protocol::link::{FinalReport, ToWorker};
 use swarm_protocol::{AttemptId, Outcome, WorkerId};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::late::LateReport;
-use super::logs::Checked;
+use super::logs::{Checked, LogWork};
 use super::{Back, Deps, outputs, retry};
 use crate::cache::LogNotice;
 use crate::messages::{DispatcherMsg, Expected, HibernatorMsg, LinkTx, Runnable, SchedulerMsg, Stopping};
@@ -100,6 +100,23 @@ pub(super) async fn commit_end(deps: Deps, expected: Expected, end: AttemptEnd, 
         drop(link.send(ToWorker::FinishStored { attempt }).await);
     }
     Back::Settled(attempt)
+}
+
+/// Ends an attempt that may have run without its worker's word. The record says what is kept of its log; that this may
+/// lack something is said there, and at the end of the log itself once it is sure that nothing more comes.
+pub(super) async fn give_up(
+    deps: Deps,
+    expected: Expected,
+    mut end: AttemptEnd,
+    kept_bytes: oneshot::Receiver<u64>,
+    logs: mpsc::Sender<LogWork>,
+) -> Back {
+    let attempt = end.attempt;
+    end.log_bytes = kept_bytes.await.unwrap_or(0);
+    let back = commit_end(deps, expected, end, None).await;
+    let then = if matches!(back, Back::Settled(_)) { LogWork::Cut(attempt) } else { LogWork::Forget(attempt) };
+    drop(logs.send(then).await);
+    back
 }
 
 /// A report about an attempt that is not followed: a repetition of what is recorded, or too late.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use swarm_host::blocking::Thread;
 use swarm_protocol::link::{FinalReport, OutputReport, ToWorker};
-use swarm_protocol::logs::{AT_LEAST_ONE, LogDecoder, LogRecord, LogStream};
+use swarm_protocol::logs::{AT_LEAST_ONE, HEADER_BYTES, LogDecoder, LogRecord, LogStream};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -49,6 +49,15 @@ pub enum LogWork {
         /// The report again, with the log as it is here where the worker has lost a part of it, and what was found.
         reply: oneshot::Sender<(WorkerId, FinalReport, Checked)>,
     },
+    /// The core gives the attempt up: how much is kept of its log? Nothing is added from now on, until it is forgotten.
+    Left {
+        /// Whose.
+        attempt: AttemptId,
+        /// Bytes, with the mark that is to come.
+        reply: oneshot::Sender<u64>,
+    },
+    /// That it was given up is committed: its log ends here, and says that it may lack something.
+    Cut(AttemptId),
     /// The attempt is followed no more.
     Forget(AttemptId),
 }
@@ -80,7 +89,7 @@ pub fn start(deps: &Deps, gauge: Gauge) -> std::io::Result<(mpsc::Sender<LogWork
         cache: Arc::clone(&deps.cache),
         log_bytes_max: deps.log_bytes_max,
         gauge,
-        hashes: HashMap::new(),
+        kept: HashMap::new(),
     };
     let task = tokio::spawn(async move {
         let mut batch = Vec::new();
@@ -103,8 +112,66 @@ struct Writer {
     cache: Arc<dyn Cache>,
     log_bytes_max: u64,
     gauge: Gauge,
-    /// Running hash and length of the logs of attempts that are followed.
-    hashes: HashMap<AttemptId, (Sha256, u64)>,
+    /// Of the logs of attempts that are followed.
+    kept: HashMap<AttemptId, Kept>,
+}
+
+/// What is known of a log without reading it again.
+#[derive(Default)]
+struct Kept {
+    hash: Sha256,
+    len: u64,
+    /// The header of the record that is not whole yet, as far as it is there.
+    header: Vec<u8>,
+    /// What its payload lacks, once the header is there.
+    lacks: u64,
+    /// The engine's stamp of the last record.
+    last_at_us: u64,
+    /// Nothing more is taken: how much there is was told to whoever gives the attempt up.
+    is_closed: bool,
+}
+
+impl Kept {
+    fn add(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.len += bytes.len() as u64;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.header.len() < HEADER_BYTES {
+                let (header, more) = rest.split_at(rest.len().min(HEADER_BYTES - self.header.len()));
+                self.header.extend_from_slice(header);
+                rest = more;
+                let Some((at_us, len)) = header_of(&self.header) else { return };
+                (self.last_at_us, self.lacks) = (at_us, len.into());
+            }
+            let payload = rest.len().min(usize::try_from(self.lacks).unwrap_or(usize::MAX));
+            self.lacks -= payload as u64;
+            rest = &rest[payload..];
+            if self.lacks == 0 {
+                self.header.clear();
+            }
+        }
+    }
+
+    /// Whether its last record is all there.
+    fn ends_whole(&self) -> bool {
+        self.header.is_empty()
+    }
+}
+
+/// Stamp and payload length of a record whose header is all there.
+fn header_of(header: &[u8]) -> Option<(u64, u32)> {
+    let (_stream, rest) = header.split_first()?;
+    let (at_us, rest) = rest.split_first_chunk()?;
+    let (len, _) = rest.split_first_chunk()?;
+    Some((u64::from_le_bytes(*at_us), u32::from_le_bytes(*len)))
+}
+
+/// The end of a log that may lack something: nobody knows how much.
+fn cut_mark(at_us: u64) -> Vec<u8> {
+    let mut mark = Vec::new();
+    LogRecord { stream: LogStream::Cut, at_us, bytes: AT_LEAST_ONE.to_vec() }.encode(&mut mark);
+    mark
 }
 
 impl Writer {
@@ -130,7 +197,16 @@ impl Writer {
                 let checked = self.check(&mut report);
                 drop(reply.send((worker, *report, checked)));
             }
-            LogWork::Forget(attempt) => drop(self.hashes.remove(&attempt)),
+            LogWork::Left { attempt, reply } => match self.left(attempt) {
+                Ok(bytes) => drop(reply.send(bytes)),
+                Err(error) => tracing::warn!(%attempt, "what is kept of a log is not known: {}", text(error)),
+            },
+            LogWork::Cut(attempt) => {
+                if let Err(error) = self.cut(attempt) {
+                    tracing::warn!(%attempt, "the end of a log is not marked: {}", text(error));
+                }
+            }
+            LogWork::Forget(attempt) => drop(self.kept.remove(&attempt)),
         }
     }
 
@@ -138,34 +214,52 @@ impl Writer {
         // The worker cuts at its bound and says so; what comes beyond is not from an honest worker.
         let room = self.log_bytes_max.saturating_sub(offset);
         let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-        let (_, before) = self.hash_of(attempt)?;
-        let before = *before;
+        let kept = self.kept_of(attempt)?;
+        let before = kept.len;
+        if kept.is_closed {
+            return Ok(before);
+        }
         let after = self.blobs.log_append(&attempt.into(), offset, bytes)?;
         if after > before {
             // `offset <= before`, or the append would have been a gap.
             let new = &bytes[(before - offset) as usize..(after - offset) as usize];
-            let (hash, len) = self.hash_of(attempt)?;
-            hash.update(new);
-            *len = after;
+            self.kept_of(attempt)?.add(new);
         }
         Ok(after)
     }
 
-    /// The running hash, caught up with what is stored.
-    fn hash_of(&mut self, attempt: AttemptId) -> Result<&mut (Sha256, u64), BlobError> {
-        if !self.hashes.contains_key(&attempt) {
-            let (key, mut hash, mut len) = (LogKey::from(attempt), Sha256::new(), 0);
+    /// What is known of a log, caught up with what is stored.
+    fn kept_of(&mut self, attempt: AttemptId) -> Result<&mut Kept, BlobError> {
+        if !self.kept.contains_key(&attempt) {
+            let (key, mut kept) = (LogKey::from(attempt), Kept::default());
             loop {
-                let bytes = self.blobs.log_read(&key, len, READ_BYTES)?;
+                let bytes = self.blobs.log_read(&key, kept.len, READ_BYTES)?;
                 if bytes.is_empty() {
                     break;
                 }
-                hash.update(&bytes);
-                len += bytes.len() as u64;
+                kept.add(&bytes);
             }
-            self.hashes.insert(attempt, (hash, len));
+            self.kept.insert(attempt, kept);
         }
-        Ok(self.hashes.get_mut(&attempt).expect("just inserted"))
+        Ok(self.kept.get_mut(&attempt).expect("just inserted"))
+    }
+
+    fn left(&mut self, attempt: AttemptId) -> Result<u64, BlobError> {
+        let kept = self.kept_of(attempt)?;
+        kept.is_closed = true;
+        let mark = if kept.ends_whole() { cut_mark(0).len() as u64 } else { 0 };
+        Ok(kept.len + mark)
+    }
+
+    /// Within a record a mark would be taken for its bytes; then the log just ends there.
+    fn cut(&mut self, attempt: AttemptId) -> Result<(), BlobError> {
+        let kept = self.kept_of(attempt)?;
+        if kept.ends_whole() {
+            let (offset, mark) = (kept.len, cut_mark(kept.last_at_us));
+            let bytes = self.blobs.log_append(&attempt.into(), offset, &mark)?;
+            self.cache.tell(LogNotice { attempt, bytes, ended: true });
+        }
+        Ok(())
     }
 
     fn check(&mut self, report: &mut FinalReport) -> Checked {
@@ -187,8 +281,8 @@ impl Writer {
     }
 
     fn check_log(&mut self, report: &mut FinalReport) -> Result<Checked, BlobError> {
-        let (hash, len) = self.hash_of(report.attempt)?;
-        let (hash, len) = (hash.clone(), *len);
+        let kept = self.kept_of(report.attempt)?;
+        let (hash, len) = (kept.hash.clone(), kept.len);
         let is_same = len == report.log_bytes && Digest(hash.clone().finalize().into()) == report.log_digest;
         Ok(if len < report.log_bytes.min(self.log_bytes_max) {
             Checked::Short(len)
@@ -225,9 +319,9 @@ impl Writer {
         }
         // A report that is repeated finds the mark there.
         if decoder.is_empty() && !matches!(last, Some((LogStream::Cut, _))) {
-            let (at_us, mut mark) = (last.map_or(0, |(_, at_us)| at_us), Vec::new());
-            LogRecord { stream: LogStream::Cut, at_us, bytes: AT_LEAST_ONE.to_vec() }.encode(&mut mark);
-            len = self.append(report.attempt, len, &mark)?;
+            let mark = cut_mark(last.map_or(0, |(_, at_us)| at_us));
+            len = self.blobs.log_append(&key, len, &mark)?;
+            self.kept_of(report.attempt)?.add(&mark);
         }
         tracing::warn!(attempt = %report.attempt, len, of = report.log_bytes, "a worker has lost a part of a log");
         report.log_bytes = len;
@@ -270,7 +364,7 @@ mod tests {
             cache: crate::testing::cache(),
             log_bytes_max: 100,
             gauge: Gauge::without_inbox("harvester"),
-            hashes: HashMap::new(),
+            kept: HashMap::new(),
         }
     }
 
@@ -294,7 +388,42 @@ mod tests {
         }
         writer.handle(LogWork::Forget(id(1)));
         writer.handle(LogWork::Forget(id(2)));
-        assert_eq!(writer.hashes.keys().collect::<Vec<_>>(), [&id(3)]);
+        assert_eq!(writer.kept.keys().collect::<Vec<_>>(), [&id(3)]);
+    }
+
+    #[test]
+    fn the_log_of_an_attempt_that_is_given_up_ends_in_a_mark_if_its_last_record_is_whole() {
+        let record = |text: &str| {
+            let mut bytes = Vec::new();
+            LogRecord { stream: LogStream::Stdout, at_us: 7, bytes: text.into() }.encode(&mut bytes);
+            bytes
+        };
+        let whole = [record("one"), record(""), record("three")].concat();
+        // In pieces of every size, the last one missing or there.
+        for (size, there) in (1..=whole.len()).flat_map(|size| [(size, whole.len()), (size, whole.len() - 1)]) {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut writer, (link, _stored)) = (writer(dir.path()), mpsc::channel(64));
+            let attempt = AttemptId { job: JobId(1), task: 0, attempt: 1 };
+            let mut offset = 0;
+            for piece in whole[..there].chunks(size) {
+                writer.handle(LogWork::Append { attempt, offset, bytes: piece.to_vec(), link: link.clone() });
+                offset += piece.len() as u64;
+            }
+            let (reply, mut left) = oneshot::channel();
+            writer.handle(LogWork::Left { attempt, reply });
+            let late = || LogWork::Append { attempt, offset, bytes: record("late"), link: link.clone() };
+            writer.handle(late());
+            writer.handle(LogWork::Cut(attempt));
+            writer.handle(late());
+            let kept = writer.blobs.log_read(&attempt.into(), 0, 1000).unwrap();
+            assert_eq!(left.try_recv().unwrap(), kept.len() as u64);
+            let mut decoder = LogDecoder::default();
+            decoder.push(&kept);
+            let records: Vec<_> = std::iter::from_fn(|| decoder.next_record().unwrap()).collect();
+            let texts: Vec<_> = records.iter().map(|record| String::from_utf8_lossy(&record.bytes)).collect();
+            let expected: &[&str] = if there == whole.len() { &["one", "", "three", ">=1"] } else { &["one", ""] };
+            assert_eq!(texts, expected, "in pieces of {size}");
+        }
     }
 
     #[test]

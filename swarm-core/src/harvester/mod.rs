@@ -34,7 +34,7 @@ use crate::messages::{DispatcherMsg, Expected, HarvesterMsg, HibernatorMsg, Ledg
 use crate::store::Store;
 use crate::supervise::Gauge;
 use book::{Act, Book, Patience};
-use commits::{check_names, commit_end, commit_recall, commit_start, commit_superseded};
+use commits::{check_names, commit_end, commit_recall, commit_start, commit_superseded, give_up};
 use late::{Late, LateReport};
 use logs::{Checked, LogWork};
 
@@ -330,7 +330,13 @@ impl Harvester {
                 Act::Recall(expected) => drop(self.tasks.spawn(commit_recall(deps, *expected))),
                 Act::End { expected, end, acknowledge } => {
                     let link = self.links.get(&expected.worker).filter(|_| acknowledge).map(|(_, link)| link.clone());
-                    self.tasks.spawn(commit_end(deps, *expected, *end, link));
+                    if acknowledge || end.log_cut_bytes == 0 {
+                        self.tasks.spawn(commit_end(deps, *expected, *end, link));
+                        continue;
+                    }
+                    let (reply, kept_bytes) = oneshot::channel();
+                    drop(self.logs.send(LogWork::Left { attempt: end.attempt, reply }).await);
+                    self.tasks.spawn(give_up(deps, *expected, *end, kept_bytes, self.logs.clone()));
                 }
                 Act::Verify(worker, report, job) => {
                     let (reply, answer) = oneshot::channel();

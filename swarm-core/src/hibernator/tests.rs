@@ -105,6 +105,24 @@ async fn a_clock_that_is_set_back_delays_a_retry_by_a_backoff_at_most_and_a_job_
 }
 
 #[tokio::test]
+async fn a_retry_that_is_handed_over_after_the_clock_was_set_back_waits_for_a_backoff_at_most() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(7200))));
+    let mut run = start(&memory, &clock, Vec::new());
+    clock.set_wall(at(0));
+    run.settle().await;
+    let again = Runnable { work: Work::Again(vec![(0, 2)]), ..delayed(1) };
+    run.inbox.send(HibernatorMsg::Hold { until: at(7201), work: again }).await.unwrap();
+    run.inbox.send(HibernatorMsg::Hold { until: at(7201), work: delayed(2) }).await.unwrap();
+    run.settle().await;
+    assert!(run.released.try_recv().is_err());
+    clock.set_wall(at(300));
+    assert_eq!(run.released().await, JobId(1));
+    run.settle().await;
+    assert!(run.released.try_recv().is_err(), "a start that was asked for is one");
+    run.stop.cancel();
+}
+
+#[tokio::test]
 async fn each_instant_is_launched_once_across_restarts_and_clock_jumps() {
     let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
     // 1_800_000_000 is a whole multiple of ten minutes.

@@ -12,11 +12,11 @@ use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, TaskIndex};
 
-use super::ApiState;
 use super::guards::{Body, Consumer, Headers, User, With, limit, optional, param};
 use super::problem::{Answer, invalid, not_found, unavailable};
 use super::submit::{prepare_job, submit as hand_over};
 use super::why::{Facts, answer};
+use super::{ApiState, Submits, ask};
 use crate::archive::{job_detail, job_state, job_view, task_view};
 use crate::identity::Account;
 use crate::messages::{DispatcherMsg, ReceiverMsg, SchedulerMsg, Shape};
@@ -79,13 +79,25 @@ pub(super) async fn submit(
     headers: Headers,
     body: Body<JobSpec>,
     state: &State<Arc<ApiState>>,
+    submits: &State<Submits>,
 ) -> Answer<With<Json<Submitted>>> {
     let idempotency = headers.idempotency?.map(|key| (key, body.digest));
-    let account = &*consumer.0;
-    let key = idempotency.as_ref().map(|(key, _)| key.as_str());
     let must_fit = optional("must_fit", must_fit)?.unwrap_or(false);
-    let prepared = prepare_job(state, account.group, body.value, key, must_fit).await?;
-    let submitted = hand_over(state, account, account.group, prepared, idempotency).await?;
+    let (here, account, keyed) = (Arc::clone(state), consumer.0, idempotency.clone());
+    let same = keyed.map(|(key, digest)| (account.group, key, digest));
+    let work = async move {
+        let key = idempotency.as_ref().map(|(key, _)| key.as_str());
+        let prepared = prepare_job(&here, account.group, body.value, key, must_fit).await?;
+        hand_over(&here, &account, account.group, prepared, idempotency).await
+    };
+    let submitted = match same {
+        None => state.carry(work).await?,
+        // What was fine when it was sent first may be too late by now, or fit nowhere, and yet become a job.
+        Some(same) => {
+            let submits = Arc::clone(submits);
+            state.carry(async move { submits.answer(same, work).await }).await?.delivered()
+        }
+    };
     let status = if submitted.repeated { Status::Ok } else { Status::Created };
     Ok(Custom(status, Json(submitted)))
 }
@@ -232,9 +244,13 @@ pub(super) async fn cancel(
     let account = &*consumer.0;
     let record = visible(state, account, job).await?;
     if !job_state(&record, state.clock.now()).is_final() {
-        let id = record.id;
-        state.ask(&state.handles.receiver, |reply| ReceiverMsg::Cancel { job: id, reply }).await??;
-        crate::audit!(user = account.name, job.id = %id, "`{}` cancelled job {id}", account.name);
+        let (id, by, receiver) = (record.id, account.name.clone(), state.handles.receiver.clone());
+        let work = async move {
+            ask(&receiver, |reply| ReceiverMsg::Cancel { job: id, reply }).await??;
+            crate::audit!(user = by, job.id = %id, "`{by}` cancelled job {id}");
+            Ok(())
+        };
+        state.carry(work).await?;
     }
     let record = visible(state, account, job).await?;
     Ok(Custom(Status::Accepted, Json(job_detail(&record, state.clock.now()))))

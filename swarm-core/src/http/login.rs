@@ -42,7 +42,8 @@ pub(super) async fn login(
 #[post("/refresh", data = "<body>")]
 pub(super) async fn refresh(body: Body<RefreshRequest>, state: &State<Arc<ApiState>>) -> Answer<Json<Tokens>> {
     let identity = Arc::clone(&state.identity);
-    Ok(Json(state.carry(async move { Ok(identity.refresh(body.value).await?) }).await?))
+    let refreshed = state.carry(async move { Ok(identity.refresh(body.value).await?) }).await?;
+    Ok(Json(refreshed.delivered()))
 }
 
 /// Ends this session

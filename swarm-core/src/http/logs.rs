@@ -50,10 +50,10 @@ struct Reader {
 /// Why a follower looks at a log.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// On its own account, or as it was told of the end.
+    /// On its own account.
     Wholly,
-    /// It was told of new bytes.
-    Told,
+    /// It was told of new bytes, or of the end.
+    Told { ended: bool },
     /// It has just read some.
     ForMore,
 }
@@ -78,7 +78,7 @@ impl Reader {
     /// that came in between are missed.
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            if !self.ended && self.look == Look::Wholly {
+            if !self.ended && matches!(self.look, Look::Wholly | Look::Told { ended: true }) {
                 self.ended = !self.follow || self.has_ended().await?;
             }
             let (blobs, key, offset) = (Arc::clone(&self.state.blobs), LogKey::from(self.attempt), self.offset);
@@ -92,8 +92,8 @@ impl Reader {
             if self.ended {
                 return Ok(None);
             }
-            if self.look == Look::Told {
-                // Of bytes that are not there: notices may be lies, and must not make it look all the time.
+            if let Look::Told { .. } = self.look {
+                // Of what is not so: notices may be lies, and must not make it look all the time.
                 self.unless_stopped(tokio::time::sleep(POLL_MIN)).await?;
             }
             self.look = self.wait().await?;
@@ -104,7 +104,7 @@ impl Reader {
     async fn wait(&mut self) -> io::Result<Look> {
         let (offset, pause, stop) = (self.offset, self.pause, self.state.stop().clone());
         tokio::select! {
-            notice = self.ear.beyond(offset) => Ok(if notice.ended { Look::Wholly } else { Look::Told }),
+            notice = self.ear.beyond(offset) => Ok(Look::Told { ended: notice.ended }),
             () = tokio::time::sleep(pause) => {
                 self.pause = (pause * 2).min(POLL_MAX);
                 Ok(Look::Wholly)

@@ -32,7 +32,8 @@ use anyhow::Context as _;
 use rocket::config::{Ident, LogLevel, Shutdown};
 use rocket::fairing::AdHoc;
 use rocket::{Build, Config, Rocket, Route, routes};
-use swarm_protocol::{AttemptId, Epoch, SwarmId, UserId, WorkerId};
+use swarm_protocol::api::Submitted;
+use swarm_protocol::{AttemptId, Digest, Epoch, GroupId, SwarmId, UserId, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,7 @@ use crate::config::CoreConfig;
 use crate::identity::Identity;
 use crate::logger::LoggerHandle;
 use crate::messages::Handles;
+use crate::once::Once;
 use crate::store::{Applied, Store, StoreError, Transition, Verdict};
 use crate::supervise::{Gauge, Supervisor};
 pub use openapi::json as openapi;
@@ -108,6 +110,9 @@ impl Uploads {
         Self { users, workers, parked: Arc::default() }
     }
 }
+
+/// Submits under way, by owner group, key and digest of the body.
+type Submits = Arc<Once<(GroupId, String, Digest), Submitted>>;
 
 impl ApiState {
     /// Reads from the store on a thread that may block.
@@ -274,6 +279,7 @@ fn build(state: ApiState, address: SocketAddr) -> Rocket<Build> {
     };
     rocket::custom(config)
         .manage(Uploads::new(state.config.limits.uploads as usize))
+        .manage(Submits::default())
         .manage(Arc::new(state))
         .mount("/", routes![health::livez, health::readyz])
         .mount(BASE, api_routes())

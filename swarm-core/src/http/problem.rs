@@ -14,6 +14,7 @@ use crate::identity::AuthError;
 use crate::identity::password::PasswordError;
 use crate::images::ImageError;
 use crate::messages::Stopping;
+use crate::once::Full;
 use crate::store::{Refusal, StoreError};
 
 /// When whoever was told 503 should come again, in seconds.
@@ -144,6 +145,12 @@ impl From<Stopping> for Failure {
     }
 }
 
+impl From<Full> for Failure {
+    fn from(full: Full) -> Self {
+        unavailable(full.to_string())
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
@@ -218,6 +225,7 @@ impl From<AuthError> for Failure {
             }
             AuthError::Field(error) => Problem::invalid(vec![error]).into(),
             AuthError::Refused(refusal) => refusal.into(),
+            AuthError::Busy(full) => full.into(),
             AuthError::Password(PasswordError::Busy) => unavailable("too many logins at this moment"),
             AuthError::Store(error) => error.into(),
             AuthError::Stopping(stopping) => stopping.into(),

@@ -99,8 +99,12 @@ pub(super) async fn create(
     let (owner, group) = (account.id, account.group);
     let new = NewSchedule { owner, group, name, cron, zone, job, created_at };
     let create = Transition::CreateSchedule(Box::new(new));
-    let notice = |applied: &Applied| match applied {
-        Applied::Schedule(id) => HibernatorMsg::ScheduleChanged(*id),
+    let by = account.name.clone();
+    let notice = move |applied: &Applied| match applied {
+        Applied::Schedule(id) => {
+            crate::audit!(user = by, "`{by}` made schedule {id}");
+            HibernatorMsg::ScheduleChanged(*id)
+        }
         other => unreachable!("a new schedule is answered by its number, not by {other:?}"),
     };
     let id = match state.commit_and_tell(create, &state.handles.hibernator, notice).await? {
@@ -111,7 +115,6 @@ pub(super) async fn create(
         }
         Err(refusal) => return Err(refusal.into()),
     };
-    crate::audit!(user = account.name, "`{}` made schedule {id}", account.name);
     Ok(created(view(state, &visible(state, account, &id.to_string()).await?)))
 }
 
@@ -137,21 +140,31 @@ pub(super) async fn get(user: User, schedule: &str, state: &State<Arc<ApiState>>
 #[delete("/schedules/<schedule>")]
 pub(super) async fn delete(consumer: Consumer, schedule: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
     let id = visible(state, &consumer.0, schedule).await?.id;
-    change(state, Transition::DeleteSchedule { schedule: id }, id).await?;
-    crate::audit!(user = consumer.0.name, "`{}` deleted schedule {id}", consumer.0.name);
+    let by = consumer.0.name.clone();
+    let done = move || crate::audit!(user = by, "`{by}` deleted schedule {id}");
+    change(state, Transition::DeleteSchedule { schedule: id }, id, done).await?;
     Ok(NoContent)
 }
 
-/// Commits a change of a schedule and has the hibernator look at it.
-async fn change(state: &ApiState, change: Transition, schedule: ScheduleId) -> Answer<Applied> {
-    let notice = move |_: &Applied| HibernatorMsg::ScheduleChanged(schedule);
+/// Commits a change of a schedule, notes that by `done`, and has the hibernator look at it.
+async fn change(
+    state: &ApiState,
+    change: Transition,
+    schedule: ScheduleId,
+    done: impl FnOnce() + Send + 'static,
+) -> Answer<Applied> {
+    let notice = move |_: &Applied| {
+        done();
+        HibernatorMsg::ScheduleChanged(schedule)
+    };
     Ok(state.commit_and_tell(change, &state.handles.hibernator, notice).await??)
 }
 
 async fn set_paused(state: &ApiState, account: &Account, schedule: &str, paused: bool) -> Answer<Json<ScheduleView>> {
     let id = visible(state, account, schedule).await?.id;
-    let at = state.clock.now();
-    change(state, Transition::PauseSchedule { schedule: id, paused, at }, id).await?;
+    let (at, by, verb) = (state.clock.now(), account.name.clone(), if paused { "paused" } else { "resumed" });
+    let done = move || crate::audit!(user = by, "`{by}` {verb} schedule {id}");
+    change(state, Transition::PauseSchedule { schedule: id, paused, at }, id, done).await?;
     Ok(Json(view(state, &visible(state, account, schedule).await?)))
 }
 
@@ -200,8 +213,13 @@ pub(super) async fn trigger(
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<Submitted>>> {
     let record = visible(state, &consumer.0, schedule).await?;
-    let submitted = submit(state, &consumer.0, record.group, record.job, None).await?;
-    let (by, id, job) = (&consumer.0.name, record.id, submitted.job);
-    crate::audit!(user = by, job.id = %job, "`{by}` triggered schedule {id}: job {job}");
-    Ok(created(submitted))
+    let (state, account) = (Arc::clone(state), consumer.0);
+    let here = Arc::clone(&state);
+    let work = async move {
+        let submitted = submit(&here, &account, record.group, record.job, None).await?;
+        let (by, id, job) = (&account.name, record.id, submitted.job);
+        crate::audit!(user = by, job.id = %job, "`{by}` triggered schedule {id}: job {job}");
+        Ok(created(submitted))
+    };
+    state.carry(work).await
 }

@@ -7,8 +7,8 @@ use swarm_protocol::problem::{FieldError, Problem};
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::validate::{start_fault, validate};
 
-use super::ApiState;
 use super::problem::{Answer, Failure};
+use super::{ApiState, ask};
 use crate::clock::truncate;
 use crate::identity::Account;
 use crate::images::ImageRef;
@@ -119,7 +119,7 @@ fn resolve(store: &dyn Store, group: GroupId, spec: JobSpec) -> Result<Resolved,
     Ok((spec, image, sizes, faults))
 }
 
-/// Hands a prepared job to the receiver; the answer comes after its commit.
+/// Hands a prepared job to the receiver; the answer comes after its commit, however long that takes.
 pub(super) async fn submit(
     state: &ApiState,
     account: &Account,
@@ -130,7 +130,7 @@ pub(super) async fn submit(
     let (keyed, shape) = (idempotency.is_some(), Shape::of(&job.spec));
     let submitted_at = state.clock.now();
     let new = Box::new(NewJob { owner: account.id, group, job, submitted_at, idempotency, launch: None });
-    match state.ask(&state.handles.receiver, |reply| ReceiverMsg::Submit { new, reply }).await? {
+    match ask(&state.handles.receiver, |reply| ReceiverMsg::Submit { new, reply }).await? {
         Ok(Applied::Job { job, repeated }) => {
             // The job is accepted, whatever becomes of its warnings.
             let warnings = misfit(state, shape).await.unwrap_or_default().into_iter().collect();

@@ -13,7 +13,7 @@ use swarm_protocol::{Epoch, WorkerId};
 use super::guards::{Admin, Body, Client, Operator, User, With, created, param};
 use super::openapi::TooManyRequests;
 use super::problem::{Answer, not_found};
-use super::{ApiState, tell};
+use super::{ApiState, ask, tell};
 use crate::cache::{WorkerRow, WorkerState, WorkerTable};
 use crate::messages::{DispatcherMsg, HarvesterMsg};
 use crate::store::{Applied, Store, Transition, WorkerRecord};
@@ -94,9 +94,12 @@ pub(super) async fn create_token(
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<JoinToken>>> {
     let identity = Arc::clone(&state.identity);
-    let token = state.carry(async move { Ok(identity.join_token(body.value).await?) }).await?;
-    crate::audit!(user = admin.0.name, "`{}` made a join token for worker `{}`", admin.0.name, token.worker);
-    Ok(created(token))
+    let work = async move {
+        let token = identity.join_token(body.value).await?;
+        crate::audit!(user = admin.0.name, "`{}` made a join token for worker `{}`", admin.0.name, token.worker);
+        Ok(created(token))
+    };
+    state.carry(work).await
 }
 
 /// Exchanges a join token for a worker's own key
@@ -113,8 +116,8 @@ pub(super) async fn join(
     state: &State<Arc<ApiState>>,
 ) -> Answer<With<Json<JoinAnswer>>> {
     let identity = Arc::clone(&state.identity);
-    let answer = state.carry(async move { Ok(identity.join(client.0, body.value).await?) }).await?;
-    Ok(rocket::response::status::Custom(Status::Ok, Json(answer)))
+    let joined = state.carry(async move { Ok(identity.join(client.0, body.value).await?) }).await?;
+    Ok(rocket::response::status::Custom(Status::Ok, Json(joined.delivered())))
 }
 
 async fn existing(state: &ApiState, worker: &str) -> Answer<WorkerRecord> {
@@ -144,14 +147,15 @@ pub(super) async fn revoke(admin: Admin, worker: &str, state: &State<Arc<ApiStat
     state.carry(work).await
 }
 
-async fn set_draining(state: &ApiState, by: &str, worker: &str, draining: bool) -> Answer<NoContent> {
-    let record = existing(state, worker).await?;
-    let worker = record.id;
-    let notice = move |_: &Applied| DispatcherMsg::Drain { worker, draining };
+async fn set_draining(state: &ApiState, by: String, worker: &str, draining: bool) -> Answer<NoContent> {
+    let WorkerRecord { id: worker, name, .. } = existing(state, worker).await?;
+    let notice = move |_: &Applied| {
+        let verb = if draining { "drains" } else { "resumes" };
+        crate::audit!(user = by, "`{by}` {verb} worker `{name}`");
+        DispatcherMsg::Drain { worker, draining }
+    };
     let drain = Transition::DrainWorker { worker, draining };
     state.commit_and_tell(drain, &state.handles.dispatcher, notice).await??;
-    let verb = if draining { "drains" } else { "resumes" };
-    crate::audit!(user = by, "`{by}` {verb} worker `{}`", record.name);
     Ok(NoContent)
 }
 
@@ -165,7 +169,7 @@ async fn set_draining(state: &ApiState, by: &str, worker: &str, draining: bool) 
 )]
 #[post("/workers/<worker>/drain")]
 pub(super) async fn drain(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
-    set_draining(state, &operator.0.name, worker, true).await
+    set_draining(state, operator.0.name.clone(), worker, true).await
 }
 
 /// Lets a worker have tasks again
@@ -176,7 +180,7 @@ pub(super) async fn drain(operator: Operator, worker: &str, state: &State<Arc<Ap
 )]
 #[post("/workers/<worker>/resume")]
 pub(super) async fn resume(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
-    set_draining(state, &operator.0.name, worker, false).await
+    set_draining(state, operator.0.name.clone(), worker, false).await
 }
 
 /// Gives up all attempts of a worker
@@ -189,12 +193,15 @@ pub(super) async fn resume(operator: Operator, worker: &str, state: &State<Arc<A
 )]
 #[post("/workers/<worker>/declare-lost")]
 pub(super) async fn declare_lost(operator: Operator, worker: &str, state: &State<Arc<ApiState>>) -> Answer<NoContent> {
-    let record = existing(state, worker).await?;
-    let worker = record.id;
-    let ended = state.ask(&state.handles.harvester, |reply| HarvesterMsg::DeclareLost { worker, reply }).await?;
-    let (by, name) = (&operator.0.name, &record.name);
-    crate::audit!(user = by, attempts = ended, "`{by}` declared worker `{name}` lost; {ended} attempts ended");
-    Ok(NoContent)
+    let WorkerRecord { id: worker, name, .. } = existing(state, worker).await?;
+    let harvester = state.handles.harvester.clone();
+    let work = async move {
+        let ended = ask(&harvester, |reply| HarvesterMsg::DeclareLost { worker, reply }).await?;
+        let by = &operator.0.name;
+        crate::audit!(user = by, attempts = ended, "`{by}` declared worker `{name}` lost; {ended} attempts ended");
+        Ok(NoContent)
+    };
+    state.carry(work).await
 }
 
 #[cfg(test)]

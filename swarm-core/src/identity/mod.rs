@@ -9,5 +9,5 @@ pub mod tokens;
 mod workers;
 
 pub use keyfile::KeyFileError;
-pub use service::{Account, AuthError, Identity, IdentityConfig};
+pub use service::{Account, AuthError, Identity, IdentityConfig, Undelivered};
 pub use workers::WorkerPeer;

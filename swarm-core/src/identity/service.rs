@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use chrono::TimeDelta;
 use swarm_protocol::problem::FieldError;
 use swarm_protocol::validate::{NAME_HINT, is_name};
-use swarm_protocol::{SwarmId, Timestamp, UserId};
+use swarm_protocol::{Digest, SwarmId, Timestamp, UserId};
 use uuid::Uuid;
 
 pub use self::accounts::Account;
@@ -25,6 +25,8 @@ use super::workers::WorkerKeys;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::messages::{LedgerHandle, Stopping};
+pub use crate::once::Undelivered;
+use crate::once::{Full, Once};
 use crate::store::{Applied, Refusal, Store, StoreError, Transition};
 use swarm_host::blocking;
 
@@ -65,6 +67,9 @@ pub enum AuthError {
     /// Too many passwords are being checked, or checking one failed.
     #[error(transparent)]
     Password(#[from] PasswordError),
+    /// Too many tokens are being exchanged.
+    #[error(transparent)]
+    Busy(#[from] Full),
     /// A token could not be signed.
     #[error(transparent)]
     Jwt(JwtError),
@@ -101,6 +106,10 @@ pub struct Identity {
     /// Failures in a row by name, known or not, and the last one in ms: so that a locked name does not tell whether it
     /// exists, and failures count before they are committed.
     failures: Mutex<HashMap<String, (u32, u64)>>,
+    /// By the hash of the token that is refreshed.
+    refreshed: Arc<Once<Digest, sessions::Opened>>,
+    /// By the hash of the join token and the name of the worker.
+    joined: Arc<Once<(Digest, String), workers::Joined>>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -154,6 +163,8 @@ impl Identity {
             memory: RwLock::new(memory),
             cache,
             failures: Mutex::default(),
+            refreshed: Arc::default(),
+            joined: Arc::default(),
         };
         if fresh {
             identity.make_first_account(&config).await?;

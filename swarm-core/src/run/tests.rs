@@ -21,17 +21,21 @@ impl Core {
     /// A core on a database that another one may use, too; all else is its own.
     async fn start(database: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = CoreConfig {
-            data_dir: dir.path().to_owned(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            database_url: Some(format!("sqlite://{}", database.display()).into()),
-            ..CoreConfig::default()
-        };
+        let config = Self::config(dir.path(), database);
         let (_, log) = crate::logger::scoped(&LoggerConfig::default()).unwrap();
         let (stop, (ready, listening)) = (CancellationToken::new(), oneshot::channel());
         let ended = tokio::spawn(run(config, log, stop.clone(), ready));
         let address = tokio::time::timeout(DEADLINE, listening).await.expect("it answers in time").unwrap();
         Self { dir, address, stop, ended }
+    }
+
+    fn config(dir: &Path, database: &Path) -> CoreConfig {
+        CoreConfig {
+            data_dir: dir.to_owned(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database_url: Some(format!("sqlite://{}", database.display()).into()),
+            ..CoreConfig::default()
+        }
     }
 
     /// Logs in, which is to be committed: the status of the answer.
@@ -121,4 +125,25 @@ async fn a_start_that_fails_half_way_has_ended_before_the_next_one() {
     change("DROP TRIGGER refuse");
     let ((ended, _), listened) = start(CancellationToken::new()).await;
     assert!(listened && ended.is_ok());
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_database_that_does_not_open() {
+    let [dir, shared] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let config = Core::config(dir.path(), &shared.path().join("swarm.db"));
+    // Whoever opens a store holds its directory meanwhile.
+    let folder = std::fs::File::open(shared.path()).unwrap();
+    folder.lock().unwrap();
+    let (_, log) = crate::logger::scoped(&LoggerConfig::default()).unwrap();
+    let (stop, (ready, _listening)) = (CancellationToken::new(), oneshot::channel());
+    let core = tokio::spawn(run(config, log, stop.clone(), ready));
+    let began = Instant::now();
+    while !dir.path().join("blobs").exists() {
+        assert!(began.elapsed() < DEADLINE, "it never opens anything");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(10), core).await;
+    folder.unlock().unwrap();
+    ended.expect("it ends in time").unwrap().unwrap();
 }

@@ -49,6 +49,8 @@ impl Db {
         let mut conn = location.connect(Purpose::Write).map_err(|error| sqlite::cannot_open(at.clone(), error))?;
         if let (Location::Sqlite(path), Conn::Sqlite(c), true) = (&location, &mut conn, left_open) {
             sqlite::check(path, c)?;
+            sqlite::note_checked(path)
+                .map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
         }
         migrate(&location, &mut conn, Timestamp::from(std::time::SystemTime::now()).timestamp_micros())
             .map_err(|source| OpenError::Migrate { at: at.clone(), source })?;

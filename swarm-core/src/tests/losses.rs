@@ -1,6 +1,7 @@
 //! What the database refuses once is not lost until the next start.
 
 use swarm_protocol::TaskRange;
+use swarm_protocol::logs::{LogRecord, LogStream};
 
 use super::*;
 use crate::store::{AttemptEnd, Next, Work};
@@ -222,6 +223,9 @@ async fn a_core_that_was_away_gives_nothing_up_and_a_worker_declared_lost_ends_w
     worker.say(ToCore::Accepted { attempt: id }).await;
     worker.say(ToCore::Renew { seq: 1, live: swarm_protocol::link::live_hash([&id]) }).await;
     assert!(worker.renewed(1).await);
+    let mut log = Vec::new();
+    LogRecord { stream: LogStream::Stdout, at_us: 1, bytes: b"so far".to_vec() }.encode(&mut log);
+    worker.say(ToCore::Log { attempt: id, offset: 0, bytes: log.clone() }).await;
     // Nobody swept meanwhile, so this was no silence of the worker.
     disk.clock.advance_ms(60_000);
     let lost = core.until(|| !core.attempts(job).is_empty());
@@ -230,6 +234,11 @@ async fn a_core_that_was_away_gives_nothing_up_and_a_worker_declared_lost_ends_w
     core.handles.harvester.send(HarvesterMsg::DeclareLost { worker: worker.id, reply }).await.unwrap();
     assert_eq!(ended.await.unwrap(), 1);
     core.until(|| !core.attempts(job).is_empty()).await;
-    let outcome = core.attempts(job).remove(0).outcome;
-    assert!(matches!(outcome, Some(Outcome::Lost { reason: LossReason::DeclaredLost, .. })), "{outcome:?}");
+    let end = core.attempts(job).remove(0);
+    assert!(matches!(end.outcome, Some(Outcome::Lost { reason: LossReason::DeclaredLost, .. })), "{:?}", end.outcome);
+    let marked = || disk.blobs.log_len(&id.into()).unwrap() > log.len() as u64;
+    core.until(marked).await;
+    assert_eq!((end.log_bytes, end.log_cut_bytes), (disk.blobs.log_len(&id.into()).unwrap(), 1), "it may lack more");
+    let kept = disk.blobs.log_read(&id.into(), 0, 1000).unwrap();
+    assert!(kept.starts_with(&log) && kept.ends_with(b">=1"), "{kept:?}");
 }

@@ -135,11 +135,15 @@ async fn stopped_so_that_it_never_answers() {
 #[tokio::test]
 async fn flushed() {
     let bed = Bed::start(&[]).await;
+    let other = on_redis(&bed.server, LIMIT, &CancellationToken::new()).await;
+    other.wary_until_ms.store(0, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(bed.logins(1).await, 8);
     bed.is_back(4).await;
     let _: Value = bed.server.tell(&[b"FLUSHALL"]).await;
-    let wary = async || bed.cache.wary_until_ms.load(std::sync::atomic::Ordering::Relaxed) > 0;
-    eventually("it is noticed", wary).await;
+    for core in [&bed.cache, &other] {
+        let wary = async || core.wary_until_ms.load(std::sync::atomic::Ordering::Relaxed) > 0;
+        eventually("each core notices it", wary).await;
+    }
     assert_eq!(bed.logins(1).await, 0, "nothing is opened");
     assert_eq!(bed.logins(2).await, 2, "a share, since counts of other cores may be gone");
     bed.is_back(5).await;
@@ -191,7 +195,7 @@ async fn poisoned_with_garbage() {
         assert_eq!(bed.cache.workers().await, None);
         let _: Value = bed.server.tell(&[b"PUBLISH", notices.as_bytes(), value]).await;
     }
-    for key in [&workers, &bed.cache.keys.login(client(9)), &bed.cache.keys.mark()] {
+    for key in [&workers, &bed.cache.keys.login(client(9)), &bed.cache.keys.mark(None)] {
         let _: Value = bed.server.tell(&[b"DEL", key.as_bytes()]).await;
         let _: Value = bed.server.tell(&[b"RPUSH", key.as_bytes(), b"not", b"a", b"string"]).await;
     }
@@ -225,7 +229,7 @@ async fn what_is_written_is_the_swarms_own_and_does_not_stay() {
     bed.logins(1).await;
     bed.is_back(10).await;
     let keys: Vec<String> = bed.server.tell(&[b"KEYS", b"*"]).await;
-    assert_eq!(keys.len(), 3, "a login, the workers and the mark: {keys:?}");
+    assert_eq!(keys.len(), 4, "a login, the workers and two marks: {keys:?}");
     for key in &keys {
         assert!(key.starts_with("swarm:00000000-0000-0000-0000-000000000007:v1:"), "{key}");
         let left_ms: i64 = bed.server.tell(&[b"PTTL", key.as_bytes()]).await;

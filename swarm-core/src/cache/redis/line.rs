@@ -82,16 +82,22 @@ impl RedisCache {
 
     /// Asks whether Redis answers, takes writes, and still has what it had. `is_first` of this line.
     async fn probe(&self, line: &mut MultiplexedConnection, is_first: bool) -> Result<(), String> {
-        let mark = self.keys.mark();
+        let marks = [self.keys.mark(None), self.keys.mark(Some(self.me))];
         let mut probe = ::redis::pipe();
-        probe.cmd("EXISTS").arg(&mark);
-        probe.cmd("SET").arg(&mark).arg(1).arg("PX").arg(MARK_TTL_MS).ignore();
+        // Each core has a mark of its own: all are to find out what one of them could mend. A core that has just started
+        // goes by what the others left.
+        let was_marked = self.is_marked.load(Ordering::Relaxed);
+        probe.cmd("EXISTS").arg(&marks[usize::from(was_marked)]);
+        for mark in &marks {
+            probe.cmd("SET").arg(mark).arg(1).arg("PX").arg(MARK_TTL_MS).ignore();
+        }
         // Once: a core that is not told any more what the workers say must not repeat what they said.
         if let Some(table) = lock(&self.table).take() {
             probe.cmd("SET").arg(self.keys.workers()).arg(table).arg("PX").arg(WORKERS_TTL_MS).ignore();
         }
         self.publish(&mut probe, None);
         let (kept,): (bool,) = answer(probe.query_async(line)).await?;
+        self.is_marked.store(true, Ordering::Relaxed);
         self.gauge.handled_many(self.calls.swap(0, Ordering::Relaxed));
         self.tell_of_notices();
         if !kept {

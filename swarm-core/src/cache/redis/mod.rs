@@ -73,6 +73,8 @@ pub struct RedisCache {
     clock: Arc<dyn Clock>,
     /// The number this core draws, to know its own notices.
     me: u64,
+    /// It has left its mark in Redis.
+    is_marked: AtomicBool,
     limit: LoginLimit,
     /// What this core lets through whatever Redis says.
     own: Logins,
@@ -127,6 +129,7 @@ impl RedisCache {
             keys: Keys::new(swarm),
             clock,
             me: rand::random(),
+            is_marked: AtomicBool::default(),
             limit,
             own: Logins::new(limit.rate),
             share: Logins::new(limit.shared_rate()),

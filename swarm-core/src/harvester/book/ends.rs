@@ -114,8 +114,9 @@ impl Book {
             ended_at: now,
             ran_ms: None,
             may_have_run,
+            // Whoever commits it looks what is kept; nobody knows how much it lacks.
             log_bytes: 0,
-            log_cut_bytes: 0,
+            log_cut_bytes: may_have_run.into(),
             outputs: Vec::new(),
             usage: None,
         };

@@ -15,7 +15,7 @@ use rocket::local::asynchronous::{Client, LocalResponse};
 use serde_json::Value;
 use swarm_protocol::api::{JoinRequest, JoinTokenRequest, LoginRequest, Role, UserRequest};
 use swarm_protocol::link::{ImageOrder, LayerOrder, Welcome};
-use swarm_protocol::{AttemptId, BootId, Digest, GroupId, JobId, SessionId, TaskRange};
+use swarm_protocol::{BootId, JobId, SessionId, TaskRange};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
@@ -342,7 +342,7 @@ async fn join(identity: &Identity, name: &str) -> (WorkerId, String) {
     let token = identity.join_token(request).await.unwrap().token;
     let request = JoinRequest { token, worker: name.to_owned() };
     // From another address than the logins of the tests, which are limited.
-    let joined = identity.join("127.0.0.9".parse().unwrap(), request).await.unwrap();
+    let joined = identity.join("127.0.0.9".parse().unwrap(), request).await.unwrap().delivered();
     (joined.worker, joined.key)
 }
 

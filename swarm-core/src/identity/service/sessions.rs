@@ -8,18 +8,26 @@ use chrono::TimeDelta;
 use secrecy::{ExposeSecret, SecretString};
 use swarm_protocol::api::{LoginRequest, RefreshRequest, Tokens};
 use swarm_protocol::validate::is_name;
-use swarm_protocol::{Digest, UserId};
+use swarm_protocol::{Digest, Timestamp, UserId};
 use uuid::Uuid;
 
-use super::super::jwt::{Bearer, LIFETIME, Subject};
+use super::super::jwt::{Bearer, Subject};
 use super::super::limits::Limited;
 use super::super::tokens::{OpaqueToken, TokenKind};
-use super::{Account, AuthError, Identity, REMEMBERED_MAX, REVOKED_LONGER};
+use super::{Account, AuthError, Identity, REMEMBERED_MAX, REVOKED_LONGER, Undelivered};
 use crate::messages::Stopping;
 use crate::store::{RefreshRecord, Refusal, Transition, UserRecord};
 
 /// How long a refresh token lives.
 const REFRESH_DAYS: i64 = 30;
+
+/// A session, or the next piece of one, that is committed.
+#[derive(Clone)]
+pub(super) struct Opened {
+    access: SecretString,
+    access_ends: Timestamp,
+    refresh: OpaqueToken,
+}
 
 fn wrong_login() -> AuthError {
     AuthError::Unauthenticated("the user name or the password is wrong".to_owned())
@@ -79,7 +87,7 @@ impl Identity {
                 match self.open_session(&record, Uuid::new_v4(), None).await {
                     // Reset while the former password was being checked.
                     Err(AuthError::Refused(Refusal::Stale(_))) => Err(wrong_login()),
-                    answer => answer,
+                    opened => Ok(self.tokens_of(&opened?)),
                 }
             }
             record => {
@@ -142,7 +150,7 @@ impl Identity {
         record: &UserRecord,
         family: Uuid,
         replaces: Option<Digest>,
-    ) -> Result<Tokens, AuthError> {
+    ) -> Result<Opened, AuthError> {
         let UserRecord { id: user, ref name, role, group, token_version, .. } = *record;
         let refresh = OpaqueToken::generate(TokenKind::Refresh);
         let now = self.clock.now();
@@ -151,23 +159,37 @@ impl Identity {
         let issue = Transition::IssueRefresh { hash, family, user, token_version, expires_at, replaces };
         self.commit(issue).await?;
         let subject = Subject { user, name, role, group, token_version, family };
-        let (access_token, _) = self.tokens.issue(&subject, now).map_err(AuthError::Jwt)?;
-        let refresh_token = refresh.reveal().expose_secret().to_owned();
-        Ok(Tokens { access_token, expires_in_s: LIFETIME.as_secs(), refresh_token })
+        let (access, Bearer { expires_at: access_ends, .. }) =
+            self.tokens.issue(&subject, now).map_err(AuthError::Jwt)?;
+        Ok(Opened { access: access.into(), access_ends, refresh })
+    }
+
+    fn tokens_of(&self, opened: &Opened) -> Tokens {
+        let lasts = opened.access_ends - self.clock.now();
+        Tokens {
+            access_token: opened.access.expose_secret().to_owned(),
+            expires_in_s: u64::try_from(lasts.num_seconds()).unwrap_or(0),
+            refresh_token: opened.refresh.reveal().expose_secret().to_owned(),
+        }
     }
 
     /// Exchanges a refresh token, which is thereby used up. A second use of one revokes all tokens of its login: either
-    /// the user or a thief holds a copy, and nobody can tell which.
+    /// the user or a thief holds a copy, and nobody can tell which. As long as nobody has the answer, it is no second use.
     ///
     /// # Errors
     /// [`AuthError::Unauthenticated`].
-    pub async fn refresh(&self, request: RefreshRequest) -> Result<Tokens, AuthError> {
+    pub async fn refresh(&self, request: RefreshRequest) -> Result<Undelivered<Tokens>, AuthError> {
         let token = OpaqueToken::parse(&request.refresh_token, TokenKind::Refresh).map_err(|_| dead_token())?;
         let hash = Digest(token.hash().0);
+        let opened = self.refreshed.answer(hash, self.exchange(hash)).await?;
+        Ok(opened.map(|opened| self.tokens_of(&opened)))
+    }
+
+    async fn exchange(&self, hash: Digest) -> Result<Opened, AuthError> {
         let RefreshRecord { family, user_name, .. } = self.unused(hash).await?;
         let user = self.read(move |store| store.user(&user_name)).await?.ok_or_else(dead_token)?;
         match self.open_session(&user, family, Some(hash)).await {
-            // Overtaken by a second use, or by a reset of the account: the token tells.
+            // Overtaken by a second use at another core, or by a reset of the account: the token tells.
             Err(AuthError::Refused(Refusal::Stale(_))) => self.unused(hash).await.and(Err(dead_token())),
             answer => answer,
         }

@@ -9,11 +9,23 @@ use swarm_protocol::{Digest, WorkerId};
 
 use super::super::tokens::{OpaqueToken, TokenKind};
 use super::super::workers::WorkerPeer;
-use super::{AuthError, Identity, check_name, field};
+use super::{AuthError, Identity, Undelivered, check_name, field};
 use crate::store::{Applied, Refusal, Transition};
 
 /// The longest life of a join token, in seconds.
 const JOIN_S_MAX: u64 = 900;
+
+/// A worker that joined.
+#[derive(Clone)]
+pub(super) struct Joined {
+    worker: WorkerId,
+    key: OpaqueToken,
+}
+
+fn refused() -> AuthError {
+    let text = "the join token is unknown, used up, expired, or for another worker; ask an admin for a new one";
+    AuthError::Unauthenticated(text.to_owned())
+}
 
 impl Identity {
     /// A one-use token with which a worker of that name may join.
@@ -33,24 +45,25 @@ impl Identity {
         Ok(JoinToken { token: token.reveal().expose_secret().to_owned(), worker, expires_at })
     }
 
-    /// Exchanges a join token for a worker's key.
+    /// Exchanges a join token for a worker's key. As long as nobody has the answer, the token may be presented again.
     ///
     /// # Errors
     /// [`AuthError::Unauthenticated`] for a token that is unknown, used, expired or for another name.
-    pub async fn join(&self, client: IpAddr, request: JoinRequest) -> Result<JoinAnswer, AuthError> {
+    pub async fn join(&self, client: IpAddr, request: JoinRequest) -> Result<Undelivered<JoinAnswer>, AuthError> {
         self.throttle(client).await?;
-        let refused = || {
-            let text = "the join token is unknown, used up, expired, or for another worker; ask an admin for a new one";
-            AuthError::Unauthenticated(text.to_owned())
-        };
         let token = OpaqueToken::parse(&request.token, TokenKind::Join).map_err(|_| refused())?;
-        let (key, hash) = (OpaqueToken::generate(TokenKind::WorkerKey), Digest(token.hash().0));
-        let (at, worker) = (self.clock.now(), request.worker.clone());
-        let join = Transition::JoinWorker { token: hash, worker, key: Digest(key.hash().0), at };
-        match self.take_in(join, &request.worker, &key).await {
+        let (hash, name) = (Digest(token.hash().0), request.worker);
+        let joined = self.joined.answer((hash, name.clone()), self.exchange_for_key(hash, name)).await?;
+        Ok(joined.map(|Joined { worker, key }| JoinAnswer { worker, key: key.reveal().expose_secret().to_owned() }))
+    }
+
+    async fn exchange_for_key(&self, token: Digest, name: String) -> Result<Joined, AuthError> {
+        let (at, key) = (self.clock.now(), OpaqueToken::generate(TokenKind::WorkerKey));
+        let join = Transition::JoinWorker { token, worker: name.clone(), key: Digest(key.hash().0), at };
+        match self.take_in(join, &name, &key).await {
             Ok(worker) => {
-                crate::audit!(worker = request.worker, "worker `{}` joined", request.worker);
-                Ok(JoinAnswer { worker, key: key.reveal().expose_secret().to_owned() })
+                crate::audit!(worker = name, "worker `{name}` joined");
+                Ok(Joined { worker, key })
             }
             Err(AuthError::Refused(_)) => Err(refused()),
             Err(error) => Err(error),
