@@ -11,7 +11,7 @@ mod login;
 mod logs;
 mod modules;
 mod openapi;
-mod parked;
+pub mod parked;
 mod problem;
 mod schedules;
 mod submit;

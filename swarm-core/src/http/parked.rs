@@ -25,8 +25,10 @@ const OF_ONE_MAX: usize = 8;
 
 /// Whose upload it is: nobody else can go on with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Sender {
+pub enum Sender {
+    /// A user.
     User(UserId),
+    /// A worker, for one of its attempts.
     Worker(WorkerId, AttemptId),
 }
 
@@ -42,7 +44,7 @@ impl Sender {
 }
 
 /// An upload by its sender and what it is to become.
-pub(crate) type Key = (Sender, Digest);
+pub type Key = (Sender, Digest);
 
 struct Entry {
     upload: Box<dyn BlobUpload>,
@@ -58,7 +60,7 @@ struct Kept {
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct Parked {
+pub struct Parked {
     kept: Mutex<Kept>,
     /// Those whose bytes are being written now, and how often.
     active: Mutex<HashMap<Key, usize>>,
@@ -67,7 +69,7 @@ pub(crate) struct Parked {
 }
 
 /// Held while an upload is being written.
-pub(crate) struct Active {
+pub struct Active {
     parked: Arc<Parked>,
     key: Key,
 }
@@ -102,14 +104,14 @@ impl Parked {
     }
 
     /// An upload begins, or goes on.
-    pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Active {
+    pub fn begin(self: &Arc<Self>, key: Key) -> Active {
         *self.active().entry(key).or_default() += 1;
         Active { parked: Arc::clone(self), key }
     }
 
     /// As [`offset`](Self::offset), once nothing of it is being written any more: its sender may know of the break before
     /// the core has written what came.
-    pub(crate) async fn settled_offset(&self, key: &Key) -> u64 {
+    pub async fn settled_offset(&self, key: &Key) -> u64 {
         let settled = async {
             loop {
                 let mut ended = pin!(self.ended.notified());
@@ -127,7 +129,7 @@ impl Parked {
 
     /// Keeps an upload, unless more of it is kept already. Where too many are, the oldest goes. Files are removed by this:
     /// call it where that may block, in a runtime.
-    pub(crate) fn park(self: &Arc<Self>, key: Key, upload: Box<dyn BlobUpload>) {
+    pub fn park(self: &Arc<Self>, key: Key, upload: Box<dyn BlobUpload>) {
         let mut kept = self.kept();
         let gone = kept.put(key, Entry { upload, until: Instant::now() + KEPT });
         if !std::mem::replace(&mut kept.timed, true) {
@@ -146,7 +148,7 @@ impl Parked {
     ///
     /// # Errors
     /// Where it stands.
-    pub(crate) fn take(&self, key: &Key, offset: u64) -> Result<Box<dyn BlobUpload>, u64> {
+    pub fn take(&self, key: &Key, offset: u64) -> Result<Box<dyn BlobUpload>, u64> {
         let mut kept = self.kept();
         let entries = &mut kept.entries;
         match entries.remove(key) {

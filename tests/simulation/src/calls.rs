@@ -19,11 +19,20 @@ pub(crate) enum Request {
         digest: Digest,
         offset: u64,
     },
+    /// An output, or the rest of it from `offset` on; with `is_torn` it breaks off after these bytes.
     Output {
         worker: WorkerId,
         attempt: AttemptId,
         digest: Digest,
+        offset: u64,
         bytes: Bytes,
+        is_torn: bool,
+    },
+    /// How much of an output that broke off is there.
+    Sent {
+        worker: WorkerId,
+        attempt: AttemptId,
+        digest: Digest,
     },
     Submit {
         key: String,
@@ -33,8 +42,12 @@ pub(crate) enum Request {
     /// A job with its tasks.
     Look(JobId),
     Log(AttemptId),
+    /// What an attempt has handed back.
+    File(Digest),
     Schedule {
         name: String,
+        cron: String,
+        zone: String,
         spec: Box<JobSpec>,
     },
     Pause(ScheduleId),
@@ -47,6 +60,7 @@ pub(crate) enum Answer {
     Joined(WorkerId),
     Bytes(Bytes),
     Stored(Digest),
+    Offset(u64),
     /// The job made, and whether it was made before.
     Accepted(JobId, bool),
     Done,
@@ -65,12 +79,17 @@ impl fmt::Display for Request {
             Self::Blob { attempt, digest, offset, .. } => {
                 write!(f, "blob {} of {attempt} from {offset}", digest.short())
             }
-            Self::Output { attempt, digest, .. } => write!(f, "output {} of {attempt}", digest.short()),
+            Self::Output { attempt, digest, offset, bytes, is_torn, .. } => {
+                let torn = if *is_torn { ", torn" } else { "" };
+                write!(f, "output {} of {attempt}, {offset}+{}{torn}", digest.short(), bytes.len())
+            }
+            Self::Sent { attempt, digest, .. } => write!(f, "sent of {} of {attempt}", digest.short()),
             Self::Submit { key, .. } => write!(f, "submit {key}"),
             Self::Cancel(job) => write!(f, "cancel {job}"),
             Self::Look(job) => write!(f, "look at {job}"),
             Self::Log(attempt) => write!(f, "log of {attempt}"),
-            Self::Schedule { name, .. } => write!(f, "schedule {name}"),
+            Self::File(digest) => write!(f, "file {}", digest.short()),
+            Self::Schedule { name, cron, zone, .. } => write!(f, "schedule {name}: {cron} in {zone}"),
             Self::Pause(schedule) => write!(f, "pause {schedule}"),
             Self::Open => f.write_str("what is open"),
         }
@@ -83,6 +102,7 @@ impl fmt::Display for Answer {
             Self::Joined(worker) => write!(f, "joined as {worker}"),
             Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
             Self::Stored(digest) => write!(f, "stored {}", digest.short()),
+            Self::Offset(offset) => write!(f, "{offset} bytes are there"),
             Self::Accepted(job, again) => write!(f, "job {job}{}", if *again { " again" } else { "" }),
             Self::Done => f.write_str("done"),
             Self::Seen(seen) => write!(f, "job {} {} {:?}", seen.0.id, seen.0.state, seen.0.tasks),

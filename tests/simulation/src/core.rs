@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::host::Host;
 use crate::net::{CORE, Net, Socket};
+use crate::promises::Promises;
 use crate::store::{FaultyStore, StoreFaults};
 use crate::time::{now_us, trace, wall_us};
 
@@ -38,6 +39,9 @@ pub(crate) const IMAGE: &[u8] = br#"{"config":{}}"#;
 pub(crate) const INPUT: &[u8] = b"what goes in\n";
 /// Who submits.
 pub(crate) const USER: &str = "ada";
+/// The database's file, and its write-ahead log.
+pub(crate) const DATABASE: &str = "swarm.db";
+pub(crate) const DATABASE_LOG: &str = "swarm.db-wal";
 /// The directory of files and logs.
 const BLOBS: &str = "blobs";
 /// Where heartbeats go.
@@ -53,6 +57,7 @@ pub(crate) struct Ground {
     pub(crate) faults: StoreFaults,
     pub(crate) clock: SimClock,
     pub(crate) settings: Settings,
+    pub(crate) promises: Promises,
 }
 
 /// The clocks of the core's machine.
@@ -84,7 +89,7 @@ impl Clock for SimClock {
 }
 
 pub(crate) fn database(dir: &Path) -> String {
-    dir.join("swarm.db").display().to_string()
+    dir.join(DATABASE).display().to_string()
 }
 
 fn blobs(dir: &Path) -> anyhow::Result<Arc<DiskBlobs>> {
@@ -146,9 +151,9 @@ impl Ground {
     }
 
     async fn term(&self, stop: CancellationToken, history: History) -> anyhow::Result<()> {
-        let (dir, faults) = (self.dir.clone(), self.faults.clone());
+        let (dir, faults, promises) = (self.dir.clone(), self.faults.clone(), self.promises.clone());
         let (store, blobs, epoch, snapshot) = blocking::run(move || {
-            let store = FaultyStore { db: Db::open(&database(&dir))?, faults };
+            let store = FaultyStore { db: Db::open(&database(&dir))?, dir: dir.clone(), faults, promises };
             let (epoch, snapshot) = (store.take_over()?, store.load()?);
             anyhow::Ok((Arc::new(store), blobs(&dir)?, epoch, snapshot))
         })
@@ -174,7 +179,9 @@ impl Ground {
             handles: modules.handles.clone(),
             store,
             blobs,
+            parked: Arc::default(),
             clock: self.clock.clone(),
+            promises: self.promises.clone(),
             stop: modules.supervisor().stop().clone(),
         };
         modules.supervisor().spawn(Gauge::without_inbox("http"), server.serve(self.net.clone()));

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use swarm_checker::{Action, Evidence, Frozen, Listed, Report, Stamp, Stamps, check, load};
+use swarm_core::store::{Db, Store as _};
 use swarm_protocol::{AttemptId, JobId};
 use swarm_worker::runtime::fake::{self, EngineEvent};
 
+use crate::schedules;
 use crate::time::wall_us;
 use crate::world::World;
 
@@ -69,25 +71,31 @@ fn stamps<'a>(events: impl Iterator<Item = &'a EngineEvent>) -> Stamps {
 }
 
 impl World {
-    /// Judges everything that was seen.
+    /// Judges everything that was seen; beside the report, what the checker does not know of.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub(crate) fn judge(&self) -> anyhow::Result<Report> {
+    pub(crate) fn judge(&self) -> anyhow::Result<(Report, Vec<String>)> {
         // A worker that never ran a container has no number here, and froze none.
-        let frozen = self.frozen.iter().filter_map(|frozen| {
+        let frozen = self.frozen.iter().cloned().chain(self.unwatched()).filter_map(|frozen| {
             let event = self.events.iter().find(|(place, _)| *place == frozen.worker).map(|(_, event)| event);
             let until_us = i64::try_from(frozen.until_us).unwrap_or(i64::MAX / 2);
             Some(Frozen { worker: label(event?, "worker")?, from_us: frozen.from_us.cast_signed(), until_us })
         });
+        let (world, schedules) = (load(&self.database())?, Db::open(self.database().as_str())?.schedules(None)?);
+        let mut broken = self.promises().broken();
+        for record in schedules {
+            let life = self.promises().life_of(record.id);
+            broken.extend(schedules::check(&record, life, self.healed_at_us(), self.clocks_were_set(), &world));
+        }
         let evidence = Evidence {
             history: self.users().history(),
-            world: Some(load(&self.database())?),
+            world: Some(world),
             stamps: Some(stamps(self.events.iter().map(|(_, event)| event))),
             all_ended: true,
             frozen: frozen.collect(),
             clocks_differ: self.clocks_were_set(),
         };
-        Ok(check(&evidence))
+        Ok((check(&evidence), broken))
     }
 }

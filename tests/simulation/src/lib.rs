@@ -11,6 +11,8 @@ mod host;
 mod judge;
 mod net;
 mod plan;
+mod promises;
+mod schedules;
 mod show;
 mod store;
 mod time;
@@ -60,6 +62,8 @@ pub struct Outcome {
     pub faults: BTreeMap<&'static str, u64>,
     /// The checker's report.
     pub report: Report,
+    /// What was said or begun before it was committed, and the like.
+    pub broken: Vec<String>,
     /// What has not ended in time.
     pub stuck: Option<String>,
 }
@@ -68,7 +72,7 @@ impl Outcome {
     /// Whether everything is as it must be.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.stuck.is_none() && self.report.is_clean()
+        self.stuck.is_none() && self.broken.is_empty() && self.report.is_clean()
     }
 
     /// Over all invariants.
@@ -102,7 +106,7 @@ fn live(seed: u64, options: Options) -> anyhow::Result<Outcome> {
     let plan = Plan::draw(seed, options.with_faults);
     let mut world = World::new(seed, plan, dir.path())?;
     let has_ended = world.live();
-    let report = world.judge().context("what is left cannot be judged")?;
+    let (report, broken) = world.judge().context("what is left cannot be judged")?;
     let (hash, happened) = time::traced();
     let started =
         |event: &swarm_worker::runtime::fake::EngineEvent| event.action == swarm_worker::runtime::fake::Action::Start;
@@ -115,6 +119,7 @@ fn live(seed: u64, options: Options) -> anyhow::Result<Outcome> {
         started: world.events.iter().filter(|(_, event)| started(event)).count() as u64,
         faults: world.faults(),
         report,
+        broken,
         stuck: (!has_ended).then(|| format!("{} users wait in vain", world.users().waiting())),
     })
 }

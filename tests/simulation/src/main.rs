@@ -119,11 +119,8 @@ fn tell(seed: u64, outcome: &anyhow::Result<Outcome>, summary: &mut Summary) {
             if outcome.is_good() {
                 return;
             }
-            format!(
-                "{}{}",
-                outcome.stuck.as_ref().map(|stuck| format!("{stuck}\n")).unwrap_or_default(),
-                outcome.report
-            )
+            let lines = outcome.stuck.iter().chain(&outcome.broken);
+            lines.map(|line| format!("{line}\n")).chain([outcome.report.to_string()]).collect()
         }
         Err(error) => format!("{error:#}"),
     };

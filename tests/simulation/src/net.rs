@@ -48,10 +48,12 @@ pub(crate) struct Weather {
     pub(crate) delay_max_ms: u64,
     /// Share of packets that take up to 3 s.
     pub(crate) stalled: f64,
+    /// Share of transfers that break off in the middle.
+    pub(crate) torn: f64,
 }
 
 impl Weather {
-    pub(crate) const FAIR: Self = Self { loss: 0.0, doubled: 0.0, delay_max_ms: 20, stalled: 0.0 };
+    pub(crate) const FAIR: Self = Self { loss: 0.0, doubled: 0.0, delay_max_ms: 20, stalled: 0.0, torn: 0.0 };
 }
 
 /// What comes to whoever listens.
@@ -113,7 +115,7 @@ struct End {
     sent: u64,
 }
 
-/// Where datagrams for an address go, with the address each came from.
+/// Where datagrams for an address go, with the address each came from; beside it the socket's number.
 type Datagrams = mpsc::UnboundedSender<(Vec<u8>, SocketAddr)>;
 /// Who waits for the answer to a call; none when the line broke.
 type Asked = oneshot::Sender<Option<Box<Answer>>>;
@@ -129,12 +131,15 @@ struct Inner {
     /// Machines without power.
     dark: BTreeSet<Site>,
     listener: Option<mpsc::UnboundedSender<Arrival>>,
-    sockets: BTreeMap<SocketAddr, (Site, Datagrams)>,
+    sockets: BTreeMap<SocketAddr, (u64, Datagrams)>,
     links: BTreeMap<u64, [End; 2]>,
     calls: BTreeMap<u64, (Site, Asked)>,
     /// Calls that the core has not answered yet.
     served: BTreeSet<u64>,
     drawn: u64,
+    /// Frames that are watched for, and which came, with the worker that said or hears them.
+    awaited: Vec<&'static str>,
+    seen: Vec<(&'static str, Site)>,
     /// Faults that hit something, by kind.
     faults: BTreeMap<&'static str, u64>,
 }
@@ -158,6 +163,8 @@ impl Net {
             calls: BTreeMap::new(),
             served: BTreeSet::new(),
             drawn: 0,
+            awaited: Vec::new(),
+            seen: Vec::new(),
             faults: BTreeMap::new(),
         })))
     }
@@ -197,6 +204,27 @@ impl Net {
         self.set_dark(site, true);
         kill();
         self.set_dark(site, false);
+    }
+
+    /// The next message with such a frame is told by [`seen`](Self::seen).
+    pub(crate) fn watch_for(&self, frame: &'static str) {
+        self.lock().awaited.push(frame);
+    }
+
+    /// Which of the frames that are watched for were delivered since the last time, and to or from which worker.
+    pub(crate) fn seen(&self) -> Vec<(&'static str, Site)> {
+        std::mem::take(&mut self.lock().seen)
+    }
+
+    /// Where a transfer of so many bytes breaks off, if it does.
+    pub(crate) fn tears(&self, length: usize) -> Option<usize> {
+        let mut inner = self.lock();
+        let torn = inner.weather.torn;
+        if torn == 0.0 || !inner.rng.random_bool(torn) {
+            return None;
+        }
+        inner.count("transfer torn");
+        Some(inner.rng.random_range(0..=length))
     }
 
     /// What comes to the core from now on; dropping the receiver ends that.
@@ -253,7 +281,10 @@ impl Net {
                 let _ = listener.send(Arrival::Link { key, end });
             }
             Packet::Event { link, side, number, event } => {
-                trace(format_args!("{from} → {to} link {link} {}", shown(number, side, &event)));
+                let text = shown(number, side, &event);
+                trace(format_args!("{from} → {to} link {link} {text}"));
+                let worker = if from == CORE { to } else { from };
+                inner.see(&text, worker);
                 let is_end = matches!(event, Event::Closed);
                 let Some(ends) = inner.links.get_mut(&link) else { return };
                 let there = ends[side].events.as_ref().is_some_and(|events| !events.is_closed());
@@ -307,6 +338,11 @@ fn shown(number: u64, side: usize, event: &Event) -> String {
 impl Inner {
     fn count(&mut self, fault: &'static str) {
         *self.faults.entry(fault).or_default() += 1;
+    }
+
+    fn see(&mut self, text: &str, worker: Site) {
+        let seen = self.awaited.extract_if(.., |frame| text.contains(*frame)).map(|frame| (frame, worker));
+        self.seen.extend(seen);
     }
 
     fn draw(&mut self) -> u64 {

@@ -7,11 +7,12 @@ use rand::{RngExt as _, SeedableRng as _};
 use swarm_protocol::Digest;
 use swarm_protocol::spec::{Input, JobSpec, Output};
 use swarm_protocol::tasks::TaskRange;
+use swarm_worker::runtime::fake::Action;
 
 use crate::core::INPUT;
 use crate::net::{CORE, Site, USERS, Weather};
 use crate::store::{Death, Moment};
-use crate::time::{BEGIN_US, wall_us};
+use crate::time::{self, BEGIN_US, wall_us};
 use crate::work::{OUTPUT, Work};
 
 /// One job of a user.
@@ -26,6 +27,76 @@ pub(crate) struct JobPlan {
     pub(crate) cancel_after_ms: Option<u64>,
 }
 
+/// What makes jobs by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct SchedulePlan {
+    pub(crate) job: JobPlan,
+    pub(crate) cron: &'static str,
+    pub(crate) zone: &'static str,
+}
+
+/// Clock changes, as zone and Unix time in seconds.
+const CLOCK_CHANGES: [(&str, u64); 6] = [
+    ("Europe/Berlin", 1_806_195_600),
+    ("Europe/Berlin", 1_824_944_400),
+    ("America/New_York", 1_805_007_600),
+    ("America/New_York", 1_825_567_200),
+    // By half an hour.
+    ("Australia/Lord_Howe", 1_806_764_400),
+    ("Australia/Lord_Howe", 1_822_491_000),
+];
+
+/// Most of them fire often; all of them fire, or would, in the hours of a clock change.
+const CRONS: [&str; 8] =
+    ["* * * * *", "* * * * *", "*/2 * * * *", "* 1-3 * * *", "30 2 * * *", "0 2 * * *", "0,1,2,30,31 1-3 * * *", "58-59 * * * *"];
+
+/// What goes wrong at a moment that is not known beforehand.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Aim {
+    pub(crate) at: Target,
+    pub(crate) hit: Hit,
+    /// From the moment to the hit.
+    pub(crate) after_ms: u64,
+    /// How long the hit lasts.
+    pub(crate) for_ms: u64,
+}
+
+/// The moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Target {
+    /// A message between a worker and the core that holds such a frame.
+    Frame(&'static str),
+    /// What an engine does with a job's container.
+    Container(Action),
+    /// The core has died at a commit that concerns a worker.
+    Death,
+}
+
+/// What happens then, to the worker in question or the core.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Hit {
+    Cut,
+    WorkerCrash,
+    WorkerFreeze,
+    PowerLoss,
+    CoreCrash,
+    CorePowerLoss,
+}
+
+/// Frames after which, or before which, something has to be so.
+const FRAMES: [&str; 10] = [
+    "[assign",
+    "[Accepted",
+    "[MayStart",
+    "[StartCommitted",
+    "[Started",
+    "[log",
+    "[LogStored",
+    "[Finished",
+    "[FinishStored",
+    "[StateReport",
+];
+
 /// One thing that is done to the world. Workers by their place in the list.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Act {
@@ -39,11 +110,15 @@ pub(crate) enum Act {
     CoreStart,
     CoreFreeze,
     CoreThaw,
+    TakeOver,
+    DeposedThaw,
     WorkerCrash(usize),
     WorkerStart(usize),
     WorkerFreeze(usize),
     WorkerThaw(usize),
     PowerLoss(usize),
+    WatchdogDies(usize),
+    Aim(Aim),
     EngineDown(usize),
     EngineUp(usize),
     EngineFaults(usize, f64),
@@ -63,24 +138,33 @@ pub(crate) enum Act {
 pub(crate) struct Plan {
     pub(crate) workers: u16,
     pub(crate) jobs: Vec<JobPlan>,
-    /// What a schedule makes every minute.
-    pub(crate) schedule: Option<JobPlan>,
+    pub(crate) schedule: Option<SchedulePlan>,
     /// By time, then in the order drawn.
     pub(crate) acts: BTreeMap<(u64, u64), Act>,
     pub(crate) clocks_are_set: bool,
+    /// The highest number of an act.
+    added: u64,
 }
 
 impl Plan {
+    /// Adds what is to be done.
+    pub(crate) fn put(&mut self, at_us: u64, act: Act) {
+        self.added += 1;
+        self.acts.insert((at_us, self.added), act);
+    }
+
     /// Draws a plan. Without faults it is the same work in fair weather.
     pub(crate) fn draw(seed: u64, with_faults: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
+        let (schedule, begins_s) = calendar(&mut rng);
+        time::begin_at(begins_s);
         let workers = rng.random_range(2..=4);
         let storm_ms = rng.random_range(60_000..180_000);
         let jobs = (0..rng.random_range(4..=12)).map(|n| job(&mut rng, n, storm_ms)).collect();
-        let schedule = rng.random_bool(0.3).then(|| {
-            let mut plan = job(&mut rng, 99, storm_ms);
-            (plan.spec.start_at, plan.spec.array, plan.spec.timeout_s) = (None, None, None);
-            plan
+        let schedule = schedule.map(|(cron, zone)| {
+            let mut job = job(&mut rng, 99, storm_ms);
+            (job.spec.start_at, job.spec.array, job.spec.timeout_s) = (None, None, None);
+            SchedulePlan { job, cron, zone }
         });
         let mut acts = Acts { rng, acts: BTreeMap::new(), workers: usize::from(workers), storm_ms };
         if with_faults {
@@ -89,8 +173,19 @@ impl Plan {
         }
         acts.put(storm_ms, Act::Heal);
         let clocks_are_set = acts.acts.values().any(|act| matches!(act, Act::ClockJump { .. }));
-        Self { workers, jobs, schedule, acts: acts.acts, clocks_are_set }
+        Self { workers, jobs, schedule, added: acts.acts.len() as u64, acts: acts.acts, clocks_are_set }
     }
+}
+
+/// When a schedule fires, and where; some worlds begin a little before or after a clock change.
+fn calendar(rng: &mut StdRng) -> (Option<(&'static str, &'static str)>, Option<u64>) {
+    if !rng.random_bool(0.35) {
+        return (None, None);
+    }
+    let (zone, change_s) = CLOCK_CHANGES[rng.random_range(0..CLOCK_CHANGES.len())];
+    let begins_s = rng.random_bool(0.5).then(|| change_s + 30 - rng.random_range(0..240));
+    let cron = if begins_s.is_some() { CRONS[rng.random_range(0..CRONS.len())] } else { CRONS[0] };
+    (Some((cron, zone)), begins_s)
 }
 
 fn job(rng: &mut StdRng, n: u64, storm_ms: u64) -> JobPlan {
@@ -153,7 +248,7 @@ impl Acts {
 
     fn fault(&mut self) {
         let worker = self.rng.random_range(0..self.workers);
-        match self.rng.random_range(0..20) {
+        match self.rng.random_range(0..29) {
             0..3 | 16 | 17 => self.cut(worker),
             3 => self.storm(),
             4 => {
@@ -177,7 +272,13 @@ impl Acts {
                 let share = self.rng.random_range(0.02..0.3);
                 self.pair(5000..60_000, Act::EngineFaults(worker, share), Act::EngineFaults(worker, 0.0));
             }
-            14 => self.store(),
+            14 | 20 => self.store(),
+            28 => self.pair(500..60_000, Act::TakeOver, Act::DeposedThaw),
+            21..26 => self.aim(),
+            26 | 27 => {
+                let at_ms = self.rng.random_range(0..self.storm_ms);
+                self.put(at_ms, Act::WatchdogDies(worker));
+            }
             // Rare, for what is recorded by clocks that were set cannot be compared.
             _ if self.rng.random_bool(0.6) => {
                 self.pair(500..90_000, Act::WorkerCrash(worker), Act::WorkerStart(worker));
@@ -188,6 +289,20 @@ impl Acts {
                 self.put(at_ms, Act::ClockJump { by_s });
             }
         }
+    }
+
+    fn aim(&mut self) {
+        let actions = [Action::Create, Action::Start, Action::Die, Action::Destroy];
+        let at = if self.rng.random_bool(0.7) {
+            Target::Frame(FRAMES[self.rng.random_range(0..FRAMES.len())])
+        } else {
+            Target::Container(actions[self.rng.random_range(0..actions.len())])
+        };
+        let hits = [Hit::Cut, Hit::Cut, Hit::WorkerCrash, Hit::WorkerFreeze, Hit::PowerLoss, Hit::CoreCrash, Hit::CorePowerLoss];
+        let hit = hits[self.rng.random_range(0..hits.len())];
+        let after_ms = if self.rng.random_bool(0.5) { 0 } else { self.rng.random_range(0..100) };
+        let (at_ms, for_ms) = (self.rng.random_range(0..self.storm_ms), self.rng.random_range(500..90_000));
+        self.put(at_ms, Act::Aim(Aim { at, hit, after_ms, for_ms }));
     }
 
     fn store(&mut self) {
@@ -206,6 +321,7 @@ impl Acts {
             doubled: self.rng.random_range(0.0..0.5),
             delay_max_ms: self.rng.random_range(5..2000),
             stalled: self.rng.random_range(0.0..0.1),
+            torn: self.rng.random_range(0.0..0.6),
         };
         self.pair(5000..90_000, Act::Weather(weather), Act::Weather(Weather::FAIR));
     }

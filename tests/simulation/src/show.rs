@@ -21,7 +21,7 @@ pub(crate) fn to_core(bytes: &[u8]) -> String {
 }
 
 /// Labels and reports are long.
-fn short(frame: &impl std::fmt::Debug) -> String {
+pub(crate) fn short(frame: &impl std::fmt::Debug) -> String {
     let mut text = format!("{frame:?}");
     if let Some((at, _)) = text.char_indices().nth(300) {
         text.truncate(at);

@@ -1,5 +1,7 @@
 //! A real store that cannot always be reached, loses answers, and around whose commits the core dies.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rand::rngs::StdRng;
@@ -7,8 +9,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use swarm_core::store::*;
 use swarm_protocol::{
     AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
+    WorkerId,
 };
 
+use crate::core::{DATABASE, DATABASE_LOG};
+use crate::promises::Promises;
 use crate::time::{now_us, trace};
 
 /// At which commit the core dies, and on which side of it.
@@ -50,14 +55,21 @@ struct Inner {
     /// Share of commits whose answer is lost.
     lost: f64,
     dies: Option<Death>,
-    is_dead: bool,
+    dead: Option<Died>,
     hits: u64,
+}
+
+/// The core has died.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Died {
+    /// Whose attempt the commit was about, by its place in the list.
+    pub(crate) worker: Option<usize>,
 }
 
 impl StoreFaults {
     pub(crate) fn new(seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
-        let inner = Inner { rng, unreachable_until_us: 0, lost: 0.0, dies: None, is_dead: false, hits: 0 };
+        let inner = Inner { rng, unreachable_until_us: 0, lost: 0.0, dies: None, dead: None, hits: 0 };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -79,8 +91,8 @@ impl StoreFaults {
     }
 
     /// Whether the core has died of that, told once. Nothing can be read or written between that and this.
-    pub(crate) fn take_dead(&self) -> bool {
-        std::mem::take(&mut self.lock().is_dead)
+    pub(crate) fn take_dead(&self) -> Option<Died> {
+        self.lock().dead.take()
     }
 
     /// Everything works from now on.
@@ -95,7 +107,7 @@ impl StoreFaults {
 
     fn ask(&self) -> Result<(), StoreError> {
         let mut inner = self.lock();
-        if inner.is_dead || now_us() < inner.unreachable_until_us {
+        if inner.dead.is_some() || now_us() < inner.unreachable_until_us {
             inner.hits += 1;
             return Err(gone());
         }
@@ -103,11 +115,12 @@ impl StoreFaults {
     }
 
     /// Whether the core dies on this side of the commit.
-    fn dies(&self, transitions: &[Transition], is_committed: bool) -> bool {
+    fn dies(&self, transitions: &[Transition], is_committed: bool, promises: &Promises) -> bool {
         let mut inner = self.lock();
         let is_due = |death: &mut Death| death.is_committed == is_committed && death.of.is_in(transitions);
         let Some(death) = inner.dies.take_if(is_due) else { return false };
-        inner.is_dead = true;
+        let worker = transitions.iter().filter(|transition| death.of.is_in(std::slice::from_ref(transition)));
+        inner.dead = Some(Died { worker: worker.filter_map(worker_of).find_map(|worker| promises.place_of(worker)) });
         inner.hits += 1;
         trace(format_args!("the core dies: {death:?}"));
         true
@@ -126,6 +139,16 @@ impl StoreFaults {
     }
 }
 
+fn worker_of(transition: &Transition) -> Option<WorkerId> {
+    match transition {
+        Transition::Assign { worker, .. } | Transition::Start { worker, .. } | Transition::Recall { worker, .. } => {
+            Some(*worker)
+        }
+        Transition::End(end) => Some(end.worker),
+        _ => None,
+    }
+}
+
 fn gone() -> StoreError {
     StoreError::Connection("the database does not answer".into())
 }
@@ -137,7 +160,24 @@ fn unknown(verdicts: Vec<Verdict>) -> Result<Vec<Verdict>, StoreError> {
 /// The store of one life of the core.
 pub(crate) struct FaultyStore {
     pub(crate) db: Db,
+    /// Where its file is.
+    pub(crate) dir: PathBuf,
     pub(crate) faults: StoreFaults,
+    pub(crate) promises: Promises,
+}
+
+impl FaultyStore {
+    /// What the database would have said to a commit that it does not make: of a copy, which is then gone.
+    fn lose(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
+        let lost = |error: io::Error| StoreError::Connection(error.into());
+        let copy = tempfile::tempdir_in(&self.dir).map_err(lost)?;
+        for name in [DATABASE, DATABASE_LOG] {
+            std::fs::copy(self.dir.join(name), copy.path().join(name)).map_err(lost)?;
+        }
+        let db = Db::open(copy.path().join(DATABASE).display().to_string().as_str())
+            .map_err(|error| StoreError::Connection(error.into()))?;
+        db.commit(epoch, number, transitions)
+    }
 }
 
 macro_rules! delegate {
@@ -152,20 +192,27 @@ macro_rules! delegate {
 impl Store for FaultyStore {
     fn commit(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {
         self.faults.ask()?;
-        if self.faults.dies(transitions, false) {
+        if self.faults.dies(transitions, false, &self.promises) {
             return Err(gone());
         }
         let loses = self.faults.loses();
         if loses && self.faults.is_one_of_two() {
             trace(format_args!("a commit is lost"));
-            return unknown(vec![Ok(Applied::Done); transitions.len()]);
+            return unknown(self.lose(epoch, number, transitions)?);
         }
         let verdicts = self.db.commit(epoch, number, transitions)?;
-        if loses || self.faults.dies(transitions, true) { unknown(verdicts) } else { Ok(verdicts) }
+        self.promises.committed(epoch, transitions, &verdicts);
+        if loses || self.faults.dies(transitions, true, &self.promises) { unknown(verdicts) } else { Ok(verdicts) }
+    }
+
+    fn take_over(&self) -> Result<Epoch, StoreError> {
+        self.faults.ask()?;
+        let epoch = self.db.take_over()?;
+        self.promises.taken_over(epoch);
+        Ok(epoch)
     }
 
     delegate! {
-        take_over() -> Epoch;
         swarm_id() -> SwarmId;
         batch_committed(epoch: Epoch, number: u64) -> bool;
         load() -> Snapshot;

@@ -8,12 +8,14 @@ use tokio::time::Instant;
 
 /// When a world begins: not at zero, so that whatever looks back finds something.
 pub(crate) const BEGIN_US: u64 = 3_600_000_000;
-/// The wall clock's time at zero: 2027-01-15.
-const WALL_US: u64 = 1_800_000_000_000_000;
+/// Unix time when a world begins, if nothing else is set: 2027-01-15.
+const WALL_BEGIN_US: u64 = 1_800_003_600_000_000;
 
 thread_local! {
     /// The time between the steps of runtimes.
     static OUTSIDE_US: Cell<u64> = const { Cell::new(BEGIN_US) };
+    /// Unix time when the world begins.
+    static WALL_US: Cell<u64> = const { Cell::new(WALL_BEGIN_US) };
     /// Of the runtime that is being stepped: an instant of its own, and the time then.
     static INSIDE: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
     static TRACE: RefCell<Trace> = const { RefCell::new(Trace { hash: FNV_OFFSET, lines: 0, is_shown: false }) };
@@ -29,7 +31,12 @@ pub(crate) fn now_us() -> u64 {
 
 /// The same as Unix time; no clock of the world jumps with it.
 pub(crate) fn wall_us() -> u64 {
-    WALL_US + now_us()
+    WALL_US.get() + now_us() - BEGIN_US
+}
+
+/// Sets what [`wall_us`] is when the world begins: Unix time in seconds.
+pub(crate) fn begin_at(wall_s: Option<u64>) {
+    WALL_US.set(wall_s.map_or(WALL_BEGIN_US, |wall_s| wall_s * 1_000_000));
 }
 
 pub(crate) fn set(now_us: u64) {

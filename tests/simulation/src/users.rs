@@ -17,11 +17,16 @@ use tokio_util::sync::CancellationToken;
 use crate::calls::{Answer, Request};
 use crate::host::Host;
 use crate::net::{Net, USERS};
-use crate::plan::JobPlan;
+use crate::plan::{JobPlan, SchedulePlan};
+use crate::promises::Promises;
 use crate::time::wall_us;
+use crate::work::result;
 
 /// Between two tries, and between two looks.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// From the end of all faults to the end of a schedule: instants of this time are launched on time.
+const CALM: Duration = Duration::from_secs(200);
 
 /// See the module; clones are the same users.
 #[derive(Clone)]
@@ -32,17 +37,18 @@ pub(crate) struct Users {
     waiting: Arc<AtomicUsize>,
     /// The core's clock is set now and then, so that a job may be delayed again.
     clocks_are_set: bool,
+    promises: Promises,
     /// Cancelled once all faults are over.
     pub(crate) healed: CancellationToken,
 }
 
 impl Users {
-    pub(crate) fn new(net: Net, clocks_are_set: bool) -> Self {
+    pub(crate) fn new(net: Net, promises: Promises, clocks_are_set: bool) -> Self {
         let (history, waiting, healed) = (Arc::default(), Arc::default(), CancellationToken::new());
-        Self { net, history, waiting, clocks_are_set, healed }
+        Self { net, history, waiting, clocks_are_set, promises, healed }
     }
 
-    pub(crate) fn start(&self, host: &Host, jobs: &[JobPlan], schedule: Option<&JobPlan>) {
+    pub(crate) fn start(&self, host: &Host, jobs: &[JobPlan], schedule: Option<&SchedulePlan>) {
         for plan in jobs.iter().cloned() {
             self.spawn(host, |users| async move { users.run(plan).await });
         }
@@ -108,6 +114,7 @@ impl Users {
         let tasks = self.watch(job).await;
         for task in tasks {
             self.read_log(job, &plan, &task).await;
+            self.read_outputs(job, &task).await;
         }
     }
 
@@ -183,11 +190,29 @@ impl Users {
         self.note(start_us, Verdict::Ok, Op::Log(seen));
     }
 
-    /// Makes a schedule, and pauses it once all faults are over, so that no more jobs come.
-    async fn keep_schedule(&self, plan: JobPlan) {
-        let request = || Request::Schedule { name: plan.key.clone(), spec: Box::new(plan.spec.clone()) };
+    /// What a task that succeeded handed back must be there, and be what it left.
+    async fn read_outputs(&self, job: JobId, task: &TaskView) {
+        let last = task.attempts.iter().find(|attempt| attempt.is_final);
+        for output in last.into_iter().flat_map(|attempt| &attempt.outputs) {
+            let Answer::Bytes(bytes) = self.ask(|| Request::File(output.digest)).await else { continue };
+            if bytes != result(task.task) {
+                self.promises.note(format!("an output of task {job}.{} is not what it left", task.task));
+            }
+        }
+    }
+
+    /// Makes a schedule, and pauses it some time after all faults are over, so that no more jobs come.
+    async fn keep_schedule(&self, plan: SchedulePlan) {
+        let SchedulePlan { job, cron, zone } = plan;
+        let request = || Request::Schedule {
+            name: job.key.clone(),
+            cron: cron.to_owned(),
+            zone: zone.to_owned(),
+            spec: Box::new(job.spec.clone()),
+        };
         let Answer::Scheduled(schedule) = self.ask(request).await else { return };
         self.healed.cancelled().await;
+        sleep(CALM).await;
         self.ask(|| Request::Pause(schedule)).await;
     }
 }

@@ -9,6 +9,11 @@ const VARIABLE: &str = "WORK";
 /// Where an output is left.
 pub(crate) const OUTPUT: &str = "/out/result";
 
+/// What a task leaves as its output.
+pub(crate) fn result(task: u32) -> String {
+    format!("result of {task}")
+}
+
 /// The work of each task of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
@@ -46,7 +51,7 @@ impl Work {
         let (first, second) = text.split_at(text.len() / 2);
         let half = Duration::from_millis(work.run_ms / 2);
         let script = Script::new().out(first.to_owned()).sleep(half).out(second.to_owned()).sleep(half);
-        let script = if work.has_output { script.write(OUTPUT, format!("result of {task}")) } else { script };
+        let script = if work.has_output { script.write(OUTPUT, result(task)) } else { script };
         script.exit(work.exit)
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use swarm_worker::network::{CallError, ConnectError, Datagrams, Link, Network, R
 use swarm_worker::runtime::fake::{Effect, EngineEvent, FakeRuntime, FaultPlan};
 use swarm_worker::runtime::{ByteStream, ContainerRuntime, RuntimeError};
 use swarm_worker::{Parts, WorkerConfig, run_with, watchdog};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::calls::{Answer, Request};
@@ -71,6 +72,15 @@ pub(crate) struct WorkerMachine {
     base: Option<Host>,
     worker: Option<Host>,
     is_frozen: bool,
+    watch: Arc<Mutex<Watch>>,
+}
+
+/// What became of the watchdogs of a machine.
+#[derive(Default)]
+struct Watch {
+    started: Vec<AbortHandle>,
+    /// From when until when there was none, after one was killed. Unix time in microseconds.
+    gaps: Vec<(u64, u64)>,
 }
 
 impl WorkerMachine {
@@ -83,7 +93,8 @@ impl WorkerMachine {
         let boot = Arc::new(Boot { number: 0, began_us: now_us() });
         let (site, name) = (Site(number), format!("w{number}"));
         let (base, worker, is_frozen) = (None, None, false);
-        Self { site, name, dir, net, engine, slots, sandboxes, rng, boot, base, worker, is_frozen }
+        let watch = Arc::default();
+        Self { site, name, dir, net, engine, slots, sandboxes, rng, boot, base, worker, is_frozen, watch }
     }
 
     pub(crate) fn site(&self) -> Site {
@@ -141,9 +152,10 @@ impl WorkerMachine {
     fn watchdog(&self) -> Option<watchdog::Launch> {
         let handle = self.base.as_ref()?.handle();
         let (dir, boot, engine) = (self.dir.clone(), Arc::clone(&self.boot), self.engine.clone());
+        let watch = Arc::clone(&self.watch);
         Some(Arc::new(move || {
             let (dir, boot, engine) = (dir.clone(), Arc::clone(&boot), engine.clone());
-            handle.spawn(async move {
+            let started = handle.spawn(async move {
                 let connect = || {
                     let engine = engine.clone();
                     async move { Ok::<_, RuntimeError>(Arc::new(engine) as Arc<dyn ContainerRuntime>) }
@@ -152,7 +164,32 @@ impl WorkerMachine {
                     trace(format_args!("a watchdog ended: {error:#}"));
                 }
             });
+            let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+            watch.started.push(started.abort_handle());
+            watch.gaps.iter_mut().filter(|gap| gap.1 == u64::MAX).for_each(|gap| gap.1 = wall_us());
         }))
+    }
+
+    /// The watchdog dies, and nothing else; false when there is none, or nobody who would start another.
+    pub(crate) fn kill_watchdog(&self) -> bool {
+        if self.worker.is_none() || self.is_frozen {
+            return false;
+        }
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut killed = false;
+        for watchdog in watch.started.drain(..).filter(|watchdog| !watchdog.is_finished()) {
+            watchdog.abort();
+            killed = true;
+        }
+        if killed {
+            watch.gaps.push((wall_us(), u64::MAX));
+        }
+        killed
+    }
+
+    /// When containers ran without a watchdog, in Unix microseconds.
+    pub(crate) fn unwatched(&self) -> Vec<(u64, u64)> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner).gaps.clone()
     }
 
     /// The worker dies; the machine tells its core.
@@ -290,7 +327,10 @@ impl Network for SimNetwork {
         offset: u64,
     ) -> Result<ByteStream, CallError> {
         match self.ask(Request::Blob { worker: number(key), attempt, digest, offset }).await? {
-            Answer::Bytes(bytes) => Ok(stream::iter([Ok(bytes)]).boxed()),
+            Answer::Bytes(bytes) => Ok(match self.net.tears(bytes.len()) {
+                Some(at) => stream::iter([Ok(bytes.slice(..at)), Err(io::ErrorKind::ConnectionReset.into())]).boxed(),
+                None => stream::iter([Ok(bytes)]).boxed(),
+            }),
             _ => nonsense(),
         }
     }
@@ -300,16 +340,27 @@ impl Network for SimNetwork {
         while let Some(piece) = rest.bytes.next().await {
             bytes.extend_from_slice(&piece.map_err(CallError::Source)?);
         }
-        let request = Request::Output { worker: number(key), attempt, digest: rest.digest, bytes: bytes.into() };
+        let torn_at = self.net.tears(bytes.len());
+        bytes.truncate(torn_at.unwrap_or(bytes.len()));
+        let request = Request::Output {
+            worker: number(key),
+            attempt,
+            digest: rest.digest,
+            offset: rest.offset,
+            bytes: bytes.into(),
+            is_torn: torn_at.is_some(),
+        };
         match self.ask(request).await? {
             Answer::Stored(digest) => Ok(digest),
             _ => nonsense(),
         }
     }
 
-    /// Uploads are whole or not at all here.
-    async fn sent(&self, _: &SecretString, _: AttemptId, _: Digest) -> Result<u64, CallError> {
-        Ok(0)
+    async fn sent(&self, key: &SecretString, attempt: AttemptId, digest: Digest) -> Result<u64, CallError> {
+        match self.ask(Request::Sent { worker: number(key), attempt, digest }).await? {
+            Answer::Offset(offset) => Ok(offset),
+            _ => nonsense(),
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use crate::core::{Ground, SimClock, database, settings};
 use crate::host::Host;
 use crate::judge::attempt_of;
 use crate::net::{CORE, Net, USERS, Weather};
-use crate::plan::{Act, Plan};
+use crate::plan::{Act, Aim, Hit, Plan, Target};
+use crate::promises::Promises;
 use crate::store::StoreFaults;
 use crate::time::{self, now_us, trace, wall_us};
 use crate::users::Users;
@@ -42,6 +43,9 @@ pub(crate) struct World {
     core: Option<Host>,
     core_stop: CancellationToken,
     core_is_frozen: bool,
+    /// A core that was taken for dead: another one has taken over.
+    deposed: Option<Host>,
+    deposed_is_frozen: bool,
     workers: Vec<WorkerMachine>,
     users: Users,
     users_host: Host,
@@ -52,6 +56,8 @@ pub(crate) struct World {
     pub(crate) events: Vec<(usize, EngineEvent)>,
     /// Names of job containers that are there.
     containers: BTreeSet<String>,
+    /// What is to be hit once its moment has come.
+    aims: Vec<Aim>,
     /// When all faults were over.
     healed_us: Option<u64>,
     /// How often each kind of fault happened to something.
@@ -66,7 +72,8 @@ impl World {
         let net = Net::new(rng.random());
         let (core_dir, faults, clock) = (dir.join("core"), StoreFaults::new(rng.random()), SimClock::default());
         std::fs::create_dir(&core_dir)?;
-        let ground = Ground { dir: core_dir, net: net.clone(), faults, clock, settings: settings() };
+        let promises = Promises::default();
+        let ground = Ground { dir: core_dir, net: net.clone(), faults, clock, settings: settings(), promises };
         ground.prepare()?;
         let workers = (1..=plan.workers).map(|number| {
             let dir: PathBuf = dir.join(format!("w{number}"));
@@ -74,7 +81,7 @@ impl World {
         });
         let workers = workers.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            users: Users::new(net.clone(), plan.clocks_are_set),
+            users: Users::new(net.clone(), ground.promises.clone(), plan.clocks_are_set),
             users_host: Host::new(),
             plan,
             net,
@@ -82,11 +89,14 @@ impl World {
             core: None,
             core_stop: CancellationToken::new(),
             core_is_frozen: false,
+            deposed: None,
+            deposed_is_frozen: false,
             workers,
             rng,
             frozen: Vec::new(),
             events: Vec::new(),
             containers: BTreeSet::new(),
+            aims: Vec::new(),
             healed_us: None,
             faults: BTreeMap::new(),
             steps: 0,
@@ -99,6 +109,22 @@ impl World {
 
     pub(crate) fn database(&self) -> String {
         database(&self.ground.dir)
+    }
+
+    pub(crate) fn promises(&self) -> &Promises {
+        &self.ground.promises
+    }
+
+    /// When there was no watchdog, by the place of the worker, in Unix microseconds.
+    pub(crate) fn unwatched(&self) -> impl Iterator<Item = FrozenEngine> + '_ {
+        self.workers.iter().enumerate().flat_map(|(worker, machine)| {
+            machine.unwatched().into_iter().map(move |(from_us, until_us)| FrozenEngine { worker, from_us, until_us })
+        })
+    }
+
+    /// When all faults were over, in Unix microseconds.
+    pub(crate) fn healed_at_us(&self) -> Option<u64> {
+        self.healed_us.map(|healed_us| wall_us() - (now_us() - healed_us))
     }
 
     pub(crate) fn clocks_were_set(&self) -> bool {
@@ -122,6 +148,9 @@ impl World {
         loop {
             self.act();
             self.net.deliver();
+            for (frame, worker) in self.net.seen() {
+                self.strike(Target::Frame(frame), usize::from(worker.0) - 1);
+            }
             self.step(self.until_us());
             self.look();
             let Some(healed_us) = self.healed_us else { continue };
@@ -149,31 +178,66 @@ impl World {
         if let Some(core) = self.core.as_ref().filter(|_| !self.core_is_frozen) {
             core.step(until_us);
         }
+        if let Some(deposed) = self.deposed.as_ref().filter(|_| !self.deposed_is_frozen) {
+            deposed.step(until_us);
+        }
         self.workers.iter().for_each(|worker| worker.step(until_us));
         self.users_host.step(until_us);
         time::set(until_us);
-        if self.ground.faults.take_dead() {
+        if let Some(death) = self.ground.faults.take_dead() {
             self.crash_core();
             self.count("core died at a commit");
             let later_us = until_us + self.rng.random_range(100_000..20_000_000);
-            self.plan.acts.insert((later_us, u64::MAX), Act::CoreStart);
+            self.plan.put(later_us, Act::CoreStart);
+            // What the worker knows and the store does not, or the other way round, is found out late then, or never.
+            if let (Some(worker), true) = (death.worker, self.rng.random_bool(0.5)) {
+                let hits = [Hit::Cut, Hit::Cut, Hit::WorkerCrash, Hit::PowerLoss];
+                let hit = hits[self.rng.random_range(0..hits.len())];
+                let for_ms = self.rng.random_range(5000..120_000);
+                self.aims.push(Aim { at: Target::Death, hit, after_ms: 0, for_ms });
+                self.strike(Target::Death, worker);
+            }
+        }
+    }
+
+    /// The moment of some aims has come, on this worker.
+    fn strike(&mut self, target: Target, worker: usize) {
+        for aim in self.aims.extract_if(.., |aim| aim.at == target).collect::<Vec<_>>() {
+            trace(format_args!("aim: {:?} at {target:?} of {}", aim.hit, self.workers[worker].name()));
+            self.count("aimed");
+            let site = self.workers[worker].site();
+            let (begin, end) = match aim.hit {
+                Hit::Cut => (vec![Act::Cut(site, CORE), Act::Cut(CORE, site)], vec![Act::Mend(site, CORE), Act::Mend(CORE, site)]),
+                Hit::WorkerCrash => (vec![Act::WorkerCrash(worker)], vec![Act::WorkerStart(worker)]),
+                Hit::WorkerFreeze => (vec![Act::WorkerFreeze(worker)], vec![Act::WorkerThaw(worker)]),
+                Hit::PowerLoss => (vec![Act::PowerLoss(worker)], vec![Act::WorkerStart(worker)]),
+                Hit::CoreCrash => (vec![Act::CoreCrash], vec![Act::CoreStart]),
+                Hit::CorePowerLoss => (vec![Act::CorePowerLoss], vec![Act::CoreStart]),
+            };
+            let begins_us = now_us() + aim.after_ms * 1000;
+            begin.into_iter().for_each(|act| self.plan.put(begins_us, act));
+            end.into_iter().for_each(|act| self.plan.put(begins_us + aim.for_ms * 1000, act));
         }
     }
 
     /// Takes in what the engines did.
     fn look(&mut self) {
+        let mut happened = Vec::new();
         for (place, worker) in self.workers.iter().enumerate() {
             for event in worker.take_events() {
                 let Some(attempt) = attempt_of(&event) else { continue };
                 trace(format_args!("{}: container of {attempt}: {:?}", worker.name(), event.action));
+                happened.push((Target::Container(event.action), place));
                 match event.action {
                     Action::Create => drop(self.containers.insert(event.name.clone())),
                     Action::Destroy => drop(self.containers.remove(&event.name)),
-                    Action::Start | Action::Die => {}
+                    Action::Start => self.ground.promises.container_started(attempt),
+                    Action::Die => {}
                 }
                 self.events.push((place, event));
             }
         }
+        happened.into_iter().for_each(|(target, place)| self.strike(target, place));
     }
 
     fn count(&mut self, fault: &'static str) {
@@ -191,6 +255,17 @@ impl World {
     fn crash_core(&mut self) -> bool {
         let Some(core) = self.core.take() else { return false };
         self.net.crash(CORE, || drop(core));
+        true
+    }
+
+    /// The core freezes, and another one takes over. What reaches the machine is for the new one from now on.
+    fn depose_core(&mut self) -> bool {
+        if self.core.is_none() || self.core_is_frozen || self.core_stop.is_cancelled() || self.deposed.is_some() {
+            return false;
+        }
+        self.net.crash(CORE, || ());
+        (self.deposed, self.deposed_is_frozen) = (self.core.take(), true);
+        self.start_core();
         true
     }
 
@@ -245,6 +320,12 @@ impl World {
                 self.core_is_frozen = true;
             }
             Act::CoreThaw => self.thaw_core(),
+            Act::TakeOver => {
+                if self.depose_core() {
+                    self.count("take-over");
+                }
+            }
+            Act::DeposedThaw => self.thaw_deposed(),
             Act::WorkerCrash(worker) => {
                 if self.workers[worker].crash() {
                     self.count("worker crash");
@@ -261,6 +342,17 @@ impl World {
                 if self.workers[worker].lose_power() {
                     self.count("power loss");
                 }
+            }
+            Act::WatchdogDies(worker) => {
+                if self.workers[worker].kill_watchdog() {
+                    self.count("watchdog died");
+                }
+            }
+            Act::Aim(aim) => {
+                if let Target::Frame(frame) = aim.at {
+                    self.net.watch_for(frame);
+                }
+                self.aims.push(aim);
             }
             Act::EngineDown(worker) => {
                 self.count("engine down");
@@ -300,6 +392,14 @@ impl World {
         self.core_is_frozen = false;
     }
 
+    /// It finds out by itself that it was deposed.
+    fn thaw_deposed(&mut self) {
+        if let Some(deposed) = self.deposed.as_ref().filter(|_| self.deposed_is_frozen) {
+            deposed.thaw(now_us());
+        }
+        self.deposed_is_frozen = false;
+    }
+
     fn freeze_engine(&mut self, worker: usize) {
         self.frozen.push(FrozenEngine { worker, from_us: wall_us(), until_us: u64::MAX });
     }
@@ -326,8 +426,11 @@ impl World {
         self.ground.faults.heal();
         self.ground.clock.set_right();
         self.thaw_core();
+        self.thaw_deposed();
         self.perform(Act::CoreStart);
         self.users.healed.cancel();
+        self.aims.clear();
+        self.plan.acts.clear();
         self.healed_us = Some(now_us());
     }
 }

@@ -21,10 +21,11 @@ pub(super) fn check(world: &World, stamps: &Stamps, evidence: &Evidence, report:
     let mut tasks = BTreeMap::<TaskId, Vec<&Span>>::new();
     for span in &spans {
         tasks.entry(span.attempt.task_id()).or_default().push(span);
-        one(world, span, evidence.clocks_differ, report);
+        one(world, span, evidence, report);
     }
     for (task, spans) in &tasks {
         overlaps(world, *task, spans, &evidence.frozen, report);
+        once(world, *task, spans, report);
     }
     for (stamp, listed) in stamps.listing() {
         let id = stamp.attempt_id();
@@ -46,7 +47,7 @@ pub(super) fn check(world: &World, stamps: &Stamps, evidence: &Evidence, report:
 }
 
 /// What one run of a container says about its attempt's record.
-fn one(world: &World, span: &Span, clocks_differ: bool, report: &mut Report) {
+fn one(world: &World, span: &Span, evidence: &Evidence, report: &mut Report) {
     let (id, container) = (span.attempt, &span.container);
     let Some(attempt) = world.attempts.get(&id) else {
         let known = world.is_live(id);
@@ -64,8 +65,14 @@ fn one(world: &World, span: &Span, clocks_differ: bool, report: &mut Report) {
         let late = ended - attempt.ended_us;
         let text =
             || format!("container {container} of {id} ran on for {} s after its attempt ended", late / 1_000_000);
-        if clocks_differ {
+        let over_us = attempt.ended_us + GRACE_US;
+        let could_end = evidence.frozen.iter().all(|one| {
+            one.worker != span.worker || one.from_us > over_us || one.until_us + KILL_US < attempt.ended_us
+        });
+        if evidence.clocks_differ {
             report.at(Invariant::I8).unknown += 1;
+        } else if late > GRACE_US && !could_end {
+            report.at(Invariant::I8).excepted += 1;
         } else {
             report.at(Invariant::I8).expect(late <= GRACE_US, text);
         }
@@ -82,6 +89,15 @@ fn one(world: &World, span: &Span, clocks_differ: bool, report: &mut Report) {
 fn is_frozen(frozen: &[Frozen], earlier: &Span, later: &Span) -> bool {
     let matters = |one: &&Frozen| one.until_us + KILL_US >= later.started_us && one.from_us <= later.started_us;
     frozen.iter().filter(matters).any(|one| one.worker == earlier.worker)
+}
+
+/// I7, whatever the records say: a task that runs at most once has started once.
+fn once(world: &World, task: TaskId, spans: &[&Span], report: &mut Report) {
+    if world.jobs.get(&task.job).is_some_and(|job| job.at_most_once) {
+        let attempts: Vec<_> = spans.iter().map(|span| span.attempt.attempt).collect();
+        let text = || format!("task {task} runs at most once, and containers of attempts {attempts:?} have started");
+        report.at(Invariant::I7).expect(spans.len() == 1, text);
+    }
 }
 
 /// I4: the runs of one task do not overlap; `eager` jobs, declared losses and frozen engines are counted apart.
@@ -181,6 +197,21 @@ mod tests {
         stamps.0.push(left);
         let report = judge(Vec::new(), world, stamps);
         assert_eq!((report.violations(), report.of(Invariant::I8).unknown), (0, 1), "{report}");
+    }
+
+    #[test]
+    fn a_second_start_of_an_at_most_once_task_is_found_even_if_the_first_is_recorded_as_none() {
+        broken(&[], |_, world, stamps| {
+            world.jobs.get_mut(&JobId(1)).unwrap().at_most_once = true;
+            world.attempts.get_mut(&attempt(1, 0, 1)).unwrap().started_us = None;
+            world.attempts.get_mut(&attempt(1, 0, 1)).unwrap().may_have_run = false;
+            stamps.drain(..2);
+        });
+        broken(&[Invariant::I7], |_, world, _| {
+            world.jobs.get_mut(&JobId(1)).unwrap().at_most_once = true;
+            let first = world.attempts.get_mut(&attempt(1, 0, 1)).unwrap();
+            (first.outcome, first.started_us, first.may_have_run) = ("refused".into(), None, false);
+        });
     }
 
     #[test]

@@ -27,11 +27,11 @@ pub struct Evidence {
     /// Whether core and engine had wall clocks that differ or jump. Instants of the one are not compared with those of the
     /// other then; durations are, all the same.
     pub clocks_differ: bool,
-    /// When engines did not do as they were told.
+    /// When engines did not do as they were told, or nobody was there to tell them.
     pub frozen: Vec<Frozen>,
 }
 
-/// A time in which a worker's engine did not answer, or not as it should.
+/// A time in which a worker's engine did not answer, or not as it should, or in which its watchdog was gone.
 #[derive(Debug, Clone, Copy)]
 pub struct Frozen {
     /// The worker's number.

@@ -8,6 +8,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use swarm_core::archive;
 use swarm_core::blobs::{BlobStore, DiskBlobs};
 use swarm_core::clock::Clock as _;
+use swarm_core::http::parked::{Parked, Sender};
 use swarm_core::link::{End, Incoming, Outgoing, Peer, converse};
 use swarm_core::messages::{Handles, HibernatorMsg, ReceiverMsg};
 use swarm_core::store::{
@@ -24,11 +25,22 @@ use tokio_util::sync::CancellationToken;
 use super::{IMAGE, INPUT, SimClock, USER};
 use crate::calls::{Answer, Request};
 use crate::net::{Arrival, LinkEnd, Net};
+use crate::promises::Promises;
 use crate::store::FaultyStore;
 use crate::time::trace;
 
 /// Bytes of a log that are read at a time.
 const READ_BYTES: usize = 1 << 20;
+
+/// More than any output has.
+const OUTPUT_BYTES_MAX: u64 = 1 << 20;
+
+/// What comes of an output at one time.
+struct Part {
+    offset: u64,
+    bytes: Bytes,
+    is_torn: bool,
+}
 
 /// The core as the network sees it.
 #[derive(Clone)]
@@ -36,7 +48,9 @@ pub(super) struct Server {
     pub(super) handles: Handles,
     pub(super) store: Arc<FaultyStore>,
     pub(super) blobs: Arc<DiskBlobs>,
+    pub(super) parked: Arc<Parked>,
     pub(super) clock: SimClock,
+    pub(super) promises: Promises,
     pub(super) stop: CancellationToken,
 }
 
@@ -85,7 +99,9 @@ impl Server {
                 Some(Arrival::Link { key, end }) => drop(tokio::spawn(async move { server.link(&key, end).await })),
                 Some(Arrival::Call { request, reply }) => drop(tokio::spawn(async move {
                     let answer = server.stop.run_until_cancelled(server.answer(request)).await;
-                    reply.send(answer.unwrap_or(Answer::Again));
+                    let answer = answer.unwrap_or(Answer::Again);
+                    server.promises.answered(&answer);
+                    reply.send(answer);
                 })),
                 None => return Ok(()),
             }
@@ -98,9 +114,15 @@ impl Server {
         let name = format!("w{id}");
         let peer = Peer { id, name: &name, is_accepted: &|| true };
         let (outlet, inlet) = end.split();
+        let mut is_welcome = true;
         let sink = outlet.with_flat_map(|message| {
             let bytes = match message {
-                Outgoing::Message(bytes) => Some(Ok(Bytes::from(bytes))),
+                Outgoing::Message(bytes) => {
+                    if !std::mem::take(&mut is_welcome) {
+                        self.promises.said(&bytes);
+                    }
+                    Some(Ok(Bytes::from(bytes)))
+                }
                 // Nothing is lost on a link, so nothing has to be kept alive.
                 Outgoing::Ping => None,
             };
@@ -117,14 +139,21 @@ impl Server {
         let answer = match request {
             Request::Join { worker } => self.join(worker).await,
             Request::Blob { worker, attempt, digest, offset } => self.blob(worker, attempt, digest, offset).await,
-            Request::Output { worker, attempt, digest, bytes } => self.output(worker, attempt, digest, bytes).await,
+            Request::Output { worker, attempt, digest, offset, bytes, is_torn } => {
+                self.output(worker, attempt, digest, Part { offset, bytes, is_torn }).await
+            }
+            Request::Sent { worker, attempt, digest } => {
+                let key = (Sender::Worker(worker, attempt), digest);
+                Ok(Answer::Offset(self.parked.settled_offset(&key).await))
+            }
             Request::Submit { key, spec } => self.submit(key, *spec).await,
             Request::Cancel(job) => {
                 self.receiver(|reply| ReceiverMsg::Cancel { job, reply }).await.map(|_| Answer::Done)
             }
             Request::Look(job) => self.look(job).await,
             Request::Log(attempt) => self.log(attempt).await,
-            Request::Schedule { name, spec } => self.schedule(name, *spec).await,
+            Request::File(digest) => self.file(digest, 0).await,
+            Request::Schedule { name, cron, zone, spec } => self.schedule(name, cron, zone, *spec).await,
             Request::Pause(schedule) => {
                 let pause = Transition::PauseSchedule { schedule, paused: true, at: self.clock.now() };
                 let paused = self.commit(pause).await;
@@ -189,6 +218,10 @@ impl Server {
 
     async fn blob(&self, worker: WorkerId, attempt: AttemptId, digest: Digest, offset: u64) -> Done<Answer> {
         self.held(worker, attempt).await?;
+        self.file(digest, offset).await
+    }
+
+    async fn file(&self, digest: Digest, offset: u64) -> Done<Answer> {
         let blobs = Arc::clone(&self.blobs);
         let bytes = blocking::run(move || {
             let mut blob = blobs.open(&digest)?;
@@ -201,15 +234,28 @@ impl Server {
         Ok(Answer::Bytes(bytes.await?.into()))
     }
 
-    async fn output(&self, worker: WorkerId, attempt: AttemptId, digest: Digest, bytes: Bytes) -> Done<Answer> {
+    async fn output(&self, worker: WorkerId, attempt: AttemptId, digest: Digest, part: Part) -> Done<Answer> {
         self.held(worker, attempt).await?;
-        let (blobs, size_bytes) = (Arc::clone(&self.blobs), bytes.len() as u64);
+        let (blobs, parked, key) =
+            (Arc::clone(&self.blobs), Arc::clone(&self.parked), (Sender::Worker(worker, attempt), digest));
+        let active = self.parked.begin(key);
         let staged = blocking::run(move || {
-            let mut upload = blobs.begin(size_bytes)?;
-            upload.write_all(&bytes).map_err(|_| Trouble::Again)?;
-            Ok::<_, Trouble>(upload.stage()?)
+            let _active = active;
+            let mut upload = match part.offset {
+                0 => blobs.begin(OUTPUT_BYTES_MAX)?,
+                offset => parked.take(&key, offset).map_err(|_| Trouble::Again)?,
+            };
+            upload.write_all(&part.bytes).map_err(|_| Trouble::Again)?;
+            if part.is_torn {
+                if upload.written_bytes() > 0 {
+                    parked.park(key, upload);
+                }
+                return Err(Trouble::Again);
+            }
+            let size_bytes = upload.written_bytes();
+            Ok::<_, Trouble>((upload.stage()?, size_bytes))
         });
-        let staged = staged.await?;
+        let (staged, size_bytes) = staged.await?;
         let stored = staged.info().digest;
         if stored != digest {
             return Err(gone("what was promised"));
@@ -242,7 +288,7 @@ impl Server {
         }
     }
 
-    async fn schedule(&self, name: String, spec: JobSpec) -> Done<Answer> {
+    async fn schedule(&self, name: String, cron: String, zone: String, spec: JobSpec) -> Done<Answer> {
         let wanted = name.clone();
         let (user, known) = self
             .read(move |store| {
@@ -258,8 +304,8 @@ impl Server {
             owner: user.id,
             group: user.group,
             name,
-            cron: "* * * * *".to_owned(),
-            zone: "Europe/Berlin".to_owned(),
+            cron,
+            zone,
             job: Self::prepared(spec),
             created_at: self.clock.now(),
         };

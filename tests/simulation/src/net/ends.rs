@@ -136,17 +136,19 @@ impl Net {
     /// A socket for datagrams; port 0 takes a free one.
     pub(crate) fn socket(&self, site: Site, port: u16) -> Socket {
         let mut inner = self.lock();
-        let free = 1024 + u16::try_from(inner.draw() % 60_000).unwrap_or_default();
+        let number = inner.draw();
+        let free = 1024 + u16::try_from(number % 60_000).unwrap_or_default();
         let own = address(site, if port == 0 { free } else { port });
         let (sender, datagrams) = mpsc::unbounded_channel();
-        inner.sockets.insert(own, (site, sender));
-        Socket { net: self.clone(), own, datagrams: Mutex::new(datagrams) }
+        inner.sockets.insert(own, (number, sender));
+        Socket { net: self.clone(), own, number, datagrams: Mutex::new(datagrams) }
     }
 }
 
 /// A socket for datagrams, closed when it is dropped.
 pub(crate) struct Socket {
     net: Net,
+    number: u64,
     pub(crate) own: SocketAddr,
     datagrams: Mutex<mpsc::UnboundedReceiver<(Vec<u8>, SocketAddr)>>,
 }
@@ -178,7 +180,11 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.net.lock().sockets.remove(&self.own);
+        let mut inner = self.net.lock();
+        // The address may be another one's by now.
+        if inner.sockets.get(&self.own).is_some_and(|(number, ..)| *number == self.number) {
+            inner.sockets.remove(&self.own);
+        }
     }
 }
 
