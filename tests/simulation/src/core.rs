@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -58,6 +58,8 @@ pub(crate) struct Ground {
     pub(crate) clock: SimClock,
     pub(crate) settings: Settings,
     pub(crate) promises: Promises,
+    /// How many cores were started: earlier ones do not begin anew.
+    pub(crate) started: Arc<AtomicU64>,
 }
 
 /// The clocks of the core's machine.
@@ -132,16 +134,16 @@ impl Ground {
     /// Starts a core; the token stops it in order.
     pub(crate) fn start(&self) -> (Host, CancellationToken) {
         let (host, stop, ground) = (Host::new(), CancellationToken::new(), self.clone());
-        let stopped = stop.clone();
-        host.spawn(async move { ground.live(stopped).await });
+        let (stopped, number) = (stop.clone(), self.started.fetch_add(1, Ordering::Relaxed) + 1);
+        host.spawn(async move { ground.live(number, stopped).await });
         (host, stop)
     }
 
-    async fn live(self, stop: CancellationToken) {
+    async fn live(self, number: u64, stop: CancellationToken) {
         let history = History::default();
         while let Err(error) = self.term(stop.child_token(), history.clone()).await {
             trace(format_args!("the core failed: {error:#}"));
-            if stop.is_cancelled() {
+            if stop.is_cancelled() || self.started.load(Ordering::Relaxed) != number {
                 break;
             }
             tokio::time::sleep(RESTART_PAUSE).await;

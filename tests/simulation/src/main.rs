@@ -28,6 +28,9 @@ struct Cli {
     /// Print all that happens to standard error
     #[arg(long)]
     trace: bool,
+    /// Begin no more seeds once one has failed
+    #[arg(long)]
+    fail_fast: bool,
     /// Let nothing go wrong
     #[arg(long)]
     no_faults: bool,
@@ -98,6 +101,9 @@ fn main() -> ExitCode {
                     let outcome = run(seed, options);
                     let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     tell(seed, &outcome, &mut summary);
+                    if cli.fail_fast && !summary.failed.is_empty() {
+                        next.store(seeds.end, Ordering::Relaxed);
+                    }
                 }
             });
         }

@@ -47,8 +47,16 @@ const CLOCK_CHANGES: [(&str, u64); 6] = [
 ];
 
 /// Most of them fire often; all of them fire, or would, in the hours of a clock change.
-const CRONS: [&str; 8] =
-    ["* * * * *", "* * * * *", "*/2 * * * *", "* 1-3 * * *", "30 2 * * *", "0 2 * * *", "0,1,2,30,31 1-3 * * *", "58-59 * * * *"];
+const CRONS: [&str; 8] = [
+    "* * * * *",
+    "* * * * *",
+    "*/2 * * * *",
+    "* 1-3 * * *",
+    "30 2 * * *",
+    "0 2 * * *",
+    "0,1,2,30,31 1-3 * * *",
+    "58-59 * * * *",
+];
 
 /// What goes wrong at a moment that is not known beforehand.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -298,7 +306,15 @@ impl Acts {
         } else {
             Target::Container(actions[self.rng.random_range(0..actions.len())])
         };
-        let hits = [Hit::Cut, Hit::Cut, Hit::WorkerCrash, Hit::WorkerFreeze, Hit::PowerLoss, Hit::CoreCrash, Hit::CorePowerLoss];
+        let hits = [
+            Hit::Cut,
+            Hit::Cut,
+            Hit::WorkerCrash,
+            Hit::WorkerFreeze,
+            Hit::PowerLoss,
+            Hit::CoreCrash,
+            Hit::CorePowerLoss,
+        ];
         let hit = hits[self.rng.random_range(0..hits.len())];
         let after_ms = if self.rng.random_bool(0.5) { 0 } else { self.rng.random_range(0..100) };
         let (at_ms, for_ms) = (self.rng.random_range(0..self.storm_ms), self.rng.random_range(500..90_000));

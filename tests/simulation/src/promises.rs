@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn what_is_said_before_its_commit_is_found() {
-        let (promises, said) = (Promises::default(), encode(VERSION, &[ToWorker::StartCommitted { attempt: attempt() }]));
+        let (promises, said) =
+            (Promises::default(), encode(VERSION, &[ToWorker::StartCommitted { attempt: attempt() }]));
         promises.said(&said);
         promises.answered(&Answer::Accepted(JobId(1), false));
         assert_eq!(promises.broken().len(), 2);

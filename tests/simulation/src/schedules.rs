@@ -20,7 +20,9 @@ pub(crate) fn check(
     world: &World,
 ) -> Vec<String> {
     let (id, mut broken) = (record.id, Vec::new());
-    let Ok(rule) = CronRule::parse(&record.cron, &record.zone) else { return vec![format!("schedule {id} is no rule")] };
+    let Ok(rule) = CronRule::parse(&record.cron, &record.zone) else {
+        return vec![format!("schedule {id} is no rule")];
+    };
     let Some((made, paused)) = life else { return vec![format!("schedule {id} was never made")] };
     let launches: Vec<(Timestamp, Timestamp)> = world
         .launches

@@ -8,8 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use swarm_core::store::*;
 use swarm_protocol::{
-    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp,
-    WorkerId,
+    AttemptId, Digest, Epoch, GroupId, JobId, ScheduleId, SwarmId, TaskId, TaskIndex, TaskRange, Timestamp, WorkerId,
 };
 
 use crate::core::{DATABASE, DATABASE_LOG};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -73,7 +74,8 @@ impl World {
         let (core_dir, faults, clock) = (dir.join("core"), StoreFaults::new(rng.random()), SimClock::default());
         std::fs::create_dir(&core_dir)?;
         let promises = Promises::default();
-        let ground = Ground { dir: core_dir, net: net.clone(), faults, clock, settings: settings(), promises };
+        let (settings, started) = (settings(), Arc::default());
+        let ground = Ground { dir: core_dir, net: net.clone(), faults, clock, settings, promises, started };
         ground.prepare()?;
         let workers = (1..=plan.workers).map(|number| {
             let dir: PathBuf = dir.join(format!("w{number}"));
@@ -207,7 +209,10 @@ impl World {
             self.count("aimed");
             let site = self.workers[worker].site();
             let (begin, end) = match aim.hit {
-                Hit::Cut => (vec![Act::Cut(site, CORE), Act::Cut(CORE, site)], vec![Act::Mend(site, CORE), Act::Mend(CORE, site)]),
+                Hit::Cut => (
+                    vec![Act::Cut(site, CORE), Act::Cut(CORE, site)],
+                    vec![Act::Mend(site, CORE), Act::Mend(CORE, site)],
+                ),
                 Hit::WorkerCrash => (vec![Act::WorkerCrash(worker)], vec![Act::WorkerStart(worker)]),
                 Hit::WorkerFreeze => (vec![Act::WorkerFreeze(worker)], vec![Act::WorkerThaw(worker)]),
                 Hit::PowerLoss => (vec![Act::PowerLoss(worker)], vec![Act::WorkerStart(worker)]),

@@ -66,9 +66,10 @@ fn one(world: &World, span: &Span, evidence: &Evidence, report: &mut Report) {
         let text =
             || format!("container {container} of {id} ran on for {} s after its attempt ended", late / 1_000_000);
         let over_us = attempt.ended_us + GRACE_US;
-        let could_end = evidence.frozen.iter().all(|one| {
-            one.worker != span.worker || one.from_us > over_us || one.until_us + KILL_US < attempt.ended_us
-        });
+        let could_end = evidence
+            .frozen
+            .iter()
+            .all(|one| one.worker != span.worker || one.from_us > over_us || one.until_us + KILL_US < attempt.ended_us);
         if evidence.clocks_differ {
             report.at(Invariant::I8).unknown += 1;
         } else if late > GRACE_US && !could_end {
