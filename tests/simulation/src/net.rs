@@ -3,6 +3,7 @@
 //! is delivered between the steps of the hosts.
 
 mod ends;
+mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -206,27 +207,6 @@ impl Net {
         self.set_dark(site, false);
     }
 
-    /// The next message with such a frame is told by [`seen`](Self::seen).
-    pub(crate) fn watch_for(&self, frame: &'static str) {
-        self.lock().awaited.push(frame);
-    }
-
-    /// Which of the frames that are watched for were delivered since the last time, and to or from which worker.
-    pub(crate) fn seen(&self) -> Vec<(&'static str, Site)> {
-        std::mem::take(&mut self.lock().seen)
-    }
-
-    /// Where a transfer of so many bytes breaks off, if it does.
-    pub(crate) fn tears(&self, length: usize) -> Option<usize> {
-        let mut inner = self.lock();
-        let torn = inner.weather.torn;
-        if torn == 0.0 || !inner.rng.random_bool(torn) {
-            return None;
-        }
-        inner.count("transfer torn");
-        Some(inner.rng.random_range(0..=length))
-    }
-
     /// What comes to the core from now on; dropping the receiver ends that.
     pub(crate) fn listen(&self) -> mpsc::UnboundedReceiver<Arrival> {
         let (sender, arrivals) = mpsc::unbounded_channel();
@@ -338,11 +318,6 @@ fn shown(number: u64, side: usize, event: &Event) -> String {
 impl Inner {
     fn count(&mut self, fault: &'static str) {
         *self.faults.entry(fault).or_default() += 1;
-    }
-
-    fn see(&mut self, text: &str, worker: Site) {
-        let seen = self.awaited.extract_if(.., |frame| text.contains(*frame)).map(|frame| (frame, worker));
-        self.seen.extend(seen);
     }
 
     fn draw(&mut self) -> u64 {

@@ -1,5 +1,7 @@
 //! A simulated world: its machines, stepped together, and what is done to them.
 
+mod hits;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -202,29 +204,6 @@ impl World {
         }
     }
 
-    /// The moment of some aims has come, on this worker.
-    fn strike(&mut self, target: Target, worker: usize) {
-        for aim in self.aims.extract_if(.., |aim| aim.at == target).collect::<Vec<_>>() {
-            trace(format_args!("aim: {:?} at {target:?} of {}", aim.hit, self.workers[worker].name()));
-            self.count("aimed");
-            let site = self.workers[worker].site();
-            let (begin, end) = match aim.hit {
-                Hit::Cut => (
-                    vec![Act::Cut(site, CORE), Act::Cut(CORE, site)],
-                    vec![Act::Mend(site, CORE), Act::Mend(CORE, site)],
-                ),
-                Hit::WorkerCrash => (vec![Act::WorkerCrash(worker)], vec![Act::WorkerStart(worker)]),
-                Hit::WorkerFreeze => (vec![Act::WorkerFreeze(worker)], vec![Act::WorkerThaw(worker)]),
-                Hit::PowerLoss => (vec![Act::PowerLoss(worker)], vec![Act::WorkerStart(worker)]),
-                Hit::CoreCrash => (vec![Act::CoreCrash], vec![Act::CoreStart]),
-                Hit::CorePowerLoss => (vec![Act::CorePowerLoss], vec![Act::CoreStart]),
-            };
-            let begins_us = now_us() + aim.after_ms * 1000;
-            begin.into_iter().for_each(|act| self.plan.put(begins_us, act));
-            end.into_iter().for_each(|act| self.plan.put(begins_us + aim.for_ms * 1000, act));
-        }
-    }
-
     /// Takes in what the engines did.
     fn look(&mut self) {
         let mut happened = Vec::new();
@@ -260,17 +239,6 @@ impl World {
     fn crash_core(&mut self) -> bool {
         let Some(core) = self.core.take() else { return false };
         self.net.crash(CORE, || drop(core));
-        true
-    }
-
-    /// The core freezes, and another one takes over. What reaches the machine is for the new one from now on.
-    fn depose_core(&mut self) -> bool {
-        if self.core.is_none() || self.core_is_frozen || self.core_stop.is_cancelled() || self.deposed.is_some() {
-            return false;
-        }
-        self.net.crash(CORE, || ());
-        (self.deposed, self.deposed_is_frozen) = (self.core.take(), true);
-        self.start_core();
         true
     }
 
@@ -395,14 +363,6 @@ impl World {
             core.thaw(now_us());
         }
         self.core_is_frozen = false;
-    }
-
-    /// It finds out by itself that it was deposed.
-    fn thaw_deposed(&mut self) {
-        if let Some(deposed) = self.deposed.as_ref().filter(|_| self.deposed_is_frozen) {
-            deposed.thaw(now_us());
-        }
-        self.deposed_is_frozen = false;
     }
 
     fn freeze_engine(&mut self, worker: usize) {
