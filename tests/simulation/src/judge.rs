@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use swarm_checker::{Action, Evidence, Frozen, Listed, Report, Stamp, Stamps, check, load};
+use swarm_checker::{
+    Action, AttemptRow, Evidence, Frozen, Listed, Report, Stamp, Stamps, World as Stored, check, load,
+};
 use swarm_core::store::{Db, Store as _};
-use swarm_protocol::{AttemptId, JobId};
+use swarm_protocol::{AttemptId, JobId, WorkerId};
 use swarm_worker::runtime::fake::{self, EngineEvent};
 
 use crate::schedules;
@@ -88,6 +90,7 @@ impl World {
             let life = self.promises().life_of(record.id);
             broken.extend(schedules::check(&record, life, self.healed_at_us(), self.clocks_were_set(), &world));
         }
+        broken.extend(self.forgotten(&world));
         let evidence = Evidence {
             history: self.users().history(),
             world: Some(world),
@@ -97,5 +100,17 @@ impl World {
             clocks_differ: self.clocks_were_set(),
         };
         Ok((check(&evidence), broken))
+    }
+
+    /// Attempts that a worker had and then did not, though it lived on: it forgot them before the core knew how they ended.
+    fn forgotten(&self, world: &Stored) -> Vec<String> {
+        let is_lost = |attempt: &AttemptRow| attempt.loss.as_deref() == Some("worker-restarted");
+        let lived_on =
+            |worker| self.promises().place_of(WorkerId(worker)).is_some_and(|place| self.never_restarted(place));
+        let lost = world.attempts.iter().filter(|(_, attempt)| is_lost(attempt) && lived_on(attempt.worker));
+        lost.map(|(id, attempt)| {
+            format!("{id} was lost by a restart of worker {}, which never restarted", attempt.worker)
+        })
+        .collect()
     }
 }

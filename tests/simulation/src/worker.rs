@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub(crate) struct WorkerMachine {
     worker: Option<Host>,
     is_frozen: bool,
     watch: Arc<Mutex<Watch>>,
+    /// How often the worker was started, by whomever.
+    lives: Arc<AtomicU64>,
 }
 
 /// What became of the watchdogs of a machine.
@@ -93,8 +96,8 @@ impl WorkerMachine {
         let boot = Arc::new(Boot { number: 0, began_us: now_us() });
         let (site, name) = (Site(number), format!("w{number}"));
         let (base, worker, is_frozen) = (None, None, false);
-        let watch = Arc::default();
-        Self { site, name, dir, net, engine, slots, sandboxes, rng, boot, base, worker, is_frozen, watch }
+        let (watch, lives) = (Arc::default(), Arc::default());
+        Self { site, name, dir, net, engine, slots, sandboxes, rng, boot, base, worker, is_frozen, watch, lives }
     }
 
     pub(crate) fn site(&self) -> Site {
@@ -138,9 +141,10 @@ impl WorkerMachine {
             chance: Chance::seeded(self.rng.random()),
             launch_watchdog: self.watchdog(),
         };
-        let name = self.name.clone();
+        let (name, lives) = (self.name.clone(), Arc::clone(&self.lives));
         worker.spawn(async move {
             loop {
+                lives.fetch_add(1, Ordering::Relaxed);
                 let ended = run_with(config.clone(), parts.clone(), CancellationToken::new()).await;
                 trace(format_args!("{name} ended: {:?}", ended.err().map(|error| format!("{error:#}"))));
                 tokio::time::sleep(RESTART_PAUSE).await;
@@ -185,6 +189,11 @@ impl WorkerMachine {
             watch.gaps.push((wall_us(), u64::MAX));
         }
         killed
+    }
+
+    /// Whether the worker has lived on from the beginning.
+    pub(crate) fn never_restarted(&self) -> bool {
+        self.lives.load(Ordering::Relaxed) <= 1
     }
 
     /// When containers ran without a watchdog, in Unix microseconds.

@@ -126,6 +126,11 @@ impl World {
         })
     }
 
+    /// Whether the worker of this place has lived on from the beginning.
+    pub(crate) fn never_restarted(&self, worker: usize) -> bool {
+        self.workers.get(worker).is_some_and(WorkerMachine::never_restarted)
+    }
+
     /// When all faults were over, in Unix microseconds.
     pub(crate) fn healed_at_us(&self) -> Option<u64> {
         self.healed_us.map(|healed_us| wall_us() - (now_us() - healed_us))
