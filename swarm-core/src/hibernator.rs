@@ -175,17 +175,21 @@ fn due(until: Timestamp, work: &Runnable, now: Timestamp) -> Timestamp {
 struct Timer {
     record: ScheduleRecord,
     rule: CronRule,
+    /// No instant up to here is looked at again.
+    settled: Timestamp,
     next: Option<Timestamp>,
 }
 
 impl Timer {
-    /// What counts as settled: a wall clock that was set back makes the instants ahead of it open again.
-    fn settled(&self, now: Timestamp) -> Timestamp {
-        self.record.considered_until.min(now)
+    /// It is `now`, and of the instants up to here none is open: a wall clock that was set back makes those ahead of it
+    /// open again.
+    fn rewind(&mut self, now: Timestamp) {
+        self.settle(self.record.considered_until.min(now));
     }
 
-    fn rewind(&mut self, now: Timestamp) {
-        self.next = self.rule.next_after(self.settled(now));
+    fn settle(&mut self, until: Timestamp) {
+        self.settled = until;
+        self.next = self.rule.next_after(until);
     }
 
     fn job(&self, nominal_at: Timestamp, now: Timestamp) -> NewJob {
@@ -259,7 +263,7 @@ impl Hibernator {
         }
         match CronRule::parse(&record.cron, &record.zone) {
             Ok(rule) => {
-                let mut timer = Timer { record, rule, next: None };
+                let mut timer = Timer { settled: record.considered_until, record, rule, next: None };
                 timer.rewind(self.deps.clock.now());
                 self.timers.insert(timer.record.id, timer);
             }
@@ -303,7 +307,7 @@ impl Hibernator {
         let (mut under_way, mut counted) = (Vec::with_capacity(schedules.len()), Vec::new());
         for (_, id) in schedules {
             let Some(timer) = self.timers.get_mut(id) else { continue };
-            let Some(due) = launches::due(&timer.rule, timer.settled(now), now) else {
+            let Some(due) = launches::due(&timer.rule, timer.settled, now) else {
                 timer.rewind(now);
                 continue;
             };
@@ -342,7 +346,7 @@ impl Hibernator {
         let until = due.nominal_at;
         if let Some(timer) = self.timers.get_mut(&schedule) {
             timer.record.considered_until = timer.record.considered_until.max(until);
-            timer.next = timer.rule.next_after(until);
+            timer.settle(until);
         }
         let missed = match verdict {
             Ok(Applied::Job { job, repeated: false }) => {

@@ -151,6 +151,22 @@ async fn each_instant_is_launched_once_across_restarts_and_clock_jumps() {
 }
 
 #[tokio::test]
+async fn instants_that_a_clock_jumped_over_are_launched_when_they_come_after_it_was_set_back() {
+    let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(0))));
+    memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
+    let mut run = start(&memory, &clock, Vec::new());
+    run.settle().await;
+    clock.set_wall(at(3600));
+    assert_eq!(run.released().await, JobId(1));
+    clock.set_wall(at(1000));
+    run.settle().await;
+    clock.set_wall(at(1200));
+    assert_eq!(run.released().await, JobId(2));
+    run.stop.cancel();
+    assert_eq!(launches(&memory), [at(3600), at(1200)]);
+}
+
+#[tokio::test]
 async fn after_an_absence_the_latest_instant_runs_and_the_others_are_counted() {
     let (memory, clock) = (Memory::default(), Arc::new(ManualClock::new(at(3 * 3600 + 5))));
     memory.add_schedule(schedule(1, "*/10 * * * *", at(0)));
