@@ -187,6 +187,12 @@ impl Timer {
         self.settle(self.record.considered_until.min(now));
     }
 
+    /// After which instant some may be open. What was considered once is not counted again when a clock that was set back
+    /// has come past it.
+    fn open_from(&self, now: Timestamp) -> Timestamp {
+        if self.record.considered_until <= now { self.record.considered_until } else { self.settled }
+    }
+
     fn settle(&mut self, until: Timestamp) {
         self.settled = until;
         self.next = self.rule.next_after(until);
@@ -307,7 +313,7 @@ impl Hibernator {
         let (mut under_way, mut counted) = (Vec::with_capacity(schedules.len()), Vec::new());
         for (_, id) in schedules {
             let Some(timer) = self.timers.get_mut(id) else { continue };
-            let Some(due) = launches::due(&timer.rule, timer.settled, now) else {
+            let Some(due) = launches::due(&timer.rule, timer.open_from(now), now) else {
                 timer.rewind(now);
                 continue;
             };

@@ -312,6 +312,8 @@ pub struct Expected {
 pub enum HarvesterMsg {
     /// Attempts to follow; always said before their orders are sent.
     Expect(Vec<Expected>),
+    /// Of the attempts expected, those whose orders were not sent and will not be.
+    Unsent(Vec<AttemptId>),
     /// A link came up; its state report follows in `Frames`.
     LinkUp {
         /// The worker.

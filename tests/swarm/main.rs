@@ -2,6 +2,7 @@
 //! what the store holds and what the engine did. `SWARM_TEST_TIER=full` multiplies the counts; lines beginning with
 //! `REPORT ` are figures, and `SHOWN ` fills a cell of the fault matrix (`matrix.rs`).
 
+mod api;
 mod demo;
 mod directories;
 mod doctor;

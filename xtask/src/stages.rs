@@ -10,7 +10,7 @@ use crate::leftovers::{self, Before, MARK};
 use crate::only::{self, Only};
 use crate::report::{self, Outcome, say};
 use crate::run::{self, Ending, Stop};
-use crate::services::Services;
+use crate::services::{Places, Services};
 use crate::stage::{Profile, Stage, Tier};
 use crate::supply::Rules;
 use crate::tally::Tally;
@@ -132,7 +132,8 @@ impl Runner {
     fn act(&mut self, stage: Stage, deadline: Instant) -> Result<Findings> {
         match stage {
             Stage::Services => {
-                self.services = Some(Services::start(self.temp.path(), self.own_engine, deadline, &self.stop)?);
+                let places = Places { temp: self.temp.path(), root: &self.root, target: &self.target };
+                self.services = Some(Services::start(places, self.own_engine, deadline, &self.stop)?);
                 Ok(Findings::default())
             }
             Stage::Fmt => self.cargo_stage(&["fmt", "--all", "--check"], &[], deadline),

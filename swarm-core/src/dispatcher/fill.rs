@@ -155,12 +155,13 @@ impl Dispatcher {
         }
         let told: Vec<Expected> = granted.iter().flat_map(Assignment::expected).collect();
         self.tell(HarvesterMsg::Expect(told)).await?;
+        let mut unsent = Vec::new();
         for Assignment { worker, attempts, shape, prepared } in granted {
             self.picture.granted(worker, &attempts);
-            // A worker that came back as another one meanwhile gets no order that was placed by what it was before. The
-            // harvester takes such an attempt back, as one whose order was lost.
+            // A worker that came back as another one meanwhile gets no order that was placed by what it was before.
             if !self.picture.takes(worker, &shape) {
                 tracing::info!(job = %prepared.job.id, %worker, "orders are not sent: the worker is gone or has changed");
+                unsent.extend(attempts);
                 continue;
             }
             for attempt in attempts {
@@ -168,7 +169,7 @@ impl Dispatcher {
                 self.send(worker, ToWorker::Assign(Box::new(order))).await?;
             }
         }
-        Ok(())
+        if unsent.is_empty() { Ok(()) } else { self.tell(HarvesterMsg::Unsent(unsent)).await }
     }
 }
 

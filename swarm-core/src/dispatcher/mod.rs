@@ -178,7 +178,7 @@ pub async fn run(
             }
             Some(back) = dispatcher.under_way.next() => {
                 let Ok(has_room) = dispatcher.settle(back).await else { return until_stopped(&stop).await };
-                fill = has_room;
+                fill |= has_room;
             }
             count = inbox.recv_many(&mut batch, BATCH) => {
                 if count == 0 {

@@ -291,11 +291,15 @@ impl Picture {
         }
     }
 
-    /// Whether orders of this shape may go to the worker as it is now, for which there is room.
+    /// Whether orders of this shape, which have a place there, may go to the worker as it is now: it may have come back as a
+    /// smaller one, or under other labels.
     pub(super) fn takes(&self, id: WorkerId, shape: &Shape) -> bool {
         self.workers.get(&id).is_some_and(|worker| {
             let has_labels = has_all(worker.labels.as_deref().unwrap_or(&Labels::new()), &shape.require);
-            has_labels && worker.link.as_ref().is_some_and(|link| link.ready && link.version >= shape.link_version)
+            let is_large_enough = worker.capacity().fits(shape.needs);
+            has_labels
+                && is_large_enough
+                && worker.link.as_ref().is_some_and(|link| link.ready && link.version >= shape.link_version)
         })
     }
 

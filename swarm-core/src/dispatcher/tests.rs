@@ -58,6 +58,9 @@ async fn harvester(mut inbox: mpsc::Receiver<HarvesterMsg>, told: watch::Sender<
                     |e: Expected| format!("expect {} on {} after {}+{}", e.attempt, e.worker, e.losses, e.failures);
                 expected.into_iter().map(one).collect::<Vec<_>>().join(", ")
             }
+            HarvesterMsg::Unsent(attempts) => {
+                format!("unsent {}", attempts.iter().map(ToString::to_string).collect::<String>())
+            }
             HarvesterMsg::LinkUp { worker, .. } => format!("up {worker}"),
             HarvesterMsg::LinkDown { worker, .. } => format!("down {worker}"),
             HarvesterMsg::Renew { worker, reply, .. } => {
@@ -410,6 +413,9 @@ async fn a_worker_that_links_anew_during_a_commit_keeps_its_promise_and_gets_the
         swarm.settle().await;
         if then == "fast" {
             assert_eq!(anew.order().await.attempt.job, JobId(job));
+        } else {
+            // Nobody waits for the end of its lease.
+            swarm.until(&format!("unsent {job}.0.1")).await;
         }
         assert!(anew.has_nothing());
         assert_eq!(swarm.views().await.iter().find(|view| view.id == anew.id).unwrap().live, 1);

@@ -172,6 +172,9 @@ impl Harvester {
                 self.book.expect(attempts, now_ms);
                 Vec::new()
             }
+            HarvesterMsg::Unsent(attempts) => {
+                attempts.into_iter().flat_map(|attempt| self.book.unsent(attempt)).collect()
+            }
             HarvesterMsg::LinkUp { worker, boot, session, link } => {
                 self.book.link_up(worker, boot, session, now_ms);
                 self.links.insert(worker, (session, link));

@@ -162,8 +162,12 @@ async fn instants_that_a_clock_jumped_over_are_launched_when_they_come_after_it_
     run.settle().await;
     clock.set_wall(at(1200));
     assert_eq!(run.released().await, JobId(2));
+    // Five of the first hour and five of the second: none is counted twice.
+    clock.set_wall(at(7200));
+    assert_eq!(run.released().await, JobId(3));
+    memory.until(|memory| memory.all_schedules()[0].missed == 10).await;
     run.stop.cancel();
-    assert_eq!(launches(&memory), [at(3600), at(1200)]);
+    assert_eq!(launches(&memory), [at(3600), at(1200), at(7200)]);
 }
 
 #[tokio::test]

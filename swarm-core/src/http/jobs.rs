@@ -84,7 +84,7 @@ pub(super) async fn submit(
     let idempotency = headers.idempotency?.map(|key| (key, body.digest));
     let must_fit = optional("must_fit", must_fit)?.unwrap_or(false);
     let (here, account, keyed) = (Arc::clone(state), consumer.0, idempotency.clone());
-    let same = keyed.map(|(key, digest)| (account.group, key, digest));
+    let same = keyed.map(|(key, digest)| (account.group, key, digest, must_fit));
     let work = async move {
         let key = idempotency.as_ref().map(|(key, _)| key.as_str());
         let prepared = prepare_job(&here, account.group, body.value, key, must_fit).await?;

@@ -112,7 +112,7 @@ impl Uploads {
 }
 
 /// Submits under way, by owner group, key and digest of the body.
-type Submits = Arc<Once<(GroupId, String, Digest), Submitted>>;
+type Submits = Arc<Once<(GroupId, String, Digest, bool), Submitted>>;
 
 impl ApiState {
     /// Reads from the store on a thread that may block.

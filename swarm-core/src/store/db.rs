@@ -44,6 +44,11 @@ impl Db {
         let location = Location::parse(&source.into())?;
         let at = location.to_string();
         let left_open = matches!(&location, Location::Sqlite(path) if sqlite::was_left_open(path));
+        if let (Location::Sqlite(path), true) = (&location, left_open) {
+            // Whoever is refused closes it, which removes the log that tells: the next one must not use it unchecked.
+            sqlite::note_unchecked(path)
+                .map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
+        }
         let _alone =
             location.prepare().map_err(|source| OpenError::Connect { at: at.clone(), source: source.into() })?;
         let mut conn = location.connect(Purpose::Write).map_err(|error| sqlite::cannot_open(at.clone(), error))?;

@@ -25,6 +25,12 @@ fn has_log(path: &Path) -> bool {
     std::fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0)
 }
 
+/// Keeps in mind, over a crash too, that the database is to be checked.
+pub(super) fn note_unchecked(path: &Path) -> std::io::Result<()> {
+    std::fs::File::create(beside(path, UNCHECKED))?.sync_all()?;
+    std::fs::File::open(dir_of(path))?.sync_all()
+}
+
 /// The database was found whole.
 pub(super) fn note_checked(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(beside(path, UNCHECKED)) {
@@ -38,11 +44,10 @@ struct Unchecked<'a>(Option<&'a Path>);
 
 impl<'a> Unchecked<'a> {
     fn of(path: &'a Path) -> std::io::Result<Self> {
-        if !was_left_open(path) {
+        if !was_left_open(path) || beside(path, UNCHECKED).exists() {
             return Ok(Self(None));
         }
-        std::fs::File::create(beside(path, UNCHECKED))?.sync_all()?;
-        std::fs::File::open(dir_of(path))?.sync_all()?;
+        note_unchecked(path)?;
         Ok(Self(Some(path)))
     }
 }
@@ -192,18 +197,20 @@ mod tests {
     #[test]
     fn a_backup_after_a_crash_leaves_the_check_to_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
-        let [damaged, whole] = ["damaged.db", "whole.db"].map(|name| dir.path().join(name));
+        let [damaged, again, whole] = ["damaged.db", "again.db", "whole.db"].map(|name| dir.path().join(name));
         let open = |path: &Path| Db::open(path.display().to_string().as_str()).map(drop);
         let copy = |path: &Path| backup(&path.display().to_string().as_str().into(), &beside(path, ".copy"));
         // An index that lacks a row.
-        crashed(
-            "CREATE TABLE t(a); INSERT INTO t VALUES (1); CREATE INDEX t_a ON t(a) WHERE a > 1; \
-             PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE INDEX t_a ON t(a)' WHERE name = 't_a'",
-            &damaged,
-        );
+        let damage = "CREATE TABLE t(a); INSERT INTO t VALUES (1); CREATE INDEX t_a ON t(a) WHERE a > 1; \
+             PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE INDEX t_a ON t(a)' WHERE name = 't_a'";
+        crashed(damage, &damaged);
         assert!(matches!(copy(&damaged), Err(BackupError::Open(OpenError::Damaged { .. }))));
         assert!(matches!(open(&damaged), Err(OpenError::Damaged { .. })), "it is checked");
         assert!(matches!(open(&damaged), Err(OpenError::Damaged { .. })), "as long as it is damaged");
+        crashed(damage, &again);
+        for _ in 0..2 {
+            assert!(matches!(open(&again), Err(OpenError::Damaged { .. })), "being refused once is no check");
+        }
         crashed("CREATE TABLE t(a)", &whole);
         copy(&whole).unwrap();
         open(&whole).unwrap();

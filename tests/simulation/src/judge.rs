@@ -103,11 +103,17 @@ impl World {
     }
 
     /// Attempts that a worker had and then did not, though it lived on: it forgot them before the core knew how they ended.
+    /// Those that run at most once are lost in this way by a core that restarted too: it cannot know whether its former
+    /// life allowed their start.
     fn forgotten(&self, world: &Stored) -> Vec<String> {
         let is_lost = |attempt: &AttemptRow| attempt.loss.as_deref() == Some("worker-restarted");
+        let may_repeat = |id: &AttemptId| world.jobs.get(&id.job).is_some_and(|job| !job.at_most_once);
         let lived_on =
             |worker| self.promises().place_of(WorkerId(worker)).is_some_and(|place| self.never_restarted(place));
-        let lost = world.attempts.iter().filter(|(_, attempt)| is_lost(attempt) && lived_on(attempt.worker));
+        let lost = world
+            .attempts
+            .iter()
+            .filter(|(id, attempt)| is_lost(attempt) && may_repeat(id) && lived_on(attempt.worker));
         lost.map(|(id, attempt)| {
             format!("{id} was lost by a restart of worker {}, which never restarted", attempt.worker)
         })

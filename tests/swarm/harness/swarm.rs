@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use rustix::process::Signal;
-use swarm_client::{Client, MemoryTokens};
+use secrecy::ExposeSecret as _;
+use swarm_client::{Client, MemoryTokens, TokenStore};
 use swarm_protocol::api::JoinTokenRequest;
 use swarm_worker::WorkerConfig;
 use swarm_worker::runtime::ByteStream;
@@ -249,6 +250,17 @@ impl Swarm {
         let words = ["login", "--user", "admin", "--password-file", file.to_str().expect("a plain path")];
         let ended = self.consumer(&words);
         assert_eq!(ended.code, Some(0), "login: {}", ended.stderr);
+    }
+
+    /// Of a session of its own.
+    pub(crate) fn access_token(&self) -> String {
+        let tokens = Arc::new(MemoryTokens::default());
+        let client =
+            Client::new(&self.url, Arc::clone(&tokens) as Arc<dyn TokenStore>).expect("loopback is an address");
+        let password = std::fs::read_to_string(self.password_file()).expect("the first start leaves a password");
+        self.block(client.login("admin", password.trim_end())).expect("the admin can log in");
+        let saved = tokens.load().ok().flatten().expect("a session was opened");
+        saved.access.expose_secret().to_owned()
     }
 
     fn join_worker(&self) {

@@ -1,10 +1,11 @@
-//! What the tests need beside the code: a database, a Docker engine, and the program of a Redis. What is started here is
+//! What the tests need beside the code: a database, a Docker engine, the programs of a Redis and of Schemathesis. What is started here is
 //! stopped here.
 
 mod docker;
+mod fuzzer;
 mod postgres;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,18 @@ const START_MIN: Duration = Duration::from_secs(60);
 pub(crate) struct Services {
     postgres: postgres::Postgres,
     docker: docker::Docker,
+    fuzzer: PathBuf,
+}
+
+/// Where things are and go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places<'a> {
+    /// Of this run alone.
+    pub(crate) temp: &'a Path,
+    /// The workspace.
+    pub(crate) root: &'a Path,
+    /// What builds leave.
+    pub(crate) target: &'a Path,
 }
 
 impl Services {
@@ -30,7 +43,7 @@ impl Services {
     ///
     /// # Errors
     /// Names what is missing and what to do about it.
-    pub(crate) fn start(dir: &Path, own_engine: bool, deadline: Instant, stop: &Stop) -> Result<Self> {
+    pub(crate) fn start(places: Places<'_>, own_engine: bool, deadline: Instant, stop: &Stop) -> Result<Self> {
         let mut missing = Vec::new();
         if postgres::bin_dir().is_none() {
             missing.push("postgresql");
@@ -45,16 +58,22 @@ impl Services {
         // What the fault scenarios work with, besides.
         let tools = [("unshare", "util-linux"), ("ip", "iproute2"), ("iptables", "iptables"), ("faketime", "faketime")];
         missing.extend(tools.into_iter().filter(|(program, _)| !found(program)).map(|(_, package)| package));
+        if !fuzzer::has_venv() {
+            missing.push("python3-venv");
+        }
         install(&missing, stop)?;
+        let list = places.root.join("tests/schemathesis.txt");
+        let fuzzer = fuzzer::install(&places.target.join("schemathesis"), &list, stop)?;
         let deadline = deadline.max(Instant::now() + START_MIN);
-        let docker = docker::Docker::start(&dir.join("docker"), own_engine, deadline, stop)?;
-        let postgres = postgres::Postgres::start(&dir.join("postgres"), deadline, stop)?;
-        Ok(Self { postgres, docker })
+        let docker = docker::Docker::start(&places.temp.join("docker"), own_engine, deadline, stop)?;
+        let postgres = postgres::Postgres::start(&places.temp.join("postgres"), deadline, stop)?;
+        Ok(Self { postgres, docker, fuzzer })
     }
 
     /// What tests have to find in their environment.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
-        let mut variables = vec![("SWARM_TEST_POSTGRES_URL", self.postgres.url())];
+        let fuzzer = self.fuzzer.display().to_string();
+        let mut variables = vec![("SWARM_TEST_POSTGRES_URL", self.postgres.url()), ("SWARM_TEST_SCHEMATHESIS", fuzzer)];
         variables.extend(self.docker.host().map(|host| ("DOCKER_HOST", host)));
         variables
     }

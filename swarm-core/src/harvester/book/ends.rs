@@ -88,6 +88,13 @@ impl Book {
         }
     }
 
+    /// Its order was not sent and will not be: the task waits again, and no attempt was lost.
+    pub fn unsent(&mut self, attempt: AttemptId) -> Vec<Act> {
+        let worker = self.worker_of(attempt);
+        let was_sent_only = self.attempts.get(&attempt).is_some_and(|followed| followed.phase == Phase::Sent);
+        worker.filter(|_| was_sent_only).map(|worker| self.given_back(worker, attempt)).unwrap_or_default()
+    }
+
     /// Ends an attempt by a verdict of the core.
     pub(super) fn lose(
         &mut self,
