@@ -79,7 +79,7 @@ const MATRIX: &[(&str, &[Cell])] = &[
             ("Postgres", &[LEANED_ON]),
             ("SQLite", &[EVERYTHING, TEN_TIMES]),
             ("Redis", &[LEANED_ON]),
-            ("Docker", &[TEN_TIMES, LEANED_ON]),
+            ("Docker", &[LEANED_ON]),
         ],
     ),
     (

@@ -53,9 +53,18 @@ fn parse(text: &str) -> Result<Only, String> {
     };
     match filter {
         Some("") => Err(format!("the filter is empty; leave the = away to run all of {word}")),
+        Some(seeds) if stage == Stage::Simulation && !is_range(seeds) => {
+            Err(format!("{seeds} is no range of seeds; write for instance 0..500"))
+        }
         Some(_) if !stage.has_parts() => Err(format!("{word} is run whole; unit, simulation and swarm have parts")),
         filter => Ok(Only { stage, filter: filter.map(str::to_owned) }),
     }
+}
+
+/// Whether this is FIRST..LAST with something in between.
+fn is_range(text: &str) -> bool {
+    let number = |word: &str| word.parse::<u64>().ok();
+    text.split_once("..").and_then(|(first, last)| number(first).zip(number(last))).is_some_and(|(f, l)| f < l)
 }
 
 #[cfg(test)]
@@ -72,6 +81,10 @@ mod tests {
         assert!(problem("swarn").contains("no stage swarn; name one of services, fmt,"));
         assert!(problem("swarm=").contains("leave the = away"));
         assert!(problem("fmt=xtask").contains("fmt is run whole"));
+        for none in ["7", "9..7", "7..7", "a..b"] {
+            let text = format!("simulation={none}");
+            assert!(parse(&text).unwrap_err().contains("0..500"), "{none}");
+        }
     }
 
     #[test]

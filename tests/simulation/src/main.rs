@@ -42,7 +42,8 @@ struct Cli {
 fn range(text: &str) -> Result<Range<u64>, String> {
     let parse = |word: &str| word.parse::<u64>().map_err(|error| error.to_string());
     let (first, last) = text.split_once("..").ok_or("give FIRST..LAST")?;
-    Ok(parse(first)?..parse(last)?)
+    let range = parse(first)?..parse(last)?;
+    if range.is_empty() { Err("that is no seed at all".to_owned()) } else { Ok(range) }
 }
 
 /// What came of all seeds.

@@ -114,7 +114,7 @@ impl Users {
         let tasks = self.watch(job).await;
         for task in tasks {
             self.read_log(job, &plan, &task).await;
-            self.read_outputs(job, &task).await;
+            self.read_outputs(job, &plan, &task).await;
         }
     }
 
@@ -191,8 +191,12 @@ impl Users {
     }
 
     /// What a task that succeeded handed back must be there, and be what it left.
-    async fn read_outputs(&self, job: JobId, task: &TaskView) {
+    async fn read_outputs(&self, job: JobId, plan: &JobPlan, task: &TaskView) {
         let last = task.attempts.iter().find(|attempt| attempt.is_final);
+        let count = last.map_or(0, |attempt| attempt.outputs.len());
+        if task.outcome == Some(OutcomeKind::Succeeded) && count != plan.spec.outputs.len() {
+            self.promises.note(format!("task {job}.{} succeeded and has {count} outputs", task.task));
+        }
         for output in last.into_iter().flat_map(|attempt| &attempt.outputs) {
             let Answer::Bytes(bytes) = self.ask(|| Request::File(output.digest)).await else { continue };
             if bytes != result(task.task) {

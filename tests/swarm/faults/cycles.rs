@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use swarm_checker::unended;
 use swarm_protocol::state::JobState;
-use swarm_protocol::{JobId, TaskRange};
+use swarm_protocol::{JobId, TaskId, TaskRange};
 
 use crate::harness::{
     OwnEngine, OwnPostgres, PATIENCE, Part, Redis, Setup, Swarm, be_worker, either, eventually, now_us, report,
@@ -25,6 +25,8 @@ const STUCK_US: i64 = 60_000_000;
 struct Plan<'a> {
     what: &'static str,
     cycles: u32,
+    /// Whether attempts must have been lost by it.
+    costs_attempts: bool,
     /// Tasks of the array that each cycle adds.
     tasks: u32,
     /// Milliseconds between a submit and what is done then.
@@ -48,6 +50,8 @@ const BOTH: &dyn Fn(&Swarm) = &|swarm| {
 struct Came {
     /// Attempts beyond one a task.
     retried: usize,
+    /// How often it was found out whether something is stuck.
+    looks: u32,
     /// How far past its deadline a task was at most, in microseconds, whatever was away meanwhile.
     late_us: i64,
     /// Until then, everything was not there.
@@ -66,7 +70,7 @@ impl Swarm {
 
     fn submit_array(&self, tasks: u32) -> JobId {
         // Whenever something is struck, something runs.
-        let mut array = self.shell("[ $((SWARM_TASK_INDEX % 10)) != 0 ] || sleep 1");
+        let mut array = self.shell("echo $SWARM_TASK_INDEX; [ $((SWARM_TASK_INDEX % 10)) != 0 ] || sleep 1");
         array.array = TaskRange::new(0, tasks - 1);
         array.retries.lost = LOSSES_MAX;
         array.lease_s = LEASE_S;
@@ -81,6 +85,10 @@ impl Swarm {
         let listed = || self.block(self.client.tasks(job, Some(1000), None)).ok();
         let views = eventually("tasks can be listed", PATIENCE, listed).items;
         assert_eq!(views.len() as u32, tasks);
+        if self.runs_containers() {
+            // Of one that was struck more often than most, as it lasted longest.
+            self.check_log(TaskId { job, task: 0 }, b"0\n", b"");
+        }
         Some(views.iter().map(|view| view.attempts.len().saturating_sub(1)).sum())
     }
 
@@ -88,6 +96,7 @@ impl Swarm {
     fn nothing_is_stuck(&self, came: &mut Came) {
         // While the database is away nothing can be said.
         let Ok(found) = unended(&self.store) else { return };
+        came.looks += 1;
         let now_us = now_us();
         came.late_us = came.late_us.max(found.latest(now_us, 0).map_or(0, |late| late.by_us));
         if let Some(late) = found.latest(now_us, came.since_us).filter(|late| late.by_us > STUCK_US) {
@@ -125,7 +134,7 @@ impl Swarm {
     }
 
     fn cycles(&self, plan: &Plan) {
-        let &Plan { what, cycles, tasks, ref moments, strikes } = plan;
+        let &Plan { what, costs_attempts, cycles, tasks, ref moments, strikes } = plan;
         let calm = self.calm(either(1, 6), tasks);
         let (mut under_way, mut came, began) = (VecDeque::new(), Came::default(), Instant::now());
         let (mut striking, mut waiting) = (Duration::ZERO, Duration::ZERO);
@@ -146,6 +155,8 @@ impl Swarm {
         let settling = Instant::now();
         self.until_left(0, tasks, &mut under_way, &mut came);
         let settling = settling.elapsed().as_secs_f64();
+        assert!(came.looks > cycles / 2, "nobody looked for what is stuck");
+        assert!(!costs_attempts || came.retried > 0, "nothing was hit");
         let (took, all) = (began.elapsed().as_secs_f64(), cycles * tasks);
         let each = |time: Duration| time.as_secs_f64() / f64::from(cycles);
         report(&format!(
@@ -167,7 +178,8 @@ fn kills_of_everything_in_turn_under_load_lose_double_and_strand_nothing() {
     let swarm = Swarm::start(Setup::default());
     swarm.cycles(&Plan {
         what: "in containers",
-        cycles: either(8, 220),
+        costs_attempts: false,
+        cycles: either(8, 280),
         tasks: either(11, 30),
         moments: 300..1600,
         strikes: &[CORE, WORKER, WATCHDOG, BOTH],
@@ -182,6 +194,7 @@ fn kills_of_core_and_machine_under_ten_times_the_load_lose_double_and_strand_not
     let swarm = Swarm::start(Setup { in_memory: true, ..Setup::default() });
     swarm.cycles(&Plan {
         what: "in memory",
+        costs_attempts: true,
         cycles: either(8, 650),
         tasks: either(101, 150),
         moments: 300..1600,
@@ -238,6 +251,7 @@ fn kills_and_pauses_of_all_that_a_swarm_leans_on_under_load_lose_double_and_stra
     };
     swarm.cycles(&Plan {
         what: "in containers, on Postgres and Redis",
+        costs_attempts: true,
         cycles: either(14, 130),
         tasks: either(8, 30),
         moments: 300..1600,

@@ -12,8 +12,8 @@ use swarm_protocol::state::JobState;
 use super::{LONG, LONG_LOG, worker_silenced};
 use crate::harness::{NOISE, Namespace, PATIENCE, Proxy, Rule, Setup, Swarm, eventually, noise, report, rounds};
 
-/// Partitions of each kind in the full tier; with those of the other scenarios more than 500.
-const PARTITIONS: u32 = 96;
+/// Partitions of each kind in the full tier, more than 500 together; resets of connections come on top.
+const PARTITIONS: u32 = 114;
 
 /// A swarm in a network of its own, with a proxy before the core as the only way for its worker.
 struct Apart {

@@ -169,6 +169,10 @@ impl Swarm {
         self.dir.path()
     }
 
+    pub(crate) fn runs_containers(&self) -> bool {
+        !self.setup.in_memory
+    }
+
     pub(super) fn has_fake_clocks(&self) -> bool {
         self.setup.fake_clocks
     }

@@ -66,10 +66,12 @@ fn one(world: &World, span: &Span, evidence: &Evidence, report: &mut Report) {
         let text =
             || format!("container {container} of {id} ran on for {} s after its attempt ended", late / 1_000_000);
         let over_us = attempt.ended_us + GRACE_US;
-        let could_end = evidence
-            .frozen
-            .iter()
-            .all(|one| one.worker != span.worker || one.from_us > over_us || one.until_us + KILL_US < attempt.ended_us);
+        let hindrances = evidence.frozen.iter().filter(|one| {
+            one.worker == span.worker && one.from_us <= over_us && one.until_us + KILL_US >= attempt.ended_us
+        });
+        // An excuse for as long as it lasted, and for the time that the end takes then.
+        let hindered_us = hindrances.map(|one| one.until_us).max();
+        let could_end = hindered_us.is_none_or(|until_us| ended > until_us.saturating_add(GRACE_US + KILL_US));
         if evidence.clocks_differ {
             report.at(Invariant::I8).unknown += 1;
         } else if late > GRACE_US && !could_end {
@@ -86,9 +88,11 @@ fn one(world: &World, span: &Span, evidence: &Evidence, report: &mut Report) {
     }
 }
 
-/// Whether the engine could not end a run in time before `later` began.
-fn is_frozen(frozen: &[Frozen], earlier: &Span, later: &Span) -> bool {
-    let matters = |one: &&Frozen| one.until_us + KILL_US >= later.started_us && one.from_us <= later.started_us;
+/// Whether the engine could not end a run in time before `later` began: what hindered it began before the run was given up.
+fn is_frozen(world: &World, frozen: &[Frozen], earlier: &Span, later: &Span) -> bool {
+    let given_up_us = world.attempts.get(&earlier.attempt).map_or(later.started_us, |attempt| attempt.ended_us);
+    let since_us = given_up_us.min(later.started_us);
+    let matters = |one: &&Frozen| one.until_us + KILL_US >= later.started_us && one.from_us <= since_us;
     frozen.iter().filter(matters).any(|one| one.worker == earlier.worker)
 }
 
@@ -113,7 +117,7 @@ fn overlaps(world: &World, task: TaskId, spans: &[&Span], frozen: &[Frozen], rep
             }
             let declared =
                 world.attempts.get(&earlier.attempt).is_some_and(|a| a.loss.as_deref() == Some("declared-lost"));
-            if eager || declared || is_frozen(frozen, earlier, later) {
+            if eager || declared || is_frozen(world, frozen, earlier, later) {
                 finding.excepted += 1;
                 continue;
             }
