@@ -10,6 +10,7 @@ use swarm_protocol::Digest;
 use swarm_protocol::api::{FileView, UploadView};
 
 use super::guards::{Consumer, Headers, User, With, created, param};
+use super::openapi::StandsElsewhere;
 use super::parked::Sender;
 use super::problem::{Answer, not_found};
 use super::transfer::{Incoming, stage_blob};
@@ -28,7 +29,7 @@ use swarm_host::blocking;
         ("Digest-Expected" = Option<Digest>, Header, description = "What the whole must have; anything else is refused"),
         ("Upload-Offset" = Option<u64>, Header, description = "From which byte an upload that broke off goes on"),
     ),
-    responses((status = 201, body = FileView, description = "It is kept")),
+    responses((status = 201, body = FileView, description = "It is kept"), StandsElsewhere),
 )]
 #[post("/files", data = "<data>")]
 pub(super) async fn upload(

@@ -179,13 +179,13 @@ pub(super) async fn log(
 
 /// An output of an attempt
 ///
-/// Takes `Range` with one range.
+/// An unfinished download goes on by `Range`.
 #[utoipa::path(
     tag = "jobs",
     security(("account" = ["viewer"])),
     params(
         ("attempt" = Option<u16>, Query, description = "The one that counts by default", minimum = 1),
-        ("Range" = Option<String>, Header, description = "`bytes=FIRST-` or `bytes=FIRST-LAST`"),
+        ("Range" = Option<String>, Header, description = "`bytes=FIRST-`: from there on; anything else gets the whole"),
     ),
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "The whole"),

@@ -25,6 +25,11 @@ pub(super) struct Conflict(#[expect(dead_code, reason = "it only describes")] Pr
 #[response(status = 429, content_type = PROBLEM_JSON)]
 pub(super) struct TooManyRequests(#[expect(dead_code, reason = "it only describes")] Problem);
 
+/// The upload stands at another byte.
+#[derive(IntoResponses)]
+#[response(status = 412, content_type = PROBLEM_JSON)]
+pub(super) struct StandsElsewhere(#[expect(dead_code, reason = "it only describes")] Problem);
+
 /// There is nothing in this range.
 #[derive(IntoResponses)]
 #[response(status = 416, content_type = PROBLEM_JSON)]
@@ -40,8 +45,8 @@ pub(super) struct NotFound(#[expect(dead_code, reason = "it only describes")] Pr
     info(
         title = "swarm-sync",
         description = "Container jobs on a swarm of machines. Errors are RFC 9457 problems with a stable `code`, the wrong \
-                       fields, a hint, and whether the same request may succeed later. Lists come in pages: send `next` as \
-                       `cursor` until there is none.",
+                       fields, a hint, and whether the same request may succeed later. Lists come in pages: where \
+                       there is a `next`, send it as `cursor`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     paths(
@@ -151,6 +156,7 @@ impl Modify for Common {
         components.responses.extend(COMMON.map(|(_, name, what)| (name.to_owned(), RefOr::T(problem(what)))));
         let paths = std::mem::take(&mut openapi.paths.paths);
         for (path, mut item) in paths {
+            changes(&mut item).for_each(|operation| add(operation, "409", "Clash"));
             operations(&mut item).for_each(|operation| complete(&path, operation));
             let is_open = HEALTH.contains(&path.as_str());
             let path = if is_open { path } else { format!("{BASE}{path}") };
@@ -163,15 +169,21 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post, &mut item.delete, &mut item.head].into_iter().flatten()
 }
 
+/// Those that change something.
+fn changes(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.post, &mut item.delete].into_iter().flatten()
+}
+
 /// Problems of many routes: status, name in the description, meaning.
-const COMMON: [(&str, &str, &str); 9] = [
+const COMMON: [(&str, &str, &str); 10] = [
     ("400", "CutShort", "The body did not arrive whole"),
     ("401", "Unauthenticated", "No token, or one that is not valid"),
     ("401", "WrongSecret", "The secret is wrong, used up or expired"),
     ("403", "Forbidden", "The account's role is too low"),
     ("404", "Missing", "There is no such thing, or it is not for the asker"),
+    ("409", "Clash", "It clashes with what is there"),
     ("413", "TooLarge", "The body is too large"),
-    ("422", "Invalid", "A part of the request is wrong; `errors` names each field"),
+    ("422", "Invalid", "A part of the request is wrong; `errors` names the fields"),
     ("500", "Failed", "The core failed"),
     ("503", "Unavailable", "Not now; `Retry-After` says when to come again"),
 ];
@@ -197,13 +209,19 @@ fn complete(path: &str, operation: &mut Operation) {
             "WrongSecret" => is_open && has_body,
             "Missing" => path.contains('{'),
             "Invalid" => !is_health,
+            // Of those that change something, see above.
+            "Clash" => false,
             _ => true,
         };
         if applies {
-            let response = RefOr::Ref(Ref::from_response_name(name));
-            operation.responses.responses.entry(status.to_owned()).or_insert(response);
+            add(operation, status, name);
         }
     }
+}
+
+fn add(operation: &mut Operation, status: &str, name: &str) {
+    let response = RefOr::Ref(Ref::from_response_name(name));
+    operation.responses.responses.entry(status.to_owned()).or_insert(response);
 }
 
 fn problem(what: &str) -> Response {

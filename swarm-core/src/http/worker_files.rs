@@ -9,7 +9,7 @@ use swarm_protocol::api::{FileView, UploadView};
 use swarm_protocol::{AttemptId, Digest, WorkerId};
 
 use super::guards::{Headers, With, Worker, created, param};
-use super::openapi::{Conflict, OutOfRange};
+use super::openapi::{Conflict, OutOfRange, StandsElsewhere};
 use super::parked::Sender;
 use super::problem::{Answer, conflict, not_found};
 use super::transfer::{Download, Incoming, send_blob, stage_blob};
@@ -62,7 +62,7 @@ async fn room(state: &ApiState, attempt: AttemptId, again: Option<&Digest>) -> A
 #[utoipa::path(
     tag = "link",
     security(("worker" = [])),
-    params(("Range" = Option<String>, Header, description = "`bytes=FIRST-` or `bytes=FIRST-LAST`")),
+    params(("Range" = Option<String>, Header, description = "`bytes=FIRST-`: from there on; anything else gets the whole")),
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/octet-stream", description = "The whole"),
         (status = 206, body = Vec<u8>, content_type = "application/octet-stream", description = "The range"),
@@ -98,7 +98,7 @@ pub(super) async fn blob(
         ("Digest-Expected" = Option<Digest>, Header, description = "What the whole must have; anything else is refused"),
         ("Upload-Offset" = Option<u64>, Header, description = "From which byte an upload that broke off goes on"),
     ),
-    responses((status = 201, body = FileView, description = "It is kept"), Conflict),
+    responses((status = 201, body = FileView, description = "It is kept"), Conflict, StandsElsewhere),
 )]
 #[post("/link/attempts/<job>/<task>/<attempt_no>/outputs", data = "<data>")]
 #[expect(clippy::too_many_arguments, reason = "three of them are the parts of one id in the path")]
