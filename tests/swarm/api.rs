@@ -14,13 +14,13 @@ use crate::harness::{PATIENCE, Setup, Swarm, either, report};
 const DESCRIPTION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,\
                       negative_data_rejection,missing_required_header,ignored_auth";
-/// Each with an access token of its own, for they are short-lived. Workers' own routes take no account's token.
+/// Workers' own routes take no account's token.
 const PARTS: [&[&str]; 5] = [
     &["--include-tag=jobs"],
     &["--include-tag=schedules", "--include-tag=images"],
     &["--include-tag=files", "--include-tag=core"],
     &["--include-tag=users", "--include-tag=sessions", "--include-tag=workers", ENDS_SESSIONS],
-    // At last, for these two end the session of who asks.
+    // At last, for these two end the session.
     &["--include-operation-id=sessions.logout", "--include-operation-id=users.reset"],
 ];
 const ENDS_SESSIONS: &str = "--exclude-operation-id-regex=^(sessions.logout|users.reset)$";
@@ -33,10 +33,9 @@ struct Requests {
 }
 
 /// Has as many requests made as `examples` for each operation, and those that look at bounds of what it takes.
-fn requests(swarm: &Swarm, part: &[&str], seed: u32, examples: u32) -> Requests {
+fn requests(swarm: &Swarm, token: &str, part: &[&str], seed: u32, examples: u32) -> Requests {
     let program = std::env::var_os("SWARM_TEST_SCHEMATHESIS").expect("`cargo xtask test` installs Schemathesis");
     let found: PathBuf = swarm.home().join("requests.json");
-    let token = swarm.access_token();
     let mut command = Command::new(program);
     command.args(["run", DESCRIPTION, "--url", &swarm.url, "--header"]).arg(format!("Authorization: Bearer {token}"));
     command.args(["--phases=examples,coverage,fuzzing", "--warnings=off", "--continue-on-failure", "--checks", CHECKS]);
@@ -57,11 +56,12 @@ fn thousands_of_requests_made_from_its_description_find_no_fault_in_the_api() {
     spec.outputs.push(Output { path: "/out/file".to_owned() });
     let job = swarm.submit(&spec);
     assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
-    let (seeds, examples) = (either(1, 3), either(60, 500));
+    let (seeds, examples) = (either(1, 3), either(100, 900));
     let mut made = 0;
     for seed in 1..=seeds {
+        let token = swarm.access_token();
         for part in PARTS {
-            let requests = requests(&swarm, part, seed, examples);
+            let requests = requests(&swarm, &token, part, seed, examples);
             assert!(requests.is_good, "seed {seed} {part:?}:\n{}", requests.told);
             made += requests.made;
         }

@@ -256,13 +256,13 @@ impl Swarm {
         assert_eq!(ended.code, Some(0), "login: {}", ended.stderr);
     }
 
-    /// Of a session of its own.
+    /// Of a session of its own; waits where too many were opened.
     pub(crate) fn access_token(&self) -> String {
         let tokens = Arc::new(MemoryTokens::default());
         let client =
             Client::new(&self.url, Arc::clone(&tokens) as Arc<dyn TokenStore>).expect("loopback is an address");
         let password = std::fs::read_to_string(self.password_file()).expect("the first start leaves a password");
-        self.block(client.login("admin", password.trim_end())).expect("the admin can log in");
+        eventually("the admin can log in", PATIENCE, || self.block(client.login("admin", password.trim_end())).ok());
         let saved = tokens.load().ok().flatten().expect("a session was opened");
         saved.access.expose_secret().to_owned()
     }
