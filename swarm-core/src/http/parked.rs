@@ -109,7 +109,7 @@ impl Parked {
         Active { parked: Arc::clone(self), key }
     }
 
-    /// As [`offset`](Self::offset), once nothing of it is being written any more: its sender may know of the break before
+    /// How much of it is there, once nothing of it is being written any more: its sender may know of the break before
     /// the core has written what came.
     pub async fn settled_offset(&self, key: &Key) -> u64 {
         let settled = async {
