@@ -67,10 +67,9 @@ fn thousands_of_requests_made_from_its_description_find_no_fault_in_the_api() {
         }
     }
     assert!(made >= u64::from(either(5_000, 100_000)), "only {made} requests were made");
-    // It went on without a restart, and still works.
+    // It went on without a restart, and still answers; image and worker may be gone, as was asked for.
     let modules = swarm.block(swarm.client.modules()).expect("modules can be listed").items;
     assert!(modules.iter().all(|module| module.restarts == 0), "{modules:?}");
-    let after = swarm.submit(&swarm.shell("true"));
-    swarm.detail(after);
+    assert_eq!(swarm.detail(job).job.state, JobState::Succeeded);
     report(&format!("{made} requests over {seeds} seeds: 0 errors of the core, 0 undocumented answers"));
 }
