@@ -30,6 +30,24 @@ pub(crate) fn cache() -> Arc<dyn Cache> {
     Arc::new(LocalCache::new(limit, Arc::new(SystemClock)))
 }
 
+/// How long tests wait for what must come.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How soon they look again at what tells nobody that it changed: a database, a directory, a gauge.
+const PACE: Duration = Duration::from_millis(5);
+
+/// Waits until it is so.
+///
+/// # Panics
+/// When it is not in time.
+pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let looking = async {
+        while !is_so().await {
+            tokio::time::sleep(PACE).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, looking).await.is_ok(), "never: {what}");
+}
+
 /// `seconds` after a fixed beginning.
 pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_timestamp(1_800_000_000 + seconds, 0).unwrap()

@@ -17,7 +17,7 @@ use crate::clock::ManualClock;
 use crate::messages::{Expected, Runnable};
 use crate::plan::policy::PolicyConfig;
 use crate::store::{Transition, Work};
-use crate::testing::{Memory, at, job_record};
+use crate::testing::{Memory, at, eventually, job_record};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const GIB: u64 = 1 << 30;
@@ -179,12 +179,8 @@ impl Swarm {
 
     /// Waits until the worker is promised so many tasks.
     async fn until_live(&self, worker: WorkerId, count: u32) {
-        let is_live = async {
-            while !self.views().await.iter().any(|view| view.id == worker && view.live == count) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(DEADLINE, is_live).await.expect("it is promised work in time");
+        let is_live = async || self.views().await.iter().any(|view| view.id == worker && view.live == count);
+        eventually("it is promised work", is_live).await;
     }
 
     async fn until(&self, words: &str) {
@@ -397,7 +393,8 @@ async fn a_worker_that_links_anew_during_a_commit_keeps_its_promise_and_gets_the
         swarm.tell(DispatcherMsg::Labels { worker: id, session, labels }).await;
         swarm.tell(DispatcherMsg::Ready { worker: id, session, held: Vec::new() }).await;
     };
-    for (job, then) in [(1, "fast"), (2, "slow")] {
+    // As it was, under other labels, and smaller.
+    for (job, then, cores) in [(1, "fast", 1), (2, "slow", 1), (3, "fast", 0)] {
         let worker = swarm.connect(job, 1, 1).await;
         relabel(&worker, "fast").await;
         swarm.settle().await;
@@ -405,13 +402,13 @@ async fn a_worker_that_links_anew_during_a_commit_keeps_its_promise_and_gets_the
         swarm.memory.change(|jobs| jobs.insert(JobId(job), job_record(job)));
         swarm.scheduler.send(SchedulerMsg::Enqueue(requires(job))).await.unwrap();
         swarm.until_live(worker.id, 1).await;
-        let mut anew = swarm.connect(job, 1, 1).await;
+        let mut anew = swarm.connect(job, cores, 1).await;
         relabel(&anew, then).await;
         swarm.until_live(worker.id, 1).await;
         swarm.database.send_replace(true);
         swarm.until(&format!("expect {job}.0.1 on {job} after 0+0")).await;
         swarm.settle().await;
-        if then == "fast" {
+        if (then, cores) == ("fast", 1) {
             assert_eq!(anew.order().await.attempt.job, JobId(job));
         } else {
             // Nobody waits for the end of its lease.

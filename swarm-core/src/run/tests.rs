@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::logger::LoggerConfig;
+use crate::testing::eventually;
 
 /// A failed core waits less than this before it starts anew.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -137,11 +138,7 @@ async fn a_stop_does_not_wait_for_a_database_that_does_not_open() {
     let (_, log) = crate::logger::scoped(&LoggerConfig::default()).unwrap();
     let (stop, (ready, _listening)) = (CancellationToken::new(), oneshot::channel());
     let core = tokio::spawn(run(config, log, stop.clone(), ready));
-    let began = Instant::now();
-    while !dir.path().join("blobs").exists() {
-        assert!(began.elapsed() < DEADLINE, "it never opens anything");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("it opens something", async || dir.path().join("blobs").exists()).await;
     stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), core).await;
     folder.unlock().unwrap();

@@ -31,7 +31,7 @@ use crate::modules::{Modules, Parts, Settings};
 use crate::store::conformance::Bench;
 use crate::store::{Applied, AttemptRecord, Db, NewJob, Store, Transition};
 use crate::supervise::History;
-use crate::testing::{Troubled, at, cache, report};
+use crate::testing::{Troubled, at, cache, eventually, report};
 
 /// Everything awaited below comes well within this.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -148,12 +148,7 @@ impl<'a> Core<'a> {
 
     /// Waits until what the store has is so.
     async fn until(&self, is_so: impl Fn() -> bool) {
-        let waiting = async {
-            while !is_so() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, waiting).await.expect("it comes in time");
+        eventually("the store has it", async || is_so()).await;
     }
 
     fn attempts(&self, job: JobId) -> Vec<AttemptRecord> {

@@ -32,6 +32,7 @@ use crate::plan::place::Amount;
 use crate::plan::why::{Standing, Subject};
 use crate::store::{Applied, NewImage, Transition, Work};
 use crate::supervise::{Gauge, History};
+use crate::testing::eventually;
 
 /// What the stub modules saw.
 #[derive(Debug)]

@@ -47,14 +47,6 @@ async fn answer(mut ask: impl AsyncFnMut() -> (u16, Value)) -> (u16, Value) {
     }
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so().await {
-        assert!(begun.elapsed() < DEADLINE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_refresh_that_was_answered_503_may_be_repeated_and_its_answer_is_given_once() {
     let swarm = impatient().await;
@@ -65,7 +57,7 @@ async fn a_refresh_that_was_answered_503_may_be_repeated_and_its_answer_is_given
     assert_eq!((one, other, refresh(&swarm, old).await.0), (503, 503, 503));
     drop(outage);
     let hash = refresh_hash(old);
-    until("committed", async || swarm.store.refresh_token(&hash).unwrap().unwrap().used).await;
+    eventually("committed", async || swarm.store.refresh_token(&hash).unwrap().unwrap().used).await;
 
     let (status, new) = answer(async || refresh(&swarm, old).await).await;
     assert_eq!(status, 200, "{new}");
@@ -90,7 +82,7 @@ async fn a_join_that_was_answered_503_may_be_repeated_by_the_same_worker() {
     let outage = Outage::of(&swarm);
     assert_eq!((join("w1").await.0, join("w1").await.0), (503, 503));
     drop(outage);
-    until("joined", async || !swarm.store.workers().unwrap().is_empty()).await;
+    eventually("joined", async || !swarm.store.workers().unwrap().is_empty()).await;
     assert_eq!(answer(async || join("w2").await).await.0, 401, "the answer is another worker's");
     let (status, joined) = answer(async || join("w1").await).await;
     assert_eq!(status, 200, "{joined}");
@@ -137,7 +129,7 @@ async fn a_request_does_not_wait_for_ever_and_its_key_makes_one_job_in_the_end()
     let made: Vec<&Value> = jobs["items"].as_array().unwrap().iter().map(|item| &item["id"]).collect();
     assert_eq!(made, [&job["job"]]);
     let drains = async || swarm.store.workers().unwrap().iter().any(|record| record.id == worker && record.draining);
-    until("what was asked for is done", drains).await;
+    eventually("what was asked for is done", drains).await;
 }
 
 #[tokio::test]
@@ -158,11 +150,26 @@ async fn a_submit_that_is_repeated_too_late_to_be_judged_anew_is_the_first_one()
     let (status, told) = submit().await;
     assert_eq!(status, 503, "nobody knows yet whether it was in time: {told}");
     drop(outage);
-    until("it is told of the job", async || matches!(submit().await.0, 200 | 201)).await;
+    eventually("it is told of the job", async || matches!(submit().await.0, 200 | 201)).await;
     let (_, jobs) = swarm.get("/api/v1/jobs", &token).await;
     assert_eq!(jobs["items"].as_array().unwrap().len(), 1);
     let (status, late) = answer(async || swarm.json(Method::Post, "/api/v1/jobs", &token, &spec).await).await;
     assert_eq!((status, fields(&late)), (422, vec!["start_at"]), "another submit is too late");
+}
+
+#[tokio::test]
+async fn a_submit_that_must_fit_is_no_repetition_of_one_that_need_not() {
+    let swarm = impatient().await;
+    let (account, token) = swarm.user("ann", Role::Consumer, "physics").await;
+    swarm.image(account.group).await;
+    let spec = serde_json::json!({ "image": "tool", "resources": { "memory_bytes": 64_u64 << 30 } }).to_string();
+    let submit = async |query: &str| {
+        let path = format!("/api/v1/jobs{query}");
+        swarm.send(Method::Post, &path, &token, &[("Idempotency-Key", "k1")], &spec).await.status().code
+    };
+    let _outage = Outage::of(&swarm);
+    assert_eq!(submit("").await, 503, "it is under way");
+    assert_eq!(submit("?must_fit=true").await, 422, "it is judged by itself");
 }
 
 #[tokio::test]
@@ -204,6 +211,6 @@ async fn what_is_done_after_its_answer_was_given_up_is_in_the_audit_log() {
         "`ann` triggered schedule 1: job 2",
         "`ann` deleted schedule 1",
     ] {
-        until(words, async || log().iter().any(|message| message == words)).await;
+        eventually(words, async || log().iter().any(|message| message == words)).await;
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::store::injected::Injected;
 use crate::testing::cluster::Cluster;
+use crate::testing::eventually;
 
 /// How soon transitions are committed, and reads answered, after the database came back.
 const HEALED: Duration = Duration::from_secs(5);
@@ -102,11 +103,7 @@ async fn a_session_that_ends_during_its_commit_neither_loses_nor_doubles() {
     rig.bench.administer("SELECT pg_reload_conf()");
     let module = rig.start();
     let waiting = rig.queue("eve").await;
-    let begun = Instant::now();
-    while rig.bench.ended_in_commit() == 0 {
-        assert!(begun.elapsed() < DEADLINE, "no commit waits");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("a commit waits", async || rig.bench.ended_in_commit() > 0).await;
     rig.bench.administer("ALTER SYSTEM RESET synchronous_standby_names");
     rig.bench.administer("SELECT pg_reload_conf()");
     assert!(made_user(answer(waiting).await), "made once, or it were refused as a conflict");
@@ -165,11 +162,7 @@ async fn a_lock_that_others_hold_delays_and_costs_nothing() {
     let module = rig.start();
     let held = rig.bench.lock();
     let waiting = rig.queue("eve").await;
-    let begun = Instant::now();
-    while rig.gauge.view().errors == 0 {
-        assert!(begun.elapsed() < DEADLINE, "the lock is never missed");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("the lock is missed", async || rig.gauge.view().errors > 0).await;
     assert_eq!(rig.bench.store.users().unwrap().len(), 1, "reads go on");
     drop(held);
     assert!(made_user(answer(waiting).await));
@@ -187,11 +180,7 @@ async fn a_lock_timeout_is_no_fault_of_the_transition() {
     let module = rig.start();
     let held = rig.bench.lock();
     let waiting = rig.queue("eve").await;
-    let begun = Instant::now();
-    while rig.gauge.view().errors < 3 {
-        assert!(begun.elapsed() < DEADLINE, "the lock is never missed");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually("the lock is missed again and again", async || rig.gauge.view().errors >= 3).await;
     drop(held);
     assert!(made_user(answer(waiting).await));
     assert_eq!(rig.durable(), ["eve"]);

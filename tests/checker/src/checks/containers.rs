@@ -153,6 +153,28 @@ mod tests {
         assert_eq!(overlapped(&[frozen(1, 20)]), (0, 1));
         assert_eq!(overlapped(&[frozen(1, 5)]), (1, 0), "it had time to end it");
         assert_eq!(overlapped(&[frozen(2, 20)]), (1, 0), "another engine");
+        let late = Frozen { from_us: 21 * S, ..frozen(1, 30) };
+        assert_eq!(overlapped(&[late]), (1, 0), "it had been given up before");
+    }
+
+    /// An attempt that ended at 20 s, and its container later.
+    #[test]
+    fn what_hindered_the_end_of_a_container_excuses_it_for_that_long_and_no_longer() {
+        let ran_on = |died_s, frozen: &[Frozen]| {
+            let (mut world, mut stamps) = good();
+            world.attempts.get_mut(&attempt(1, 0, 1)).unwrap().loss = Some("declared-lost".into());
+            stamps.0[1].at_us = died_s * S;
+            let evidence =
+                Evidence { world: Some(world), stamps: Some(stamps), frozen: frozen.to_vec(), ..Evidence::default() };
+            let report = super::super::check(&evidence);
+            let found = report.of(Invariant::I8);
+            (found.violations.len(), found.excepted)
+        };
+        let frozen = [Frozen { worker: 1, from_us: 10 * S, until_us: 100 * S }];
+        assert_eq!(ran_on(79, &[]), (0, 0));
+        assert_eq!(ran_on(160, &[]), (1, 0));
+        assert_eq!(ran_on(160, &frozen), (0, 1));
+        assert_eq!(ran_on(171, &frozen), (1, 0), "there was time since");
     }
 
     #[test]
