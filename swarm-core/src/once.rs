@@ -1,6 +1,7 @@
 //! Requests that are to be done once, however often they are sent: those that spend a one-use token, and submits under a
-//! key. Whoever repeats one that is under way gets the same answer, and an answer that came too late waits a little to be
-//! asked for once more: otherwise a slow database would make a thief of a client that repeats what was answered 503.
+//! key. Whoever repeats one that is under way gets the same answer, and so does, for a little while, whoever may not have
+//! heard it: otherwise a slow database or a connection that breaks would make a thief of a client that asks again. Servers
+//! of OAuth that rotate refresh tokens (RFC 9700, 4.14) allow the same; 30 s is what Okta does by default.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long an answer that came too late waits: several times what clients let pass between two tries.
-const GRACE: Duration = Duration::from_secs(60);
+/// How long an answer waits to be asked for again: several times what clients let pass between two tries.
+const GRACE: Duration = Duration::from_secs(30);
 /// Requests under way, or with an answer that waits, at one time.
 const REQUESTS_MAX: usize = 4096;
 
@@ -20,7 +21,7 @@ const REQUESTS_MAX: usize = 4096;
 #[error("too many requests of this kind wait for the database at this moment")]
 pub struct Full;
 
-/// The answers that nobody has yet, by what makes two requests the same. Lies in this core's memory alone; secrets in the
+/// The answers that somebody may have missed, by what makes two requests the same. Lies in this core's memory alone; secrets in the
 /// answers are to wipe themselves when they are dropped.
 pub(crate) struct Once<K: Key, T: Answer>(Mutex<HashMap<K, Entry<T>>>);
 
@@ -50,7 +51,7 @@ impl<K: Key, T: Answer> Default for Once<K, T> {
 }
 
 impl<K: Key, T: Answer> Once<K, T> {
-    /// The answer of `work`, or that of an earlier request for `key` that nobody has yet. Of requests at the same time one
+    /// The answer of `work`, or that of an earlier request for `key` that still waits. Of requests at the same time one
     /// works; when it fails, another one does.
     ///
     /// # Errors
@@ -74,6 +75,12 @@ impl<K: Key, T: Answer> Once<K, T> {
         let entry = entries.entry(key.clone()).or_insert_with(|| Entry { flight: Arc::default(), places: 0 });
         entry.places += 1;
         Ok(Place { all: Arc::clone(self), key, flight: Arc::clone(&entry.flight) })
+    }
+
+    /// As if every answer had waited long enough.
+    #[cfg(test)]
+    pub(crate) fn forget_all(&self) {
+        self.entries().clear();
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<K, Entry<T>>> {
@@ -122,7 +129,7 @@ impl<K: Key, T: Answer> Drop for Place<K, T> {
     }
 }
 
-/// An answer on its way. Dropped before it is [`delivered`](Self::delivered), it waits to be asked for again.
+/// An answer on its way. Unless it is [`delivered`](Self::delivered), it waits to be asked for again.
 pub struct Undelivered<T> {
     answer: T,
     delivered: Box<dyn FnOnce() + Send>,
@@ -134,7 +141,12 @@ impl<T> Undelivered<T> {
         Undelivered { answer: shape(self.answer), delivered: self.delivered }
     }
 
-    /// To be called when it is handed out: from then on the request is another one.
+    /// Hands it out, and again to who asks again: nobody knows yet whether it arrives.
+    pub(crate) fn kept(self) -> T {
+        self.answer
+    }
+
+    /// Hands it out; from then on the request is another one.
     #[must_use]
     pub fn delivered(self) -> T {
         (self.delivered)();
@@ -202,11 +214,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_came_too_late_is_given_once_more_within_its_grace() {
+    async fn an_answer_that_came_too_late_or_may_be_lost_is_given_again_within_its_grace() {
         let desk = Desk::default();
         drop(desk.ask(7, async { true }).await.unwrap());
         tokio::time::sleep(GRACE - Duration::from_secs(1)).await;
         assert_eq!([desk.get(7).await, desk.get(7).await], [1, 2]);
+        for _ in 0..2 {
+            assert_eq!(desk.ask(7, async { true }).await.unwrap().kept(), 3);
+            tokio::time::sleep(GRACE / 2 - Duration::from_secs(1)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(desk.len(), 0, "it does not wait longer for being given again");
         drop(desk.ask(7, async { true }).await.unwrap());
         tokio::time::sleep(GRACE + Duration::from_secs(1)).await;
         assert_eq!(desk.len(), 0, "nobody came for it");

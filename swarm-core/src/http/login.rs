@@ -32,7 +32,8 @@ pub(super) async fn login(
 
 /// Exchanges a refresh token
 ///
-/// It is used up thereby. A second use of one ends its session, for somebody else may hold a copy.
+/// It is used up thereby. A second use of one ends its session, for somebody else may hold a copy; within 30 s it gets the
+/// same answer, which may have been lost.
 #[utoipa::path(
     tag = "sessions",
     request_body = RefreshRequest,
@@ -42,8 +43,7 @@ pub(super) async fn login(
 #[post("/refresh", data = "<body>")]
 pub(super) async fn refresh(body: Body<RefreshRequest>, state: &State<Arc<ApiState>>) -> Answer<Json<Tokens>> {
     let identity = Arc::clone(&state.identity);
-    let refreshed = state.carry(async move { Ok(identity.refresh(body.value).await?) }).await?;
-    Ok(Json(refreshed.delivered()))
+    Ok(Json(state.carry(async move { Ok(identity.refresh(body.value).await?) }).await?))
 }
 
 /// Ends this session

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::super::jwt::{Bearer, Subject};
 use super::super::limits::Limited;
 use super::super::tokens::{OpaqueToken, TokenKind};
-use super::{Account, AuthError, Identity, REMEMBERED_MAX, REVOKED_LONGER, Undelivered};
+use super::{Account, AuthError, Identity, REMEMBERED_MAX, REVOKED_LONGER};
 use crate::messages::Stopping;
 use crate::store::{RefreshRecord, Refusal, Transition, UserRecord};
 
@@ -174,15 +174,20 @@ impl Identity {
     }
 
     /// Exchanges a refresh token, which is thereby used up. A second use of one revokes all tokens of its login: either
-    /// the user or a thief holds a copy, and nobody can tell which. As long as nobody has the answer, it is no second use.
+    /// the user or a thief holds a copy, and nobody can tell which. For 30 s it is none: an answer can be lost on its way.
     ///
     /// # Errors
     /// [`AuthError::Unauthenticated`].
-    pub async fn refresh(&self, request: RefreshRequest) -> Result<Undelivered<Tokens>, AuthError> {
+    pub async fn refresh(&self, request: RefreshRequest) -> Result<Tokens, AuthError> {
         let token = OpaqueToken::parse(&request.refresh_token, TokenKind::Refresh).map_err(|_| dead_token())?;
         let hash = Digest(token.hash().0);
-        let opened = self.refreshed.answer(hash, self.exchange(hash)).await?;
-        Ok(opened.map(|opened| self.tokens_of(&opened)))
+        Ok(self.tokens_of(&self.refreshed.answer(hash, self.exchange(hash)).await?.kept()))
+    }
+
+    /// As if the answers to all refreshes were of long ago.
+    #[cfg(test)]
+    pub(crate) fn forget_refreshes(&self) {
+        self.refreshed.forget_all();
     }
 
     async fn exchange(&self, hash: Digest) -> Result<Opened, AuthError> {

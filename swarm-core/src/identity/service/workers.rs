@@ -45,7 +45,8 @@ impl Identity {
         Ok(JoinToken { token: token.reveal().expose_secret().to_owned(), worker, expires_at })
     }
 
-    /// Exchanges a join token for a worker's key. As long as nobody has the answer, the token may be presented again.
+    /// Exchanges a join token for a worker's key. An answer that came too late waits 30 s to be asked
+    /// for; one that was given is not given again, or who saw the token could have the key as well and nobody would notice.
     ///
     /// # Errors
     /// [`AuthError::Unauthenticated`] for a token that is unknown, used, expired or for another name.
