@@ -2,11 +2,10 @@
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
-use diesel::sqlite::SqliteConnection;
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::{AttemptId, JobId, Outcome, TaskId};
 
+use crate::rows::{Attempt, Ended, Job, Launch, Live, Swarm, read};
 use crate::world::{AttemptRow, EndedRow, JobRow, LaunchRow, LiveRow, World};
 
 /// Why a store cannot be read.
@@ -23,106 +22,6 @@ pub enum LoadError {
     Corrupt(String),
 }
 
-#[derive(QueryableByName)]
-struct Job {
-    #[diesel(sql_type = BigInt)]
-    id: i64,
-    #[diesel(sql_type = Text)]
-    spec: String,
-    #[diesel(sql_type = BigInt)]
-    first_task: i64,
-    #[diesel(sql_type = BigInt)]
-    last_task: i64,
-    #[diesel(sql_type = BigInt)]
-    next_fresh: i64,
-    #[diesel(sql_type = BigInt)]
-    live: i64,
-    #[diesel(sql_type = BigInt)]
-    succeeded: i64,
-    #[diesel(sql_type = BigInt)]
-    failed: i64,
-    #[diesel(sql_type = BigInt)]
-    cancelled: i64,
-    #[diesel(sql_type = BigInt)]
-    submitted_at: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    ended_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    schedule_id: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    nominal_at: Option<i64>,
-    #[diesel(sql_type = Nullable<Text>)]
-    idempotency_key: Option<String>,
-}
-
-#[derive(QueryableByName)]
-struct Live {
-    #[diesel(sql_type = BigInt)]
-    job_id: i64,
-    #[diesel(sql_type = BigInt)]
-    task: i64,
-    #[diesel(sql_type = Integer)]
-    attempt: i32,
-    #[diesel(sql_type = Integer)]
-    phase: i32,
-}
-
-#[derive(QueryableByName)]
-struct Attempt {
-    #[diesel(sql_type = BigInt)]
-    job_id: i64,
-    #[diesel(sql_type = BigInt)]
-    task: i64,
-    #[diesel(sql_type = Integer)]
-    attempt: i32,
-    #[diesel(sql_type = BigInt)]
-    worker_id: i64,
-    #[diesel(sql_type = BigInt)]
-    assigned_at: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    started_at: Option<i64>,
-    #[diesel(sql_type = BigInt)]
-    ended_at: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    ran_ms: Option<i64>,
-    #[diesel(sql_type = Text)]
-    outcome: String,
-    #[diesel(sql_type = Bool)]
-    is_final: bool,
-    #[diesel(sql_type = Bool)]
-    may_have_run: bool,
-    #[diesel(sql_type = BigInt)]
-    log_cut_bytes: i64,
-}
-
-#[derive(QueryableByName)]
-struct Ended {
-    #[diesel(sql_type = BigInt)]
-    job_id: i64,
-    #[diesel(sql_type = BigInt)]
-    first_task: i64,
-    #[diesel(sql_type = BigInt)]
-    last_task: i64,
-    #[diesel(sql_type = Text)]
-    outcome: String,
-}
-
-#[derive(QueryableByName)]
-struct Launch {
-    #[diesel(sql_type = BigInt)]
-    schedule_id: i64,
-    #[diesel(sql_type = BigInt)]
-    nominal_at: i64,
-    #[diesel(sql_type = BigInt)]
-    job_id: i64,
-}
-
-#[derive(QueryableByName)]
-struct Swarm {
-    #[diesel(sql_type = Binary)]
-    swarm_id: Vec<u8>,
-}
-
 struct Rows {
     swarm: Vec<Swarm>,
     jobs: Vec<Job>,
@@ -130,22 +29,6 @@ struct Rows {
     attempts: Vec<Attempt>,
     ended: Vec<Ended>,
     launches: Vec<Launch>,
-}
-
-/// Both backends answer the same statements; only their connection types differ.
-macro_rules! read_rows {
-    ($conn:expr) => {
-        $conn.transaction(|conn| {
-            Ok::<_, diesel::result::Error>(Rows {
-                swarm: diesel::sql_query("SELECT * FROM swarm").load(conn)?,
-                jobs: diesel::sql_query("SELECT * FROM jobs").load(conn)?,
-                live: diesel::sql_query("SELECT * FROM live_tasks").load(conn)?,
-                attempts: diesel::sql_query("SELECT * FROM attempts").load(conn)?,
-                ended: diesel::sql_query("SELECT * FROM ended_ranges").load(conn)?,
-                launches: diesel::sql_query("SELECT * FROM launches").load(conn)?,
-            })
-        })
-    };
 }
 
 /// Makes an empty database beside the one of `server` (a Postgres URL) and gives its URL.
@@ -179,24 +62,15 @@ fn plain(name: &str) -> Result<&str, LoadError> {
 /// # Errors
 /// [`LoadError`].
 pub fn load(location: &str) -> Result<World, LoadError> {
-    let rows = if location.starts_with("postgres://") || location.starts_with("postgresql://") {
-        let mut conn = PgConnection::establish(location)?;
-        diesel::sql_query("SET default_transaction_isolation = 'repeatable read'").execute(&mut conn)?;
-        read_rows!(conn)?
-    } else {
-        let mut conn = SqliteConnection::establish(sqlite_path(location)?)?;
-        diesel::sql_query("PRAGMA busy_timeout = 10000").execute(&mut conn)?;
-        read_rows!(conn)?
-    };
+    let rows = read!(location, |conn| Rows {
+        swarm: diesel::sql_query("SELECT * FROM swarm").load(conn)?,
+        jobs: diesel::sql_query("SELECT * FROM jobs").load(conn)?,
+        live: diesel::sql_query("SELECT * FROM live_tasks").load(conn)?,
+        attempts: diesel::sql_query("SELECT * FROM attempts").load(conn)?,
+        ended: diesel::sql_query("SELECT * FROM ended_ranges").load(conn)?,
+        launches: diesel::sql_query("SELECT * FROM launches").load(conn)?,
+    });
     world(rows)
-}
-
-/// The file that `location` names.
-pub(crate) fn sqlite_path(location: &str) -> Result<&str, LoadError> {
-    let path = location.strip_prefix("sqlite:").unwrap_or(location);
-    let path = path.strip_prefix("//").unwrap_or(path);
-    let is_there = std::path::Path::new(path).is_file();
-    if is_there { Ok(path) } else { Err(LoadError::Corrupt(format!("{path} (no such file)"))) }
 }
 
 fn world(rows: Rows) -> Result<World, LoadError> {
@@ -297,11 +171,13 @@ pub(crate) const TABLES: &str = include_str!("../../../migrations/sqlite/2026-01
 
 #[cfg(test)]
 mod tests {
+    use diesel::connection::SimpleConnection as _;
+    use diesel::sqlite::SqliteConnection;
+
     use super::*;
 
     #[test]
     fn the_real_tables_are_read() {
-        use diesel::connection::SimpleConnection;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("swarm.db");
         let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();

@@ -4,6 +4,9 @@ use std::io::BufRead;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use swarm_protocol::JobId;
+use swarm_protocol::api::{JobView, TaskPhase, TaskView};
+use swarm_protocol::state::JobState;
 
 /// What became of an operation, as its caller saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +108,21 @@ pub struct JobSeen {
     pub cancelled: u64,
 }
 
+impl JobSeen {
+    /// What the core shows of a job.
+    #[must_use]
+    pub fn of(view: &JobView) -> Self {
+        let seen = match view.state {
+            JobState::Delayed => Seen::Delayed,
+            state if state.is_final() => Seen::Ended,
+            _ => Seen::Open,
+        };
+        let (job, tasks, state) = (view.id.0, view.tasks, view.state.to_string());
+        let (succeeded, failed, cancelled) = (tasks.succeeded, tasks.failed, tasks.cancelled);
+        Self { job, seen, state, succeeded, failed, cancelled }
+    }
+}
+
 /// See [`Op::Task`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,6 +139,22 @@ pub struct TaskSeen {
     pub ended_attempts: u32,
     /// How the task ended, if it had.
     pub outcome: Option<String>,
+}
+
+impl TaskSeen {
+    /// What the core shows of a task.
+    #[must_use]
+    pub fn of(job: JobId, view: &TaskView) -> Self {
+        let last = view.attempts.last();
+        Self {
+            job: job.0,
+            task: view.task,
+            attempt: last.map_or(0, |attempt| attempt.attempt),
+            started: last.is_some_and(|attempt| matches!(attempt.phase, TaskPhase::Started | TaskPhase::Ended)),
+            ended_attempts: view.attempts.iter().filter(|attempt| attempt.phase == TaskPhase::Ended).count() as u32,
+            outcome: view.outcome.map(|outcome| outcome.to_string()),
+        }
+    }
 }
 
 /// See [`Op::Log`]. Bytes are those the job wrote, without the encoding's own.

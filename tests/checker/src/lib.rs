@@ -8,6 +8,7 @@ mod checks;
 mod db;
 mod history;
 mod report;
+mod rows;
 mod stamps;
 mod unended;
 mod world;

@@ -4,15 +4,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use diesel::connection::SimpleConnection as _;
-use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer, Nullable, Text};
-use diesel::sqlite::SqliteConnection;
+use diesel::sql_types::BigInt;
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::{JobId, TaskId};
 
-use crate::db::{LoadError, json, number, sqlite_path};
+use crate::db::{LoadError, json, number};
+use crate::rows::{Job, Live, read};
 
 /// How long an assigned task may take to start, in microseconds: the core's default for an order that nobody accepts. What
 /// a worker accepted it may prepare for hours, but jobs without inputs need none of them.
@@ -101,36 +99,6 @@ impl Unended {
 }
 
 #[derive(QueryableByName)]
-struct Job {
-    #[diesel(sql_type = BigInt)]
-    id: i64,
-    #[diesel(sql_type = Text)]
-    spec: String,
-    #[diesel(sql_type = BigInt)]
-    last_task: i64,
-    #[diesel(sql_type = BigInt)]
-    next_fresh: i64,
-    #[diesel(sql_type = BigInt)]
-    submitted_at: i64,
-}
-
-#[derive(QueryableByName)]
-struct Live {
-    #[diesel(sql_type = BigInt)]
-    job_id: i64,
-    #[diesel(sql_type = BigInt)]
-    task: i64,
-    #[diesel(sql_type = Integer)]
-    phase: i32,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    not_before: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    assigned_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    started_at: Option<i64>,
-}
-
-#[derive(QueryableByName)]
 struct Moved {
     #[diesel(sql_type = BigInt)]
     job_id: i64,
@@ -148,33 +116,17 @@ const MOVED: &str = "SELECT job_id, MAX(assigned_at) AS at FROM attempts \
                      WHERE job_id IN (SELECT id FROM jobs WHERE ended_at IS NULL) GROUP BY job_id \
                      UNION ALL SELECT id AS job_id, ended_at AS at FROM jobs WHERE ended_at IS NOT NULL";
 
-macro_rules! read_rows {
-    ($conn:expr) => {
-        $conn.transaction(|conn| {
-            Ok::<_, diesel::result::Error>(Rows {
-                jobs: diesel::sql_query("SELECT * FROM jobs WHERE ended_at IS NULL").load(conn)?,
-                live: diesel::sql_query("SELECT * FROM live_tasks").load(conn)?,
-                moved: diesel::sql_query(MOVED).load(conn)?,
-            })
-        })
-    };
-}
-
 /// Reads what has not ended from the store at `location`, as [`load`](crate::load) takes it. The core has to run: a store
 /// in SQLite that nobody else has open would be closed in its place.
 ///
 /// # Errors
 /// [`LoadError`].
 pub fn unended(location: &str) -> Result<Unended, LoadError> {
-    let rows = if location.starts_with("postgres://") || location.starts_with("postgresql://") {
-        let mut conn = PgConnection::establish(location)?;
-        conn.batch_execute("SET default_transaction_isolation = 'repeatable read'")?;
-        read_rows!(conn)?
-    } else {
-        let mut conn = SqliteConnection::establish(sqlite_path(location)?)?;
-        conn.batch_execute("PRAGMA busy_timeout = 10000")?;
-        read_rows!(conn)?
-    };
+    let rows = read!(location, |conn| Rows {
+        jobs: diesel::sql_query("SELECT * FROM jobs WHERE ended_at IS NULL").load(conn)?,
+        live: diesel::sql_query("SELECT * FROM live_tasks").load(conn)?,
+        moved: diesel::sql_query(MOVED).load(conn)?,
+    });
     sort(rows)
 }
 
@@ -213,6 +165,9 @@ fn sort(rows: Rows) -> Result<Unended, LoadError> {
 
 #[cfg(test)]
 mod tests {
+    use diesel::connection::SimpleConnection as _;
+    use diesel::sqlite::SqliteConnection;
+
     use super::*;
 
     const S: i64 = 1_000_000;

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use swarm_checker::{Entry, JobSeen, LogRead, Op, Seen, Submit, TaskSeen, Verdict};
-use swarm_protocol::api::{JobView, TaskPhase, TaskView};
+use swarm_protocol::api::{JobView, TaskView};
 use swarm_protocol::logs::{LogDecoder, LogStream};
-use swarm_protocol::state::JobState;
 use swarm_protocol::{AttemptId, JobId, OutcomeKind};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -146,7 +145,7 @@ impl Users {
             if let Some(Answer::Seen(seen)) = self.net.call(USERS, Request::Look(job)).await {
                 let (view, tasks) = *seen;
                 self.note(start_us, Verdict::Ok, job_seen(&view, self.clocks_are_set));
-                tasks.iter().for_each(|task| self.note(start_us, Verdict::Ok, task_seen(job, task)));
+                tasks.iter().for_each(|task| self.note(start_us, Verdict::Ok, Op::Task(TaskSeen::of(job, task))));
                 if view.state.is_final() {
                     return tasks;
                 }
@@ -221,25 +220,9 @@ impl Users {
     }
 }
 
+/// A job that was held may wait again once a clock is set back.
 fn job_seen(view: &JobView, clocks_are_set: bool) -> Op {
-    let seen = match view.state {
-        JobState::Delayed if !clocks_are_set => Seen::Delayed,
-        state if state.is_final() => Seen::Ended,
-        _ => Seen::Open,
-    };
-    let (job, tasks, state) = (view.id.0, view.tasks, view.state.to_string());
-    let (succeeded, failed, cancelled) = (tasks.succeeded, tasks.failed, tasks.cancelled);
-    Op::Job(JobSeen { job, seen, state, succeeded, failed, cancelled })
-}
-
-fn task_seen(job: JobId, view: &TaskView) -> Op {
-    let last = view.attempts.last();
-    Op::Task(TaskSeen {
-        job: job.0,
-        task: view.task,
-        attempt: last.map_or(0, |attempt| attempt.attempt),
-        started: last.is_some_and(|attempt| matches!(attempt.phase, TaskPhase::Started | TaskPhase::Ended)),
-        ended_attempts: view.attempts.iter().filter(|attempt| attempt.phase == TaskPhase::Ended).count() as u32,
-        outcome: view.outcome.map(|outcome| outcome.to_string()),
-    })
+    let seen = JobSeen::of(view);
+    let is_held = seen.seen == Seen::Delayed && clocks_are_set;
+    Op::Job(JobSeen { seen: if is_held { Seen::Open } else { seen.seen }, ..seen })
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use swarm_checker::{Op, Submit, Verdict};
+use swarm_checker::{JobSeen, Op, Submit, TaskSeen, Verdict};
 use swarm_client::{ClientError, LogOptions};
 use swarm_protocol::api::{JobDetail, TaskPhase, TaskView};
 use swarm_protocol::logs::LogStream;
@@ -11,7 +11,7 @@ use swarm_protocol::spec::{JobSpec, Resources};
 use swarm_protocol::{JobId, TaskId};
 
 use super::process::{command, run};
-use super::recorder::{Log, job_seen, log_read, task_seen, verdict};
+use super::recorder::{Log, log_read, verdict};
 use super::{Ended, PATIENCE, Swarm, eventually, now_us};
 
 impl Swarm {
@@ -75,7 +75,7 @@ impl Swarm {
     pub(crate) fn try_detail(&self, job: JobId) -> Option<JobDetail> {
         let start = now_us();
         let detail = self.block(self.client.job(job)).ok()?;
-        self.recorder.add(start, Verdict::Ok, job_seen(&detail));
+        self.recorder.add(start, Verdict::Ok, Op::Job(JobSeen::of(&detail.job)));
         Some(detail)
     }
 
@@ -88,7 +88,7 @@ impl Swarm {
     pub(crate) fn try_task(&self, task: TaskId) -> Option<TaskView> {
         let start = now_us();
         let view = self.block(self.client.task(task)).ok()?;
-        self.recorder.add(start, Verdict::Ok, task_seen(task.job, &view));
+        self.recorder.add(start, Verdict::Ok, Op::Task(TaskSeen::of(task.job, &view)));
         Some(view)
     }
 

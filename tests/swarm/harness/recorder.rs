@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
-use swarm_checker::{Entry, JobSeen, LogRead, Op, Seen, TaskSeen, Verdict};
+use swarm_checker::{Entry, LogRead, Op, Verdict};
 use swarm_client::ClientError;
-use swarm_protocol::api::{JobDetail, TaskPhase, TaskView};
-use swarm_protocol::state::JobState;
-use swarm_protocol::{JobId, TaskId};
+use swarm_protocol::TaskId;
 
 use super::now_us;
 
@@ -40,35 +38,6 @@ pub(crate) fn verdict<T>(result: &Result<T, ClientError>) -> Verdict {
         Err(error) if error.problem().is_some() && !error.is_status(503) => Verdict::Fail,
         Err(_) => Verdict::Unknown,
     }
-}
-
-pub(crate) fn job_seen(detail: &JobDetail) -> Op {
-    let (job, tasks) = (&detail.job, detail.job.tasks);
-    let seen = match job.state {
-        JobState::Delayed => Seen::Delayed,
-        state if state.is_final() => Seen::Ended,
-        _ => Seen::Open,
-    };
-    Op::Job(JobSeen {
-        job: job.id.0,
-        seen,
-        state: job.state.to_string(),
-        succeeded: tasks.succeeded,
-        failed: tasks.failed,
-        cancelled: tasks.cancelled,
-    })
-}
-
-pub(crate) fn task_seen(job: JobId, view: &TaskView) -> Op {
-    let last = view.attempts.last();
-    Op::Task(TaskSeen {
-        job: job.0,
-        task: view.task,
-        attempt: last.map_or(0, |attempt| attempt.attempt),
-        started: last.is_some_and(|attempt| matches!(attempt.phase, TaskPhase::Started | TaskPhase::Ended)),
-        ended_attempts: view.attempts.iter().filter(|attempt| attempt.phase == TaskPhase::Ended).count() as u32,
-        outcome: view.outcome.map(|outcome| outcome.to_string()),
-    })
 }
 
 /// What a task's log says, put together again.
