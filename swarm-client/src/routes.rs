@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use swarm_protocol::api::{
-    FileView, ImageView, JobDetail, JobView, JoinToken, JoinTokenRequest, ModuleView, Page, ScheduleRequest,
+    FileView, ImageView, JobDetail, JobView, JoinToken, JoinTokenRequest, ModuleView, Page, Plan, ScheduleRequest,
     ScheduleView, Submitted, TaskView, Whoami, Why, WorkerView,
 };
 use swarm_protocol::spec::JobSpec;
@@ -105,6 +105,11 @@ impl Client {
     /// As [`Client::submit`], refused with the code `no-worker-fits` when no worker known could ever run it.
     pub async fn submit_fitting(&self, spec: &JobSpec, idempotency_key: Option<&str>) -> Answer<Submitted> {
         self.send_job(Call::post("jobs").query("must_fit", Some(true)).json(spec), idempotency_key).await
+    }
+
+    /// What would become of a job; nothing of it is kept.
+    pub async fn plan(&self, spec: &JobSpec) -> Answer<Plan> {
+        self.json(Call::post("jobs/plan").json(spec).repeatable()).await
     }
 
     async fn send_job(&self, call: Call, idempotency_key: Option<&str>) -> Answer<Submitted> {

@@ -79,6 +79,9 @@ pub(crate) enum Command {
     Run(Run),
     /// Submit a job and return at once
     Submit(Submit),
+    /// Check and describe job files, or make them of what you have
+    #[command(subcommand)]
+    Job(JobCommand),
     /// List jobs, the newest first
     Ls(Ls),
     /// Show a job and its tasks
@@ -118,7 +121,8 @@ impl Command {
             Self::Cancel(one) | Self::Why(one) => &one.format,
             Self::Fetch(fetch) => &fetch.format,
             Self::Schedule(command) => return command.short(),
-            Self::Run(_) | Self::Submit(_) => return ShortFormat::default(),
+            Self::Job(JobCommand::Validate(validate)) => &validate.format,
+            Self::Run(_) | Self::Submit(_) | Self::Job(_) => return ShortFormat::default(),
         };
         format.clone()
     }
@@ -197,7 +201,7 @@ Examples:
   swarm consumer run alpine:3.20 echo hello
   swarm consumer run -i data.csv -o /out/result.csv --into results tool:1 /in/data.csv
   swarm consumer run --cpus 0.5 --memory 512MiB --timeout 10m --retries 2 tool:1
-  swarm consumer run --spec job.json
+  swarm consumer run --file job.toml
 
 Flags go before IMAGE; all words after it are the command.
 Ctrl-C detaches and the job goes on; a second Ctrl-C cancels it.
@@ -223,15 +227,94 @@ pub(crate) struct Run {
 Examples:
   swarm consumer submit --in 10m alpine:3.20 echo later
   swarm consumer submit --array 0-999 --name sweep tool:1
-  swarm consumer submit --spec job.json --priority 10
+  swarm consumer submit --file job.toml --priority 10
+  swarm consumer submit --file job.toml --dry-run    what would become of it
   JOB=$(swarm consumer -q submit alpine:3.20 true)
 
-Flags go before IMAGE; all words after it are the command. A flag wins over the same field of --spec.")]
+Flags go before IMAGE; all words after it are the command. A flag wins over the same key of --file.")]
 pub(crate) struct Submit {
     #[command(flatten)]
     pub(crate) spec: SpecFlags,
+    /// Have the core check and place it, and tell what would become of it, without uploading or keeping anything; ends with
+    /// 6 if no worker known could ever run it
+    #[arg(long, conflicts_with_all = ["idempotency_key", "must_fit"])]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) sending: Sending,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Check a job file without a core: every fault is named
+    Validate(JobValidate),
+    /// Print the JSON schema of job files, for editors
+    Schema,
+    /// Make a job file of a `docker run` line, a service of a compose file, or a line of a crontab
+    #[command(subcommand)]
+    Convert(JobConvert),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobValidate {
+    /// A job file, or `-` for standard input
+    #[arg(value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) format: ShortFormat,
+}
+
+/// What a job has no word for is left out, and told on standard error.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobConvert {
+    /// A `docker run` line
+    #[command(after_help = "\
+Examples:
+  swarm consumer job convert docker-run -- docker run --rm -e A=1 -v ./data:/in:ro alpine:3.20 ls /in > job.toml
+  swarm consumer job convert docker-run 'docker run -m 1g alpine:3.20 sh -c \"echo hello\"'")]
+    DockerRun {
+        /// The line, in words after `--` or as one word in quotes
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        line: Vec<String>,
+        #[command(flatten)]
+        to: Syntax,
+    },
+    /// A service of a compose file
+    #[command(
+        after_help = "Example:\n  swarm consumer job convert compose compose.yaml report --to yaml > report.yaml"
+    )]
+    Compose {
+        /// The compose file, or `-` for standard input
+        #[arg(value_name = "FILE|-")]
+        file: PathBuf,
+        /// Which service, where there are several
+        service: Option<String>,
+        #[command(flatten)]
+        to: Syntax,
+    },
+    /// A line of a crontab; the job file has a schedule
+    #[command(after_help = "\
+Example:
+  swarm consumer job convert crontab --image tool:1 '30 2 * * * report --all' > report.toml
+  swarm consumer schedule create nightly --file report.toml")]
+    Crontab {
+        /// The line, in quotes
+        line: String,
+        /// The image that the command runs in
+        #[arg(long)]
+        image: String,
+        /// The time zone the line is meant in, an IANA name [default: UTC]
+        #[arg(long)]
+        zone: Option<String>,
+        #[command(flatten)]
+        to: Syntax,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Syntax {
+    /// The syntax of the job file
+    #[arg(long, value_enum, default_value_t = swarm_jobfile::Format::Toml, value_name = "SYNTAX")]
+    pub(crate) to: swarm_jobfile::Format,
 }
 
 /// How a job is sent.
@@ -356,7 +439,7 @@ pub(crate) enum ScheduleCommand {
     #[command(after_help = "\
 Examples:
   swarm consumer schedule create nightly --cron '30 2 * * *' --zone Europe/Berlin tool:1 report
-  swarm consumer schedule create tick --cron '*/5 * * * *' --spec job.json
+  swarm consumer schedule create tick --cron '*/5 * * * *' --file job.toml
 
 The five fields of --cron are minute, hour, day of month, month, day of week.")]
     Create(Box<ScheduleCreate>),
@@ -381,10 +464,10 @@ pub(crate) struct ScheduleCreate {
     pub(crate) schedule: String,
     /// When: five fields
     #[arg(long, value_name = "FIELDS")]
-    pub(crate) cron: String,
-    /// The time zone the fields are meant in, an IANA name
-    #[arg(long, default_value = "UTC")]
-    pub(crate) zone: String,
+    pub(crate) cron: Option<String>,
+    /// The time zone the fields are meant in, an IANA name [default: UTC]
+    #[arg(long)]
+    pub(crate) zone: Option<String>,
     #[command(flatten)]
     pub(crate) spec: SpecFlags,
 }

@@ -85,6 +85,12 @@ pub(crate) fn show(format: Format, report: &dyn Report) -> Done<()> {
     printer(format, stdout, is_terminal).print(report).map_err(|error| stdout_failed(&error))
 }
 
+/// Prints a text to standard output as it is.
+pub(crate) fn print(text: &str) -> Done<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| stdout_failed(&error))
+}
+
 /// A sentence for people, on standard error.
 pub(crate) fn note(text: &str) {
     // Standard error is the last resort; when it is closed there is nobody to tell.

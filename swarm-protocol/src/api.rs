@@ -187,6 +187,23 @@ pub struct Submitted {
     pub warnings: Vec<Warning>,
 }
 
+/// What would become of a job, were it submitted at this moment; nothing of it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// The config digest that the image's name stands for now.
+    pub image: Digest,
+    /// How many tasks it would have.
+    pub tasks: u64,
+    /// Why none of them could start at once; empty when a worker has room.
+    pub reasons: Vec<WhyReason>,
+    /// What would let it start sooner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What would keep it from ever running, though it would be accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+}
+
 /// What may keep an accepted job from running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Warning {

@@ -43,11 +43,15 @@ impl Drop for Tagged {
     }
 }
 
-/// The commands of the README's block for a user: a line each, without comments.
-fn commands() -> Vec<String> {
-    let readme = include_str!("../../README.md");
-    let block = readme.split("In another terminal:\n\n```sh\n").nth(1).expect("the README has the block");
-    let block = block.split("```").next().expect("the block ends").replace("\\\n", " ");
+/// What the README has in the block that begins so.
+fn block(begin: &str) -> &'static str {
+    let block = include_str!("../../README.md").split_once(begin).expect("the README has the block").1;
+    block.split("```").next().expect("the block ends")
+}
+
+/// The commands of such a block: a line each, without comments.
+fn commands(begin: &str) -> Vec<String> {
+    let block = block(begin).replace("\\\n", " ");
     let lines = block.lines().map(|line| line.split(" # ").next().unwrap_or_default().trim().to_owned());
     lines.filter(|line| !line.is_empty()).collect()
 }
@@ -71,7 +75,8 @@ fn the_readme_can_be_typed_as_it_stands() {
     std::fs::write(swarm.home().join("data.csv"), "a\nb\n").expect("a file can be written");
     let mut typed = 0;
     // The image is in the local Docker already, and the deck needs a terminal.
-    for line in commands().iter().filter(|line| !line.starts_with("docker pull") && *line != "swarm deck") {
+    let lines = commands("In another terminal:\n\n```sh\n");
+    for line in lines.iter().filter(|line| !line.starts_with("docker pull") && *line != "swarm deck") {
         let line = line.replace(IMAGE, &tagged.name);
         let ended = type_in(&swarm, &line);
         assert_eq!(ended.code, Some(0), "{line}\n{}\n{}", String::from_utf8_lossy(&ended.stdout), ended.stderr);
@@ -99,6 +104,35 @@ fn the_readme_can_be_typed_as_it_stands() {
     assert!(String::from_utf8_lossy(&again.stdout).contains("already there"), "{again:?}");
     every_answer_is_json_if_asked_for(&swarm);
     a_second_worker_joins(&swarm);
+    a_job_is_kept_in_a_file(&swarm, &tagged.name);
+}
+
+fn a_job_is_kept_in_a_file(swarm: &Swarm, image: &str) {
+    let file = |name: &str| swarm.home().join(name);
+    let job = block("```toml\n# report.toml\n").replace(IMAGE, image);
+    std::fs::write(file("report.toml"), job).expect("a file can be written");
+    let lines = commands("timeout = \"10m\"\n```\n\n```sh\n");
+    for line in &lines {
+        let ended = type_in(swarm, &line.replace(IMAGE, image));
+        let shown = String::from_utf8_lossy(&ended.stdout).into_owned();
+        assert_eq!(ended.code, Some(0), "{line}\n{shown}\n{}", ended.stderr);
+        let expected = match line {
+            line if line.contains("validate") => "report.toml is a job of 1 task",
+            line if line.contains("--dry-run") => "a job of 1 task, image sha256:",
+            line if line.contains("schedule create") => "tick",
+            _ => "",
+        };
+        assert!(shown.contains(expected), "{line}\n{shown}");
+    }
+    assert_eq!(lines.len(), 6);
+    let sum = std::fs::read_to_string(file("report/sum.txt")).expect("the result is there");
+    assert!(sum.trim_start().starts_with('2'), "{sum}");
+    let date = std::fs::read_to_string(file("date.toml")).expect("it was converted");
+    assert!(date.contains("memory = \"64MiB\"") && date.contains("command = [\"date\"]"), "{date}");
+    std::fs::write(file("bad.yaml"), "image: x\nmemory: 1KiB\ntimeout: 0s\n").expect("a file can be written");
+    let ended = type_in(swarm, "swarm consumer job validate bad.yaml");
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--memory") && ended.stderr.contains("--timeout"), "{}", ended.stderr);
 }
 
 fn every_answer_is_json_if_asked_for(swarm: &Swarm) {

@@ -3,6 +3,7 @@
 mod fetch;
 mod image;
 mod interrupt;
+mod jobfile;
 mod jobs;
 mod logs;
 mod run;
@@ -57,6 +58,7 @@ async fn act(global: &Global, command: Command, format: Format) -> Done<u8> {
         Command::Image(command) => image::run(&client()?, command, format).await,
         Command::Run(run) => run::run(&client()?, &run, format).await,
         Command::Submit(submit) => run::submit(&client()?, &submit, format).await,
+        Command::Job(command) => jobfile::run(&command, format),
         Command::Ls(ls) => jobs::list(&client()?, &ls, format).await,
         Command::Show(show) => jobs::show_job(&client()?, &show, format).await,
         Command::Logs(logs) => logs::run(&client()?, &logs, format).await,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::Utc;
-use swarm_client::Client;
+use swarm_client::{Client, ClientError};
 use swarm_protocol::api::{JobDetail, Submitted, TaskPhase, Warning};
 use swarm_protocol::text::sanitise;
 use swarm_protocol::{JobId, TaskId};
@@ -25,7 +25,10 @@ use crate::views::Ended;
 const SECOND_CTRL_C: Duration = Duration::from_secs(3);
 
 pub(crate) async fn submit(client: &Client, submit: &Submit, format: Format) -> Done<u8> {
-    let draft = submit.spec.draft(Utc::now())?;
+    let draft = submit.spec.draft(Utc::now())?.once()?;
+    if submit.dry_run {
+        return plan(client, draft, format).await;
+    }
     let submitted = send(client, draft, &submit.sending).await?;
     show(format, &submitted)?;
     warn(&submitted);
@@ -35,29 +38,35 @@ pub(crate) async fn submit(client: &Client, submit: &Submit, format: Format) -> 
     Ok(0)
 }
 
+/// Tells what would become of the job. Nothing is uploaded, and nothing is kept.
+async fn plan(client: &Client, draft: Draft, format: Format) -> Done<u8> {
+    let plan = client.plan(draft.spec()).await.map_err(told_of_flags)?;
+    show(format, &plan)?;
+    Ok(if plan.warnings.is_empty() { 0 } else { Exit::CannotPlace.code() })
+}
+
 /// Uploads the inputs, then submits. One key for all tries, so that a lost answer makes no second job.
 async fn send(client: &Client, draft: Draft, sending: &Sending) -> Done<Submitted> {
     let key = sending.idempotency_key.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-    let given = draft.spec().inputs.len();
     let spec = draft.complete(client).await?;
     let sent = match sending.must_fit {
         true => client.submit_fitting(&spec, Some(&key)).await,
         false => client.submit(&spec, Some(&key)).await,
     };
-    sent.map_err(|error| {
-        let failure = Failure::from(error);
-        match failure.hint {
-            _ if failure.exit == Exit::CannotPlace => {
-                let what = "no worker known could ever run it".to_owned();
-                Failure { what, hint: None, ..failure }.speak_of_flags(given)
-            }
-            _ if !failure.fields.is_empty() => Failure::fields(failure.fields).speak_of_flags(given),
-            None if failure.exit == Exit::NotFound => {
-                failure.hint(format!("`{} image push` uploads an image", program()))
-            }
-            _ => failure,
+    sent.map_err(told_of_flags)
+}
+
+fn told_of_flags(error: ClientError) -> Failure {
+    let failure = Failure::from(error);
+    match failure.hint {
+        _ if failure.exit == Exit::CannotPlace => {
+            let what = "no worker known could ever run it".to_owned();
+            Failure { what, hint: None, ..failure }.speak_of_flags()
         }
-    })
+        _ if !failure.fields.is_empty() => Failure::fields(failure.fields).speak_of_flags(),
+        None if failure.exit == Exit::NotFound => failure.hint(format!("`{} image push` uploads an image", program())),
+        _ => failure,
+    }
 }
 
 /// Says what may keep an accepted job from running.
@@ -74,7 +83,7 @@ pub(crate) async fn run(client: &Client, run: &Run, format: Format) -> Done<u8> 
 
 /// As [`run`]; `listen` is called once there is something to interrupt.
 async fn run_until(client: &Client, run: &Run, format: Format, listen: impl FnOnce() -> CtrlC) -> Done<u8> {
-    let draft = run.spec.draft(Utc::now())?;
+    let draft = run.spec.draft(Utc::now())?.once()?;
     let outputs: Vec<String> = draft.spec().outputs.iter().map(|output| output.path.clone()).collect();
     let array = draft.spec().array.is_some();
     if !array && !run.force {

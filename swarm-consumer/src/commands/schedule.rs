@@ -45,10 +45,16 @@ pub(crate) async fn run(client: &Client, command: ScheduleCommand, format: Forma
 
 async fn create(client: &Client, create: &ScheduleCreate) -> Done<Schedule> {
     let draft = create.spec.draft(Utc::now())?;
+    let written = draft.schedule().cloned();
+    let cron = create.cron.clone().or_else(|| written.as_ref().map(|schedule| schedule.cron.clone()));
+    let cron = cron.ok_or_else(|| {
+        Failure::usage("it is not said when the job is made").hint("give --cron FIELDS, or a job file with `schedule`")
+    })?;
+    let zone = create.zone.clone().or_else(|| written?.zone);
     let request = ScheduleRequest {
         name: create.schedule.clone(),
-        cron: create.cron.clone(),
-        zone: create.zone.clone(),
+        cron,
+        zone: zone.unwrap_or_else(|| "UTC".to_owned()),
         spec: draft.complete(client).await?,
     };
     Ok(Schedule(client.create_schedule(&request).await?))

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use swarm_protocol::api::{JobDetail, JobView, LateReportView, Submitted, TaskPhase, TaskView, Why};
+use swarm_protocol::api::{JobDetail, JobView, LateReportView, Plan, Submitted, TaskPhase, TaskView, Why};
 use swarm_protocol::{JobId, TaskIndex};
 
 use super::{age, dash, instant, safe, size, table, value};
@@ -181,6 +181,38 @@ impl Report for Submitted {
 
     fn ids(&self) -> Vec<String> {
         vec![self.job.to_string()]
+    }
+}
+
+impl Report for Plan {
+    fn human(&self) -> String {
+        let tasks = if self.tasks == 1 { "1 task".to_owned() } else { format!("{} tasks", self.tasks) };
+        let mut text = format!("a job of {tasks}, image {}\n", self.image);
+        let when = match self.reasons.as_slice() {
+            [] => "a task could start at once",
+            _ if self.warnings.is_empty() => "it would wait:",
+            _ => "it would wait, and could never start as things are:",
+        };
+        let _ = writeln!(text, "{when}");
+        for warning in &self.warnings {
+            let _ = writeln!(text, "  {}: {} [{}]", safe(&warning.field), safe(&warning.problem), safe(&warning.code));
+        }
+        for reason in &self.reasons {
+            let worker = reason.worker.as_ref().map_or_else(String::new, |worker| format!("{}: ", safe(worker)));
+            let _ = writeln!(text, "  {worker}{} [{}]", safe(&reason.text), safe(&reason.code));
+        }
+        if let Some(hint) = self.warnings.first().map(|warning| &warning.hint).or(self.hint.as_ref()) {
+            let _ = writeln!(text, "hint: {}", safe(hint));
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        value(self)
+    }
+
+    fn ids(&self) -> Vec<String> {
+        vec![self.image.to_string()]
     }
 }
 

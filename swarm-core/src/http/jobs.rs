@@ -7,14 +7,14 @@ use rocket::http::Status;
 use rocket::response::status::Custom;
 use rocket::serde::json::Json;
 use rocket::{State, get, post};
-use swarm_protocol::api::{JobDetail, JobView, Page, Role, Submitted, TaskView, Why};
+use swarm_protocol::api::{JobDetail, JobView, Page, Plan, Role, Submitted, TaskView, Why};
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, TaskIndex};
 
 use super::guards::{Body, Consumer, Headers, User, With, limit, optional, param};
 use super::problem::{Answer, invalid, not_found, unavailable};
-use super::submit::{prepare_job, submit as hand_over};
+use super::submit::{plan as plan_for, prepare_job, submit as hand_over};
 use super::why::{Facts, answer};
 use super::{ApiState, Submits, ask};
 use crate::archive::{job_detail, job_state, job_view, task_view};
@@ -100,6 +100,20 @@ pub(super) async fn submit(
     };
     let status = if submitted.repeated { Status::Ok } else { Status::Created };
     Ok(Custom(status, Json(submitted)))
+}
+
+/// Tells what would become of a job
+///
+/// It is checked and placed as one that is submitted, and nothing of it is kept.
+#[utoipa::path(
+    tag = "jobs",
+    request_body = JobSpec,
+    security(("account" = ["consumer"])),
+    responses((status = 200, body = Plan, description = "It would be accepted")),
+)]
+#[post("/jobs/plan", data = "<body>")]
+pub(super) async fn plan(consumer: Consumer, body: Body<JobSpec>, state: &State<Arc<ApiState>>) -> Answer<Json<Plan>> {
+    Ok(Json(plan_for(state, consumer.0.group, body.value).await?))
 }
 
 /// The group's jobs, the newest first

@@ -238,6 +238,7 @@ fn api_routes() -> Vec<Route> {
         images::tag,
         images::untag,
         jobs::submit,
+        jobs::plan,
         jobs::list,
         jobs::get,
         jobs::wait,

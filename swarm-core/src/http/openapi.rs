@@ -77,6 +77,7 @@ pub(super) struct NotFound(#[expect(dead_code, reason = "it only describes")] Pr
         images::tag,
         images::untag,
         jobs::submit,
+        jobs::plan,
         jobs::list,
         jobs::get,
         jobs::wait,

@@ -1,7 +1,7 @@
 //! From a spec as it came to a job that can be committed: every field checked, the image pinned, the inputs found.
 
 use swarm_protocol::GroupId;
-use swarm_protocol::api::{Submitted, Warning};
+use swarm_protocol::api::{Plan, Submitted, Warning};
 use swarm_protocol::link::ImageOrder;
 use swarm_protocol::problem::{FieldError, Problem};
 use swarm_protocol::spec::JobSpec;
@@ -117,6 +117,16 @@ fn resolve(store: &dyn Store, group: GroupId, spec: JobSpec) -> Result<Resolved,
         }
     }
     Ok((spec, image, sizes, faults))
+}
+
+/// What would become of a job at this moment. It is checked as one that is submitted.
+pub(super) async fn plan(state: &ApiState, group: GroupId, spec: JobSpec) -> Answer<Plan> {
+    let Prepared { spec, image, .. } = prepare_job(state, group, spec, None, false).await?;
+    let (shape, same) = (Shape::of(&spec), Shape::of(&spec));
+    let reasons = state.ask(&state.handles.dispatcher, |reply| DispatcherMsg::Why { shape, reply }).await?;
+    let warnings = misfit(state, same).await?.into_iter().collect();
+    let hint = crate::plan::why::hint(&reasons);
+    Ok(Plan { image: image.config, tasks: spec.tasks().count(), reasons, hint, warnings })
 }
 
 /// Hands a prepared job to the receiver; the answer comes after its commit, however long that takes.

@@ -13,8 +13,10 @@ use crate::harness::{
     Full, OwnPostgres, PATIENCE, Setup, StopMode, Swarm, eventually, now_us, report, rounds, verdict,
 };
 
-/// Outlasts every fault here.
-const LASTING: &str = "n=0; while [ $n -lt 30 ]; do echo $n; sleep 1; n=$((n+1)); done";
+/// How long a job lasts that outlasts every fault here.
+fn lasting_s() -> u64 {
+    seconds(30, 75).as_secs()
+}
 
 /// How soon after its database is back a core takes jobs again.
 const HEALED: Duration = Duration::from_secs(20);
@@ -57,7 +59,7 @@ impl Swarm {
 }
 
 fn lasting_log() -> Vec<u8> {
-    (0..30).flat_map(|n| format!("{n}\n").into_bytes()).collect()
+    (0..lasting_s()).flat_map(|n| format!("{n}\n").into_bytes()).collect()
 }
 
 /// Says so when it is dropped, also by a failure: submits must not go on then.
@@ -78,7 +80,9 @@ fn struck_on(postgres: &OwnPostgres, scenario: &str, full: u32, strike: impl Fn(
     let swarm = &Swarm::start(Setup { postgres: Some(postgres.url()), ..Setup::default() });
     let (mut acknowledged, mut longest, mut slowest) = (0, Duration::ZERO, Duration::ZERO);
     for round in 0..rounds(full) {
-        let running = swarm.submit(&swarm.shell(LASTING));
+        let running = swarm.submit(
+            &swarm.shell(&format!("n=0; while [ $n -lt {} ]; do echo $n; sleep 1; n=$((n+1)); done", lasting_s())),
+        );
         swarm.wait_started(running, 1);
         let container = swarm.container(running);
         let stop = &AtomicBool::new(false);

@@ -52,6 +52,23 @@ async fn a_wrong_spec_is_told_field_by_field() {
 }
 
 #[tokio::test]
+async fn a_plan_tells_what_would_become_of_a_job_and_keeps_nothing() {
+    let swarm = Swarm::start().await;
+    let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
+    let image = swarm.image(ada.group).await;
+    let plan = async |spec: &str| swarm.json(Method::Post, "/api/v1/jobs/plan", &token, spec).await;
+    let (status, fits) = plan(r#"{"image":"tool","array":{"first":0,"last":9}}"#).await;
+    assert_eq!((status, &fits["tasks"], &fits["image"]), (200, &10.into(), &image.config.to_string().into()));
+    assert!(fits.get("warnings").is_none() && fits["reasons"].as_array().unwrap().is_empty(), "{fits}");
+    let (status, large) = plan(r#"{"image":"tool","resources":{"memory_bytes":70368744177664}}"#).await;
+    assert_eq!((status, &large["warnings"][0]["field"]), (200, &"resources.memory_bytes".into()), "{large}");
+    let (status, problem) = plan(r#"{"image":"none","timeout_s":0}"#).await;
+    assert_eq!((status, fields(&problem)), (422, vec!["timeout_s", "image"]), "{problem}");
+    let (_, jobs) = swarm.get("/api/v1/jobs", &token).await;
+    assert_eq!(jobs["items"], Value::Array(Vec::new()));
+}
+
+#[tokio::test]
 async fn a_key_makes_one_job_however_often_it_arrives() {
     let swarm = Swarm::start().await;
     let (ada, token) = swarm.user("ada", Role::Consumer, "lab").await;
