@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::messages::LedgerEntry;
 use crate::store::{Refusal, Store, StoreError, Transition, Verdict};
 use crate::supervise::Gauge;
-use swarm_host::blocking::Thread;
+use swarm_host::blocking::{self, Thread};
 
 /// Transitions in one transaction.
 const BATCH_MAX: usize = 1000;
@@ -24,6 +24,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often a transition that stands alone is tried before the database's refusal is believed.
 const TRIES: u32 = 4;
+/// How often a ledger with nothing to commit asks whether it still may: much less than a lease lasts, which a core that was
+/// deposed would go on renewing.
+const LEADS_EVERY: Duration = Duration::from_secs(4);
 /// What a stop leaves of any pause.
 const PAUSE_STOPPING: Duration = Duration::from_millis(50);
 
@@ -57,7 +60,7 @@ struct Writer {
 impl Writer {
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let (transitions, replies) = self.next_batch().await;
+            let (transitions, replies) = self.next_batch().await?;
             if transitions.is_empty() {
                 return Ok(());
             }
@@ -71,20 +74,27 @@ impl Writer {
     }
 
     /// Waits for entries and takes all that are there; empty when the inbox is closed and drained.
-    async fn next_batch(&mut self) -> (Vec<Transition>, Vec<oneshot::Sender<Verdict>>) {
+    async fn next_batch(&mut self) -> anyhow::Result<(Vec<Transition>, Vec<oneshot::Sender<Verdict>>)> {
         let mut entries = Vec::new();
-        if !self.stop.is_cancelled() {
+        while !self.stop.is_cancelled() {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => {}
-                _ = self.inbox.recv_many(&mut entries, BATCH_MAX) => {}
+                _ = self.inbox.recv_many(&mut entries, BATCH_MAX) => break,
+                theirs = epoch_after_pause(Arc::clone(&self.store)) => {
+                    // One that cannot be read tells nothing.
+                    let ours = self.epoch;
+                    if let Some(theirs) = theirs.ok().filter(|theirs| *theirs != ours) {
+                        return Err(StoreError::Deposed { ours, theirs }.into());
+                    }
+                }
             }
         }
         if entries.is_empty() {
             self.inbox.close();
             self.inbox.recv_many(&mut entries, BATCH_MAX).await;
         }
-        entries.into_iter().map(|entry| (entry.transition, entry.reply)).unzip()
+        Ok(entries.into_iter().map(|entry| (entry.transition, entry.reply)).unzip())
     }
 
     /// The verdicts of `transitions` once they are durable. When one of them breaks the transaction, halves are tried
@@ -198,6 +208,12 @@ impl Writer {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// The epoch in the store, in a while. Read beside what commits, which must not wait for it.
+async fn epoch_after_pause(store: Arc<dyn Store>) -> Result<Epoch, StoreError> {
+    tokio::time::sleep(LEADS_EVERY).await;
+    blocking::run(move || store.epoch()).await
 }
 
 /// Where a test may end the process, by `NAME=return` in `FAILPOINTS`. Nothing in releases.

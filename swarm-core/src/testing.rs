@@ -283,6 +283,9 @@ impl Store for Memory {
     fn take_over(&self) -> Result<Epoch, StoreError> {
         not_asked()
     }
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        not_asked()
+    }
     fn swarm_id(&self) -> Result<SwarmId, StoreError> {
         not_asked()
     }

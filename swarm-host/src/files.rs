@@ -5,7 +5,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "testing")]
@@ -40,6 +40,18 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = beside(path);
     write_to(&temporary, bytes)?;
     std::fs::rename(&temporary, path)?;
+    note!(unsynced_write(path, bytes));
+    Ok(())
+}
+
+/// Overwrites the beginning of `file`, which is open as `path`, without syncing: for what has to be noted even where no
+/// further file can be opened or made. A crash, or a reader at that moment, may find it half-written.
+///
+/// # Errors
+/// As the file system's.
+#[cfg_attr(not(feature = "testing"), expect(unused_variables, reason = "only a simulation wants to know"))]
+pub fn overwrite(file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    file.write_all_at(bytes, 0)?;
     note!(unsynced_write(path, bytes));
     Ok(())
 }

@@ -10,8 +10,10 @@
 mod launch;
 mod process;
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,29 @@ use swarm_host::files;
 struct Renewed {
     machine_boot: String,
     at_ns: u64,
+    /// The same again: a reader that comes while this is overwritten finds two that differ.
+    again_ns: u64,
+}
+
+/// What each note of a renewal takes, whatever its digits.
+const RENEWED_BYTES: usize = 256;
+/// How often a note that is half-written is read again.
+const READS: u32 = 3;
+
+impl Renewed {
+    fn new(machine_boot: &str, at_ns: u64) -> Self {
+        Self { machine_boot: machine_boot.to_owned(), at_ns, again_ns: at_ns }
+    }
+
+    fn encode(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(self)?;
+        bytes.resize(bytes.len().max(RENEWED_BYTES), b' ');
+        Ok(bytes)
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok().filter(|read: &Self| read.at_ns == read.again_ns)
+    }
 }
 
 /// One container to be watched.
@@ -59,18 +84,34 @@ fn overdue<'a>(watched: &'a [Watched], renewed: Option<&Renewed>, machine_boot: 
 #[derive(Debug, Clone)]
 pub(crate) struct WatchFiles {
     dir: PathBuf,
+    /// Open as long as the worker lives: leases are kept also where no file can be opened or made any more.
+    renewed: Arc<OnceLock<File>>,
 }
 
 impl WatchFiles {
     /// Where the notes of the worker in `data` are.
     pub(crate) fn new(data: &Path) -> Self {
-        Self { dir: data.join("watchdog") }
+        Self { dir: data.join("watchdog"), renewed: Arc::default() }
     }
 
-    /// Makes the directories.
+    /// Makes the directories, and the file for renewals with all the room it needs.
     pub(crate) fn prepare(&self) -> io::Result<()> {
         files::create_dir_all(&self.dir.join("containers"))?;
-        files::create_dir_all(&self.dir.join("killed"))
+        files::create_dir_all(&self.dir.join("killed"))?;
+        let path = self.renewals();
+        if std::fs::metadata(&path).map_or(0, |file| file.len()) < RENEWED_BYTES as u64 {
+            let known = std::fs::read(&path).ok().and_then(|bytes| Renewed::decode(&bytes));
+            let bytes = known.map_or_else(|| Ok(vec![b' '; RENEWED_BYTES]), |known| known.encode())?;
+            files::replace(&path, &bytes)?;
+        }
+        let file = OpenOptions::new().write(true).open(&path)?;
+        // Prepared once more, it is open already.
+        let _ = self.renewed.set(file);
+        Ok(())
+    }
+
+    fn renewals(&self) -> PathBuf {
+        self.dir.join("renewed")
     }
 
     fn container(&self, name: &str) -> PathBuf {
@@ -99,8 +140,8 @@ impl WatchFiles {
 
     /// Notes a renewal.
     pub(crate) fn renew(&self, machine_boot: &str, at_ns: u64) -> io::Result<()> {
-        let renewed = Renewed { machine_boot: machine_boot.to_owned(), at_ns };
-        files::replace(&self.dir.join("renewed"), &serde_json::to_vec(&renewed)?)
+        let file = self.renewed.get().ok_or(io::ErrorKind::NotFound)?;
+        files::overwrite(file, &self.renewals(), &Renewed::new(machine_boot, at_ns).encode()?)
     }
 
     /// The send time of the last renewal answered in this boot of the machine; 0 if there was none.
@@ -109,7 +150,7 @@ impl WatchFiles {
     }
 
     fn renewed(&self) -> Option<Renewed> {
-        serde_json::from_slice(&std::fs::read(self.dir.join("renewed")).ok()?).ok()
+        (0..READS).find_map(|_| Renewed::decode(&std::fs::read(self.renewals()).ok()?))
     }
 
     /// What is noted about one container.
@@ -160,7 +201,7 @@ mod tests {
     }
 
     fn renewed(at_ns: u64) -> Renewed {
-        Renewed { machine_boot: "boot".into(), at_ns }
+        Renewed::new("boot", at_ns)
     }
 
     const KILL_NS: u64 = 27_000_000_000;
@@ -183,8 +224,34 @@ mod tests {
     #[test]
     fn clocks_of_another_boot_mean_nothing() {
         assert_eq!(overdue(&[one(100)], Some(&renewed(u64::MAX)), "other", 0).len(), 1);
-        let stale = Renewed { machine_boot: "other".into(), at_ns: u64::MAX };
+        let stale = Renewed::new("other", u64::MAX);
         assert_eq!(overdue(&[one(100)], Some(&stale), "boot", KILL_NS + 100).len(), 1);
+    }
+
+    #[test]
+    fn a_renewal_takes_no_more_room_and_is_never_read_half_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = WatchFiles::new(dir.path());
+        files.prepare().unwrap();
+        assert_eq!(files.renewed_ns("boot"), 0);
+        let mut last = Vec::new();
+        for at_ns in [9, 10, 19_999, 20_000, u64::MAX] {
+            files.renew("boot", at_ns).unwrap();
+            assert_eq!(files.renewed_ns("boot"), at_ns);
+            let bytes = std::fs::read(files.renewals()).unwrap();
+            assert_eq!(bytes.len(), RENEWED_BYTES);
+            for at in 0..bytes.len().min(last.len()) {
+                let torn = Renewed::decode(&[&bytes[..at], &last[at..]].concat()).map(|read| read.at_ns);
+                assert!([None, Some(at_ns), Renewed::decode(&last).map(|read| read.at_ns)].contains(&torn), "{torn:?}");
+            }
+            last = bytes;
+        }
+        // Those of an earlier start are known to the next one.
+        let next = WatchFiles::new(dir.path());
+        next.prepare().unwrap();
+        assert_eq!(next.renewed_ns("boot"), u64::MAX);
+        next.renew("boot", 5).unwrap();
+        assert_eq!(files.renewed_ns("boot"), 5);
     }
 
     #[test]

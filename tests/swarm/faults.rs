@@ -2,16 +2,21 @@
 
 mod clock;
 mod contained;
+mod cuts;
 mod cycles;
 mod database;
+mod descriptors;
 mod disks;
 mod engine;
 mod files;
 mod frozen;
+mod herd;
 mod links;
+mod locks;
 mod points;
 mod redis;
 mod takeover;
+mod together;
 mod weather;
 
 use std::sync::mpsc;

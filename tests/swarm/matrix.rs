@@ -18,6 +18,16 @@ const TEN_TIMES: &str =
 const LEANED_ON: &str =
     "faults::cycles::kills_and_pauses_of_all_that_a_swarm_leans_on_under_load_lose_double_and_strand_nothing";
 
+/// Two cores at once.
+const ON_EMPTY_POSTGRES: &str =
+    "faults::together::two_cores_that_start_at_once_on_an_empty_postgres_have_one_leader_and_one_admin";
+const ON_EMPTY_SQLITE: &str =
+    "faults::together::two_cores_that_start_at_once_on_an_empty_sqlite_file_have_one_leader_and_one_admin";
+
+/// A Redis that cannot be heard, or is of no use.
+const REDIS_CUT: &str = "faults::cuts::a_core_cut_off_from_its_redis_goes_on_without_it_and_takes_it_again";
+const REDIS_BAD: &str = "faults::redis::a_redis_that_is_slow_read_only_or_full_is_done_without";
+
 /// A place and the tests that show what the row's fault does there.
 type Cell = (&'static str, &'static [&'static str]);
 
@@ -154,28 +164,68 @@ const MATRIX: &[(&str, &[Cell])] = &[
     ),
     (
         "two on one database",
-        &[("core", &["faults::takeover::a_second_core_on_the_same_database_takes_over_and_the_first_one_stops"])],
+        &[
+            (
+                "core",
+                &[
+                    "faults::takeover::a_second_core_on_the_same_database_takes_over_and_the_first_one_stops",
+                    ON_EMPTY_POSTGRES,
+                    ON_EMPTY_SQLITE,
+                ],
+            ),
+            ("Postgres", &[ON_EMPTY_POSTGRES]),
+            ("SQLite", &[ON_EMPTY_SQLITE]),
+        ],
+    ),
+    (
+        "locked by another",
+        &[
+            (
+                "Postgres",
+                &[
+                    "faults::locks::a_postgres_whose_rows_or_tables_another_session_locks_promises_nothing_meanwhile",
+                    "faults::locks::a_core_starts_once_nobody_else_holds_the_lock_of_the_migrations",
+                ],
+            ),
+            ("SQLite", &["faults::locks::a_sqlite_that_another_process_writes_to_promises_nothing_meanwhile"]),
+        ],
     ),
     (
         "cut both ways",
-        &[(
-            "links",
-            &[
-                "faults::links::a_link_cut_both_ways_and_mended_costs_nothing",
-                "faults::links::a_worker_cut_off_past_its_lease_ends_its_container_before_it_is_run_again",
-            ],
-        )],
+        &[
+            ("Postgres", &["faults::cuts::a_core_cut_off_from_its_postgres_promises_nothing_and_goes_on_by_itself"]),
+            ("Redis", &[REDIS_CUT]),
+            (
+                "links",
+                &[
+                    "faults::links::a_link_cut_both_ways_and_mended_costs_nothing",
+                    "faults::links::a_worker_cut_off_past_its_lease_ends_its_container_before_it_is_run_again",
+                ],
+            ),
+        ],
     ),
     (
         "cut one way",
-        &[(
-            "links",
-            &[
-                "faults::links::a_core_that_does_not_hear_its_worker_for_a_while_loses_nothing",
-                "faults::links::a_worker_that_does_not_hear_its_core_for_a_while_loses_nothing",
-            ],
-        )],
+        &[
+            (
+                "Postgres",
+                &[
+                    "faults::cuts::a_postgres_that_does_not_hear_its_core_is_reached_again",
+                    "faults::cuts::a_core_that_does_not_hear_its_postgres_does_nothing_twice",
+                ],
+            ),
+            ("Redis", &[REDIS_CUT]),
+            (
+                "links",
+                &[
+                    "faults::links::a_core_that_does_not_hear_its_worker_for_a_while_loses_nothing",
+                    "faults::links::a_worker_that_does_not_hear_its_core_for_a_while_loses_nothing",
+                ],
+            ),
+        ],
     ),
+    ("slow", &[("Redis", &[REDIS_BAD])]),
+    ("read-only", &[("Redis", &[REDIS_BAD])]),
     ("UDP or TCP alone", &[("links", &["faults::links::a_lease_lives_on_by_heartbeats_or_by_the_stream_alone"])]),
     ("flapping", &[("links", &["faults::links::a_link_that_flaps_costs_nothing"])]),
     ("resets", &[("links", &["faults::links::resets_in_the_middle_of_results_and_uploads_are_got_over"])]),
@@ -199,6 +249,7 @@ const MATRIX: &[(&str, &[Cell])] = &[
             ("worker", &["faults::disks::a_worker_whose_spool_is_full_takes_no_work_and_loses_none"]),
             ("Postgres", &["faults::database::a_postgres_on_a_full_disk_loses_nothing_acknowledged"]),
             ("SQLite", &["faults::disks::a_database_on_a_full_disk_acknowledges_nothing_that_it_loses_and_goes_on"]),
+            ("Redis", &[REDIS_BAD]),
             ("Docker", &["faults::disks::an_engine_whose_disk_is_full_costs_attempts_and_never_a_job"]),
             ("disk", &["faults::disks::blobs_on_a_full_disk_refuse_uploads_and_keep_what_they_have"]),
         ],
@@ -207,7 +258,16 @@ const MATRIX: &[(&str, &[Cell])] = &[
         "no inodes",
         &[
             ("worker", &["faults::disks::a_worker_whose_spool_has_no_inodes_takes_no_work_and_loses_none"]),
+            ("SQLite", &["faults::disks::a_database_without_inodes_goes_on_and_its_core_starts_when_there_are_some"]),
+            ("Docker", &["faults::disks::an_engine_without_inodes_costs_attempts_and_never_a_job"]),
             ("disk", &["faults::disks::blobs_without_inodes_refuse_uploads_and_keep_what_they_have"]),
+        ],
+    ),
+    (
+        "no descriptors",
+        &[
+            ("core", &["faults::descriptors::a_core_without_descriptors_keeps_its_links_and_answers_again"]),
+            ("worker", &["faults::descriptors::a_worker_without_descriptors_keeps_what_it_runs_and_loses_no_job"]),
         ],
     ),
     (
@@ -216,11 +276,20 @@ const MATRIX: &[(&str, &[Cell])] = &[
             (
                 "core",
                 &[
+                    "faults::clock::a_core_whose_clock_jumps_ten_minutes_launches_each_instant_once_and_keeps_leases_and_sessions",
+                    "faults::clock::a_core_whose_clock_jumps_a_day_launches_each_instant_once_and_keeps_leases_and_sessions",
                     "faults::clock::a_core_whose_clock_jumps_an_hour_launches_each_instant_once_and_keeps_its_leases",
                     "faults::clock::a_core_whose_clock_passes_changes_of_the_hour_a_leap_day_and_2038_launches_each_instant_once",
                 ],
             ),
             ("worker", &["faults::clock::a_worker_whose_clock_jumps_keeps_its_leases_and_measures_what_ran"]),
+        ],
+    ),
+    (
+        "herd",
+        &[
+            ("core", &["faults::herd::many_workers_that_come_back_at_once_lose_no_lease_and_do_not_drown_the_core"]),
+            ("links", &["faults::herd::many_workers_that_come_back_at_once_lose_no_lease_and_do_not_drown_the_core"]),
         ],
     ),
     (

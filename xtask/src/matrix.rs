@@ -82,12 +82,19 @@ impl Matrix {
         self.rows.retain(|(_, cells)| !cells.is_empty());
     }
 
-    /// Cells that a test did not report on.
+    /// Cells that a test did not report on, or in which it injected no fault: that one shows nothing.
     pub(crate) fn missing(&self) -> Vec<String> {
         let of_row = |(fault, cells): &(String, BTreeMap<String, Vec<String>>)| {
             let named = cells.iter().flat_map(|(place, tests)| tests.iter().map(move |test| (place, test)));
-            let missing = named.filter(|(_, test)| !self.shown.contains_key(*test));
-            missing.map(|(place, test)| format!("MISSING: {fault} / {place}: {test}")).collect::<Vec<_>>()
+            let missing = named.filter_map(|(place, test)| {
+                let what = match self.shown.get(test).map(|counts| counts.rounds) {
+                    None => "MISSING",
+                    Some(0) => "NO FAULT",
+                    Some(_) => return None,
+                };
+                Some(format!("{what}: {fault} / {place}: {test}"))
+            });
+            missing.collect::<Vec<_>>()
         };
         self.rows.iter().flat_map(of_row).collect()
     }
@@ -155,6 +162,12 @@ mod tests {
         assert_eq!(matrix.table().as_deref(), Some(expected));
         matrix.keep(&["nothing"]);
         assert_eq!(matrix.table(), None);
+    }
+
+    #[test]
+    fn a_test_that_injected_no_fault_shows_nothing() {
+        let whole = format!("{CELLS}SHOWN a|1|1|0|0\nSHOWN b|0|9|0|0\nSHOWN c|1|1|0|0\nSHOWN d|1|1|0|0\n");
+        assert_eq!(matrix(&whole).missing(), ["NO FAULT: kill -9 / core: b"]);
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub enum JwtError {
     #[error("the access token has expired; refresh it or log in again")]
     Expired,
     /// Issued in the future.
-    #[error("the access token was issued in the future; check the clocks")]
+    #[error("the access token was issued in the future; refresh it or log in again")]
     FromTheFuture,
     /// Signing failed.
     #[error("signing the access token failed")]
@@ -106,10 +106,11 @@ pub enum JwtError {
 }
 
 impl JwtError {
-    /// Whether a fresh token may help: the client should refresh instead of asking the user.
+    /// Whether a fresh token may help: the client should refresh instead of asking the user. One from the future was issued
+    /// here as well, before the clock was set back.
     #[must_use]
     pub const fn is_expiry(self) -> bool {
-        matches!(self, Self::Expired)
+        matches!(self, Self::Expired | Self::FromTheFuture)
     }
 }
 

@@ -52,7 +52,7 @@ pub enum AuthError {
     /// Not known, revoked or not readable; the text is for the asker.
     #[error("{0}")]
     Unauthenticated(String),
-    /// A good access token that is too old: refresh it.
+    /// A good access token that is too old, or of before the clock was set back: refresh it.
     #[error("the access token has expired; refresh it or log in again")]
     Expired,
     /// Too many tries.

@@ -89,6 +89,20 @@ async fn what_arrived_meanwhile_shares_a_batch_and_is_durable_when_answered() {
     end(module).await.unwrap();
 }
 
+/// Else it would go on renewing leases of attempts that its successor gives up.
+#[tokio::test]
+async fn a_core_that_was_deposed_finds_out_though_it_has_nothing_to_commit() {
+    let mut rig = Rig::new(Bench::sqlite(), &[], false);
+    let module = rig.start();
+    let theirs = Db::open(&rig.bench.url).unwrap().take_over().unwrap();
+    let failure = end(module).await.unwrap_err();
+    let ours = rig.epoch;
+    assert!(
+        matches!(failure.downcast_ref(), Some(StoreError::Deposed { ours: by, theirs: at }) if *by == ours && *at == theirs),
+        "{failure:#}"
+    );
+}
+
 #[tokio::test]
 async fn a_broken_transition_is_refused_alone() {
     let mut rig = Rig::new(Bench::sqlite(), &[], false);

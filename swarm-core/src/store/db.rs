@@ -28,7 +28,6 @@ const READER_WAIT: Duration = Duration::from_secs(5);
 /// A store in SQLite or Postgres.
 pub struct Db {
     location: Location,
-    swarm: SwarmId,
     /// `None` after the connection was lost, until the next use makes a new one.
     writer: Mutex<Option<Conn>>,
     readers: Pool<Readers>,
@@ -59,14 +58,14 @@ impl Db {
         }
         migrate(&location, &mut conn, Timestamp::from(std::time::SystemTime::now()).timestamp_micros())
             .map_err(|source| OpenError::Migrate { at: at.clone(), source })?;
-        let swarm = swarm_id(&mut conn).map_err(|source| OpenError::Connect { at, source: source.into() })?;
+        swarm_id(&mut conn).map_err(|source| OpenError::Connect { at, source: source.into() })?;
         let readers = Pool::builder()
             .max_size(READERS_MAX)
             .min_idle(Some(0))
             .connection_timeout(READER_WAIT)
             .test_on_check_out(true)
             .build_unchecked(Readers(location.clone()));
-        Ok(Self { location, swarm, writer: Mutex::new(Some(conn)), readers })
+        Ok(Self { location, writer: Mutex::new(Some(conn)), readers })
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Conn>> {
@@ -184,8 +183,15 @@ impl Store for Db {
         .map_err(Unfinished::or_lost)
     }
 
+    fn epoch(&self) -> Result<Epoch, StoreError> {
+        self.read(|conn| {
+            let current: i64 = both!(conn, c => epoch::table.select(epoch::current).first(c))?;
+            Ok(Epoch(number(current, "epoch.current")?))
+        })
+    }
+
     fn swarm_id(&self) -> Result<SwarmId, StoreError> {
-        Ok(self.swarm)
+        self.read(|conn| Ok(swarm_id(conn)?))
     }
 
     fn commit(&self, epoch: Epoch, number: u64, transitions: &[Transition]) -> Result<Vec<Verdict>, StoreError> {

@@ -82,7 +82,14 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     fn take_over(&self) -> Result<Epoch, StoreError>;
 
-    /// This installation's id, drawn when the store was made.
+    /// The epoch in the store: that of the core that leads.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn epoch(&self) -> Result<Epoch, StoreError>;
+
+    /// This installation's id, drawn when the store was made. It is read each time: whether the core is ready is judged by
+    /// it.
     ///
     /// # Errors
     /// [`StoreError`].

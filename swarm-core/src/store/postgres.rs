@@ -73,9 +73,11 @@ impl Server {
     /// A new connection, set up for its purpose.
     pub(super) fn connect(&self, purpose: Purpose) -> ConnectionResult<PgConnection> {
         let mut conn = PgConnection::establish(&self.conninfo)?;
-        // A core that stalls inside a transaction must not hold the epoch row against its successor for long.
+        // A core that stalls inside a transaction, or that is not heard any more, must not hold the epoch row against its
+        // successor for long: the server notices the latter as soon as the core does.
         let mut settings = "SET synchronous_commit = on; SET client_min_messages = warning; \
-                            SET idle_in_transaction_session_timeout = '30s';"
+                            SET idle_in_transaction_session_timeout = '30s'; SET tcp_keepalives_idle = 5; \
+                            SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 2; SET tcp_user_timeout = 15000;"
             .to_owned();
         if let Some(schema) = &self.schema {
             settings.push_str(&format!("SET search_path TO \"{schema}\";"));

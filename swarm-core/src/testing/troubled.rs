@@ -150,6 +150,7 @@ impl Store for Troubled {
 
     delegate! {
         take_over() -> Epoch;
+        epoch() -> Epoch;
         swarm_id() -> SwarmId;
         batch_committed(epoch: Epoch, number: u64) -> bool;
         load() -> Snapshot;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::io::Errno;
 use swarm_host::blocking;
 
 use super::process::WATCHDOG_LOCK;
@@ -16,6 +17,9 @@ use crate::runtime::{ContainerId, ContainerRuntime, RuntimeError, Sibling};
 
 /// How often the worker looks whether its watchdog lives.
 const CHECK: Duration = Duration::from_secs(1);
+
+/// How often in a row there may be none: a worker does not run on for long without.
+const FAILURES_MAX: u32 = 10;
 
 /// Starts a watchdog for this worker's data directory, or does nothing where that is impossible.
 pub type Launch = Arc<dyn Fn() + Send + Sync>;
@@ -52,12 +56,21 @@ fn own_container(mountinfo: &str) -> Option<ContainerId> {
 /// Keeps a watchdog running beside the worker, and the renewals it reads up to date.
 pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     let mut renewed = ctx.hub.renewed.subscribe();
-    let (mut check, mut site) = (tokio::time::interval(CHECK), Site::find());
+    let (mut check, mut site, mut failures) = (tokio::time::interval(CHECK), Site::find(), 0_u32);
     loop {
         tokio::select! {
             biased;
             () = ctx.stop.cancelled() => return Ok(()),
-            _ = check.tick() => ensure(&ctx, &mut site).await?,
+            _ = check.tick() => match ensure(&ctx, &mut site).await {
+                Ok(()) => failures = 0,
+                Err(error) if is_passing(&error) || failures < FAILURES_MAX => {
+                    if failures == 0 {
+                        tracing::error!("cannot see to the watchdog, trying again: {error:#}");
+                    }
+                    failures = failures.saturating_add(1);
+                }
+                Err(error) => return Err(error),
+            },
             changed = renewed.changed() => {
                 changed?;
                 let (files, boot, at_ns) = (ctx.watch.clone(), ctx.machine_boot.clone(), *renewed.borrow_and_update());
@@ -69,6 +82,12 @@ pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Whether the want of descriptors is all that is wrong: it says nothing of the watchdog, which has its own.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Starts a watchdog if none holds the lock.
@@ -165,6 +184,13 @@ mod tests {
         let words = ["worker".to_owned(), "watchdog".to_owned()];
         let words = command(Path::new("/bin/swarm"), &words, Path::new("/data"), Some("unix:///s"));
         assert_eq!(words, ["/bin/swarm", "worker", "watchdog", "--data", "/data", "--docker-host", "unix:///s"]);
+    }
+
+    #[test]
+    fn only_the_want_of_descriptors_passes_by_itself() {
+        let of = |errno: Errno| anyhow::Error::from(std::io::Error::from(errno)).context("the watchdog's lock");
+        assert!(is_passing(&of(Errno::MFILE)) && is_passing(&of(Errno::NFILE)));
+        assert!(!is_passing(&of(Errno::ACCESS)) && !is_passing(&anyhow::anyhow!("no program")));
     }
 
     #[tokio::test]

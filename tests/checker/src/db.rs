@@ -1,5 +1,6 @@
 //! Reads the store's tables, from SQLite or Postgres, in one consistent transaction.
 
+use diesel::connection::SimpleConnection as _;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use swarm_protocol::spec::JobSpec;
@@ -50,6 +51,34 @@ pub fn drop_database(server: &str, name: &str) -> Result<(), LoadError> {
     let mut conn = PgConnection::establish(server)?;
     diesel::sql_query(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", plain(name)?)).execute(&mut conn)?;
     Ok(())
+}
+
+/// What somebody else has locked in a store, until it is dropped.
+pub struct Held(#[expect(dead_code, reason = "it is kept for what ends with it")] Box<dyn Send>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").finish_non_exhaustive()
+    }
+}
+
+impl Held {
+    /// A session of its own that has carried out `statements` in the store at `location`; what they lock is free again
+    /// once the session ends.
+    ///
+    /// # Errors
+    /// When the store cannot be opened, or refuses them.
+    pub fn by(location: &str, statements: &str) -> Result<Self, LoadError> {
+        if location.starts_with("postgres") {
+            let mut conn = PgConnection::establish(location)?;
+            conn.batch_execute(statements)?;
+            return Ok(Self(Box::new(conn)));
+        }
+        let mut conn = SqliteConnection::establish(sqlite_path(location)?)?;
+        conn.batch_execute("PRAGMA busy_timeout = 10000")?;
+        conn.batch_execute(statements)?;
+        Ok(Self(Box::new(conn)))
+    }
 }
 
 fn plain(name: &str) -> Result<&str, LoadError> {

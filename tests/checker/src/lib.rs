@@ -14,7 +14,7 @@ mod unended;
 mod world;
 
 pub use checks::{Evidence, Frozen, check};
-pub use db::{LoadError, create_database, drop_database, load};
+pub use db::{Held, LoadError, create_database, drop_database, load};
 pub use history::{
     Entry, Expectation, JobSeen, LogRead, Op, Probe, ReadError, Seen, Submit, TaskSeen, Verdict, read_history,
 };

@@ -212,6 +212,7 @@ impl Store for FaultyStore {
     }
 
     delegate! {
+        epoch() -> Epoch;
         swarm_id() -> SwarmId;
         batch_committed(epoch: Epoch, number: u64) -> bool;
         load() -> Snapshot;

@@ -15,6 +15,9 @@ use crate::harness::{PATIENCE, Setup, Swarm, eventually, now_us, report};
 /// How long a launch may take after its instant; the wall clock is looked at now and then.
 const LAUNCHED: Duration = Duration::from_secs(60);
 const HOUR_S: i64 = 3600;
+const DAY_S: i64 = 24 * HOUR_S;
+/// Longer than a session.
+const MONTH_S: i64 = 29 * DAY_S;
 
 /// A schedule and the instants at which it must have launched by the end.
 struct Followed {
@@ -28,11 +31,23 @@ fn instant(text: &str) -> DateTime<Utc> {
 }
 
 impl Swarm {
-    /// A clock that stands so many seconds from the true one; who logged in before may have to do so again.
+    /// A clock that stands so many seconds from the true one. A session lasts 30 days of it, whatever becomes of the tokens
+    /// in between; whose is over is told to log in again.
     fn jump(&mut self, part: &str, offset_s: i64) {
         self.fault(&format!("the clock of the {part} jumps to {offset_s:+} s"));
         self.set_clock(part, offset_s);
-        if part == "core" {
+        if part != "core" {
+            return;
+        }
+        let answer = self.block(self.client.whoami());
+        if offset_s.abs() < MONTH_S {
+            let who = answer.unwrap_or_else(|error| panic!("a session is over at {offset_s:+} s: {error}"));
+            assert_eq!(who.user, "admin");
+            let ended = self.consumer(&["whoami"]);
+            assert_eq!(ended.code, Some(0), "the session on disk is over at {offset_s:+} s: {}", ended.stderr);
+        } else if let Err(error) = answer {
+            let text = error.problem().map(|problem| format!("{} {:?}", problem.detail, problem.hint));
+            assert!(error.is_status(401) && text.is_some_and(|text| text.contains("log in")), "{error:?}");
             self.client = self.client_at(&self.url);
         }
     }
@@ -95,27 +110,44 @@ fn swarm() -> Swarm {
     Swarm::start(Setup { fake_clocks: true, ..Setup::default() })
 }
 
-#[test]
-fn a_core_whose_clock_jumps_an_hour_launches_each_instant_once_and_keeps_its_leases() {
+/// Forwards by one to two steps, back by one, to a step before the true time, and back to it; `cron` is due at each step.
+fn jumps(what: &str, step_s: i64, cron: &str) {
     let mut swarm = swarm();
-    let running = swarm.submit_leased(75);
-    let next_hour = (now_us() / 1_000_000 / HOUR_S + 1) * HOUR_S;
-    let hour = |n: i64| DateTime::from_timestamp(next_hour + n * HOUR_S, 0).expect("an instant");
-    let mut hourly = swarm.follow("hourly", "0 * * * *", "UTC");
-    swarm.jump_before(hour(1));
-    // The one of the hour between was missed meanwhile.
-    swarm.launches(&mut hourly, hour(0));
-    swarm.launches(&mut hourly, hour(1));
-    // Back again: that hour comes once more, and its instant is over.
-    swarm.jump_before(hour(1));
-    swarm.launches_no_more(&hourly);
-    swarm.jump("core", -HOUR_S);
-    swarm.launches_no_more(&hourly);
-    swarm.end_of(&hourly);
+    let running = swarm.submit_leased(40);
+    let next = (now_us() / 1_000_000 / step_s + 1) * step_s;
+    let at = |n: i64| DateTime::from_timestamp(next + n * step_s, 0).expect("an instant");
+    let mut due = swarm.follow("due", cron, "UTC");
+    swarm.jump_before(at(1));
+    // The one of the step between was missed meanwhile.
+    swarm.launches(&mut due, at(0));
+    swarm.launches(&mut due, at(1));
+    // Back again: that step comes once more, and its instant is over.
+    swarm.jump_before(at(1));
+    swarm.launches_no_more(&due);
+    swarm.jump("core", -step_s);
+    swarm.launches_no_more(&due);
+    swarm.end_of(&due);
     swarm.jump("core", 0);
     swarm.ran_once(running, super::SHORT_LOG);
-    swarm.judge("clock of the core jumps an hour", true);
-    report("clock of the core jumped by hours forwards and backwards: 2 instants, 2 launches, leases kept");
+    swarm.judge(&format!("clock of the core jumps by {what}"), true);
+    report(&format!(
+        "clock of the core jumped by {what} forwards and backwards: 2 instants, 2 launches, leases and sessions kept"
+    ));
+}
+
+#[test]
+fn a_core_whose_clock_jumps_ten_minutes_launches_each_instant_once_and_keeps_leases_and_sessions() {
+    jumps("ten minutes", 600, "*/10 * * * *");
+}
+
+#[test]
+fn a_core_whose_clock_jumps_an_hour_launches_each_instant_once_and_keeps_its_leases() {
+    jumps("an hour", HOUR_S, "0 * * * *");
+}
+
+#[test]
+fn a_core_whose_clock_jumps_a_day_launches_each_instant_once_and_keeps_leases_and_sessions() {
+    jumps("a day", DAY_S, "0 0 * * *");
 }
 
 #[test]
@@ -156,7 +188,7 @@ fn a_core_whose_clock_passes_changes_of_the_hour_a_leap_day_and_2038_launches_ea
 fn a_worker_whose_clock_jumps_keeps_its_leases_and_measures_what_ran() {
     let mut swarm = swarm();
     let running = swarm.submit_leased(30);
-    for offset_s in [HOUR_S, -HOUR_S, (1 << 31) - now_us() / 1_000_000, 0] {
+    for offset_s in [600, -600, HOUR_S, -HOUR_S, DAY_S, -DAY_S, (1 << 31) - now_us() / 1_000_000, 0] {
         swarm.jump("worker", offset_s);
         let job = swarm.submit(&swarm.shell("echo begun; sleep 1; echo done"));
         swarm.ran_once(job, super::SHORT_LOG);

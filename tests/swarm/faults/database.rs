@@ -76,7 +76,7 @@ fn struck(scenario: &str, full: u32, strike: impl Fn(&OwnPostgres, &Swarm, u32))
     struck_on(&OwnPostgres::start(), scenario, full, strike);
 }
 
-fn struck_on(postgres: &OwnPostgres, scenario: &str, full: u32, strike: impl Fn(&OwnPostgres, &Swarm, u32)) {
+pub(super) fn struck_on(postgres: &OwnPostgres, scenario: &str, full: u32, strike: impl Fn(&OwnPostgres, &Swarm, u32)) {
     let swarm = &Swarm::start(Setup { postgres: Some(postgres.url()), ..Setup::default() });
     let (mut acknowledged, mut longest, mut slowest) = (0, Duration::ZERO, Duration::ZERO);
     for round in 0..rounds(full) {

@@ -165,16 +165,58 @@ fn a_worker_whose_spool_has_no_inodes_takes_no_work_and_loses_none() {
     spool_full("spool without inodes", Full::Inodes);
 }
 
+/// The files of a database are there already, so it goes on; a core that has to make one does not start, and says why.
 #[test]
-fn an_engine_whose_disk_is_full_costs_attempts_and_never_a_job() {
-    let engine = OwnEngine::start_small("size=128m");
+fn a_database_without_inodes_goes_on_and_its_core_starts_when_there_are_some() {
+    let database_file = Some("database/swarm.db");
+    let setup = Setup { small_disks: vec![("database", "size=48m,nr_inodes=64")], database_file, ..Setup::default() };
+    let swarm = &Swarm::start(setup);
+    let (mut refused, mut slowest) = (0, Duration::ZERO);
+    for _ in 0..rounds(CYCLES) {
+        let running = swarm.submit(&swarm.shell(LONG));
+        swarm.wait_started(running, 1);
+        swarm.fill(&swarm.small_disks[0], Full::Inodes);
+        let spec = swarm.shell("echo begun; echo done");
+        let before = swarm.submit_stubbornly(&spec, Instant::now() + HEALED).expect("there is space for it");
+        swarm.kill_core();
+        let mut core = swarm.spawn_core(&[]);
+        let asking = || swarm.block(swarm.client.ready()).ok().map(|()| None);
+        let refusal = eventually("the core starts, or refuses to", PATIENCE, || core.ended().map(Some).or_else(asking));
+        if refusal.is_some() {
+            let printed = core.printed();
+            assert!(printed.contains("database/swarm.db") && printed.contains("No space left"), "{printed}");
+            refused += 1;
+        }
+        swarm.small_disks[0].clear();
+        let cleared = Instant::now();
+        if refusal.is_some() {
+            swarm.start_core();
+        } else {
+            *swarm.core() = Some(core);
+        }
+        let late = swarm.submit_stubbornly(&spec, cleared + HEALED).expect("it is taken when there are some again");
+        slowest = slowest.max(cleared.elapsed());
+        swarm.ran_once(running, LONG_LOG);
+        for job in [before, late] {
+            swarm.ran_once(job, super::SHORT_LOG);
+        }
+    }
+    swarm.judge("no inodes for the database", true);
+    report(&format!(
+        "database without inodes: {refused} starts refused, taken again after {:.1} s",
+        slowest.as_secs_f64()
+    ));
+}
+
+fn engine_full(scenario: &str, options: &str, what: Full) {
+    let engine = OwnEngine::start_small(options);
     let swarm = &Swarm::start(Setup { engine: engine.docker().host, ..Setup::default() });
     let mut lost = 0;
     for _ in 0..rounds(CYCLES) {
         let running = swarm.submit(&swarm.shell(LONG));
         swarm.wait_started(running, 1);
         let disk = engine.disk().expect("it has a small disk");
-        swarm.fill(disk, Full::Bytes);
+        swarm.fill(disk, what);
         let mut spec = swarm.shell("head -c 100000 /etc/noise > /tmp/copy && echo begun && echo done");
         spec.retries.lost = 100;
         let waiting = swarm.submit(&spec);
@@ -184,6 +226,16 @@ fn an_engine_whose_disk_is_full_costs_attempts_and_never_a_job() {
         swarm.all_succeed(&[waiting]);
         lost += swarm.task(waiting).attempts.len() - 1;
     }
-    swarm.judge("full disk of the engine", true);
-    report(&format!("engine's disk full: {lost} attempts lost, 0 jobs"));
+    swarm.judge(scenario, true);
+    report(&format!("{scenario}: {lost} attempts lost, 0 jobs"));
+}
+
+#[test]
+fn an_engine_whose_disk_is_full_costs_attempts_and_never_a_job() {
+    engine_full("full disk of the engine", "size=128m", Full::Bytes);
+}
+
+#[test]
+fn an_engine_without_inodes_costs_attempts_and_never_a_job() {
+    engine_full("engine without inodes", "size=128m,nr_inodes=4k", Full::Inodes);
 }

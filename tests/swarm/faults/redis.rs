@@ -1,21 +1,25 @@
 //! A Redis that is killed, flushed, stopped and started again with nothing in it, while a job is followed: the swarm goes
 //! on, says what it does without, and loses nothing (invariant I10).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use swarm_client::{Client, MemoryTokens};
 use swarm_protocol::TaskId;
 use swarm_protocol::state::JobState;
 
-use crate::harness::{PASSWORD, PATIENCE, Proc, Redis, Setup, Swarm, eventually, report};
+use crate::harness::{PASSWORD, PATIENCE, Proc, Proxy, Redis, Setup, Swarm, Weather, eventually, report};
 
+/// Fewer than all cores together let through at once, 20.
+const LOGINS: usize = 14;
 /// Longer than all that is done to Redis meanwhile.
 const SCRIPT: &str = "n=0; while [ $n -lt 30 ]; do echo $n; sleep 1; n=$((n+1)); done";
 
 impl Swarm {
     /// Waits until the cache is as `words` begin, and gives how long that took.
     #[track_caller]
-    fn cache_is(&self, words: &str) -> Duration {
+    pub(super) fn cache_is(&self, words: &str) -> Duration {
         let began = Instant::now();
         eventually(&format!("the cache is `{words}`"), PATIENCE, || {
             let modules = self.block(self.client.modules()).ok()?.items;
@@ -28,7 +32,7 @@ impl Swarm {
 
     /// All that a user does works, in about the time it takes without Redis.
     #[track_caller]
-    fn works(&self) {
+    pub(super) fn works(&self) {
         let began = Instant::now();
         drop(self.client_at(&self.url));
         let took = began.elapsed();
@@ -44,6 +48,26 @@ impl Swarm {
         let began = Instant::now();
         self.block(self.client.workers()).expect("the workers can be listed");
         began.elapsed()
+    }
+
+    /// Of so many logins in a row not more are let through than one core's share, which is 5 at once and one more every
+    /// 4 s.
+    #[track_caller]
+    fn logins_are_limited(&self) -> usize {
+        let password = std::fs::read_to_string(self.password_file()).expect("the first start leaves a password");
+        let began = Instant::now();
+        let passed = (0..LOGINS).filter(|_| {
+            let client = Client::new(&self.url, Arc::new(MemoryTokens::default())).expect("loopback is an address");
+            match self.block(client.login("admin", password.trim_end())) {
+                Ok(()) => true,
+                Err(error) if error.is_status(429) => false,
+                Err(error) => panic!("neither let through nor limited: {error}"),
+            }
+        });
+        let passed = passed.count();
+        let share = 5 + began.elapsed().as_secs() as usize / 4 + 1;
+        assert!(passed <= share && passed < LOGINS, "{passed} of {LOGINS} logins were let through, {share} is a share");
+        passed
     }
 
     fn printed(&self) -> String {
@@ -108,6 +132,7 @@ fn a_swarm_starts_without_its_redis_and_takes_it_when_it_comes() {
     let redis = Redis::start();
     redis.kill();
     let swarm = Swarm::start(Setup { redis: Some(redis.url()), ..Setup::default() });
+    swarm.fault("no Redis from the start on");
     swarm.cache_is("redis: away for ");
     swarm.works();
     redis.launch();
@@ -115,4 +140,47 @@ fn a_swarm_starts_without_its_redis_and_takes_it_when_it_comes() {
     swarm.works();
     report(&format!("Redis absent at the start: used {:.1} s after it came", took.as_secs_f64()));
     swarm.judge("Redis absent at the start", true);
+}
+
+/// A job is followed through all three: none of them is a Redis that could be used.
+#[test]
+fn a_redis_that_is_slow_read_only_or_full_is_done_without() {
+    let redis = Redis::start();
+    let line = Proxy::start();
+    line.aim(redis.address(), redis.address());
+    let swarm = &Swarm::start(Setup { redis: Some(redis.url_by(line.address)), ..Setup::default() });
+    swarm.cache_is("redis: up");
+    let log: String = (0..30).map(|n| format!("{n}\n")).collect();
+    let job = swarm.submit(&swarm.shell(SCRIPT));
+    swarm.wait_started(job, 1);
+    let slow = Weather { delay_min: Duration::from_secs(2), ..Weather::default() };
+    let told = |command: &str| redis.tell(command).unwrap_or_else(|| panic!("Redis refuses {command}"));
+    type Change<'a> = Box<dyn Fn() + 'a>;
+    let faults: [(&str, Change<'_>, Change<'_>); 3] = [
+        ("slow", Box::new(|| line.weather(slow)), Box::new(|| line.weather(Weather::default()))),
+        ("read-only", Box::new(|| told("REPLICAOF 127.0.0.1 1")), Box::new(|| told("REPLICAOF NO ONE"))),
+        ("full", Box::new(|| told("CONFIG SET maxmemory 1")), Box::new(|| told("CONFIG SET maxmemory 0"))),
+    ];
+    let mut figures = Vec::new();
+    std::thread::scope(|scope| {
+        let following = scope.spawn(move || swarm.consumer(&["logs", "-f", &job.to_string()]));
+        for (what, strike, mend) in &faults {
+            swarm.fault(&format!("Redis is {what}"));
+            strike();
+            swarm.cache_is("redis: away for ");
+            let passed = swarm.logins_are_limited();
+            let took = swarm.list_workers();
+            assert!(took < Duration::from_secs(1), "{what}: a list of workers took {took:?}");
+            let quick = swarm.submit(&swarm.shell("echo done"));
+            swarm.ran_once(quick, b"done\n");
+            mend();
+            let back = swarm.cache_is("redis: up").as_secs_f64();
+            figures.push(format!("{what}: {passed} of {LOGINS} logins let through, used again after {back:.1} s"));
+        }
+        let followed = following.join().expect("`logs -f` ends");
+        assert_eq!((followed.code, String::from_utf8_lossy(&followed.stdout)), (Some(0), log.as_str().into()));
+    });
+    swarm.ran_once(job, log.as_bytes());
+    report(&format!("Redis {}", figures.join("; ")));
+    swarm.judge("Redis slow, read-only, full", true);
 }

@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use disks::Owner;
 pub(crate) use engine::{Docker, Engine, docker};
-pub(crate) use memory::be_worker;
+pub(crate) use memory::{Herd, be_worker};
 pub(crate) use namespace::{Namespace, Rule};
 pub(crate) use own_engine::{OwnEngine, Part};
 pub(crate) use postgres::{OwnPostgres, StopMode};

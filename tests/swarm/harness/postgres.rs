@@ -67,6 +67,10 @@ impl OwnPostgres {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// As [`begin`](Self::begin), unless it still runs.
     pub(crate) fn begin_if_ended(&self) {
         if self.processes().is_empty() {

@@ -19,6 +19,8 @@ pub(crate) struct Weather {
     /// Each piece of a stream, and each datagram, is held back for up to this long, drawn anew each time: datagrams
     /// overtake each other.
     pub(crate) delay_max: Duration,
+    /// And no less than this; what is longer counts.
+    pub(crate) delay_min: Duration,
     /// Of 100 datagrams so many are lost.
     pub(crate) lost: u32,
     /// Of 100 datagrams so many come twice.
@@ -99,9 +101,9 @@ impl Shared {
 
 impl Weather {
     async fn hold_back(self) {
-        let micros = self.delay_max.as_micros() as u64;
-        if micros > 0 {
-            tokio::time::sleep(Duration::from_micros(rand::random_range(0..=micros))).await;
+        let [least, most] = [self.delay_min, self.delay_max.max(self.delay_min)].map(|delay| delay.as_micros() as u64);
+        if most > 0 {
+            tokio::time::sleep(Duration::from_micros(rand::random_range(least..=most))).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A Redis of a scenario's own, to be killed, flushed and stopped.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -33,6 +33,16 @@ impl Redis {
     /// Where the core finds it.
     pub(crate) fn url(&self) -> String {
         format!("redis://:{PASSWORD}@{}", self.address)
+    }
+
+    /// As [`url`](Self::url), by way of what listens there.
+    pub(crate) fn url_by(&self, address: SocketAddr) -> String {
+        format!("redis://:{PASSWORD}@{address}")
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address.parse().expect("an address")
     }
 
     fn server(&self) -> MutexGuard<'_, Option<Proc>> {

@@ -45,6 +45,9 @@ pub(crate) struct Setup {
     pub(crate) small_disks: Vec<(&'static str, &'static str)>,
     /// Where below the swarm's directory SQLite's file is, when it is not in the core's.
     pub(crate) database_file: Option<&'static str>,
+    /// What is done before the first core starts, in the swarm's directory and with its store: see
+    /// [`start`](Swarm::start).
+    pub(crate) before: Option<fn(&Path, &str)>,
     /// Core and worker have wall clocks that [`Swarm::set_clock`] changes.
     pub(crate) fake_clocks: bool,
     /// Core and worker keep their data on disks whose power can be cut.
@@ -127,6 +130,9 @@ impl Swarm {
             Some((url, _)) => url.clone(),
             None => home.join(setup.database_file.unwrap_or("core/swarm.db")).display().to_string(),
         };
+        if let Some(before) = setup.before {
+            before(home, &store);
+        }
         let ports = PORTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let address = free_address();
         let url = format!("http://{address}");

@@ -94,6 +94,7 @@ fn it_lives_exactly_as_long_as_said_plus_the_leeway() {
     assert!(at(-605).is_ok());
     assert_eq!(at(-606), Err(JwtError::FromTheFuture));
     assert!(JwtError::Expired.is_expiry() && !JwtError::Signature.is_expiry());
+    assert!(JwtError::FromTheFuture.is_expiry(), "the clock was set back: a refresh mends it");
 }
 
 #[test]
