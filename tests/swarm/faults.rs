@@ -12,6 +12,7 @@ mod links;
 mod points;
 mod redis;
 mod takeover;
+mod upgrade;
 mod weather;
 
 use std::sync::mpsc;

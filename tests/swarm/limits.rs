@@ -1,11 +1,11 @@
 //! What a job may use, enforced in real containers, and what it used.
 
-use swarm_protocol::OutcomeKind;
-use swarm_protocol::TaskId;
-use swarm_protocol::spec::{Output, Tmpfs};
+use swarm_protocol::api::AttemptView;
+use swarm_protocol::spec::{JobSpec, Output, Tmpfs};
 use swarm_protocol::state::JobState;
+use swarm_protocol::{JobId, OutcomeKind, TaskId};
 
-use crate::harness::{PATIENCE, report, shared};
+use crate::harness::{PATIENCE, Proc, Setup, Swarm, eventually, report, shared};
 
 #[test]
 fn a_job_that_writes_too_much_is_ended_for_it() {
@@ -63,4 +63,94 @@ fn limits_hold_in_the_container_and_usage_is_recorded() {
     assert!(cpu_ms > 0 && cpu_ms <= ran_ms, "{cpu_ms} ms of CPU in {ran_ms} ms");
     assert!(usage.memory_peak_bytes.is_some_and(|bytes| (1..32 << 20).contains(&bytes)), "{usage:?}");
     swarm.judge("limits and usage", false);
+}
+
+/// Half a core, if nobody holds it back.
+#[test]
+fn a_cpu_limit_holds_back_a_job_that_would_use_more() {
+    let swarm = shared();
+    let mut spec = swarm.shell("(while :; do :; done) & (while :; do :; done) & sleep 6");
+    spec.resources.cpu_millis = 250;
+    let job = swarm.submit(&spec);
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+    let attempt = swarm.task(job).attempts.remove(0);
+    let cpu_ms = attempt.usage.and_then(|usage| usage.cpu_ms).expect("it ran for seconds");
+    let ran_ms = attempt.ran_ms.expect("it ended");
+    report(&format!("0.25 cores for two that spin: {cpu_ms} ms of CPU recorded in {ran_ms} ms"));
+    // The last reading is of two seconds before the end at worst, and without a limit one core at least would be used.
+    let share = cpu_ms as f64 / ran_ms as f64;
+    assert!((0.05..0.5).contains(&share), "{share:.2} cores used");
+    swarm.judge("CPU limit", false);
+}
+
+/// Processes that a bomb may have.
+const PIDS: u32 = 64;
+
+/// Every process starts others for ever. The limit on the user's processes is only there in case the job's own fails.
+const BOMB: &str = "ulimit -p 600; bomb() { while :; do bomb & done; }; exec 3>&2 2>/dev/null";
+
+impl Swarm {
+    fn bomb(&self, script: &str) -> JobSpec {
+        let mut spec = self.shell(&format!("{BOMB}; {script}"));
+        (spec.resources.cpu_millis, spec.resources.memory_bytes, spec.limits.pids) = (300, 128 << 20, PIDS);
+        spec
+    }
+
+    /// Processes in the running container of a job, as the engine counts them.
+    fn processes(&self, job: JobId) -> Option<u32> {
+        let swarm = format!("label=io.swarm-sync.swarm={}", self.id()?);
+        let label = format!("label=io.swarm-sync.job={job}");
+        let listed = self.docker().run(&["ps", "--quiet", "--filter", &swarm, "--filter", &label])?;
+        let stats = ["stats", "--no-stream", "--format", "{{.PIDs}}", listed.trim()];
+        self.docker().run(&stats)?.trim().parse().ok()
+    }
+
+    fn only_attempt(&self, job: JobId) -> AttemptView {
+        self.wait_ended(job, PATIENCE);
+        let mut attempts = self.task(job).attempts;
+        assert_eq!(attempts.len(), 1, "{attempts:?}");
+        attempts.remove(0)
+    }
+}
+
+/// A process that cannot be started is the job's own affair: it ends as it likes, or when its time is up.
+#[test]
+fn a_fork_bomb_stays_within_its_limit_and_harms_nobody() {
+    let core_env = vec![("SWARM_CORE_LIMITS__GRACE_MS", "1000")];
+    let swarm = Swarm::start(Setup { core_env, ..Setup::default() });
+    let pid = || swarm.worker().as_ref().map(Proc::pid);
+    let worker = pid();
+    let lines = || (0..15).map(|n| format!("{n}\n")).collect::<String>();
+    let beside = swarm.submit(&swarm.shell("n=0; while [ $n -lt 15 ]; do echo $n; sleep 1; n=$((n+1)); done"));
+    swarm.wait_started(beside, 1);
+    let copes = swarm.submit(&swarm.bomb("sleep 5 & last=$!; bomb & wait $last; echo survived; exit 7"));
+    let fails = swarm.submit(&swarm.bomb("bomb & exec 2>&3; while :; do cat /dev/null; done"));
+    let mut endless = swarm.bomb("bomb & wait");
+    endless.timeout_s = Some(8);
+    let endless = swarm.submit(&endless);
+    let most = eventually("the bomb reaches its limit", PATIENCE, || {
+        let processes = swarm.processes(endless)?;
+        assert!(processes <= PIDS, "{processes} processes");
+        (processes >= PIDS / 2).then_some(processes)
+    });
+    let attempt = swarm.only_attempt(copes);
+    assert_eq!((attempt.outcome, attempt.exit_code), (Some(OutcomeKind::Failed), Some(7)), "{attempt:?}");
+    swarm.check_log(TaskId { job: copes, task: 0 }, b"survived\n", b"");
+    let attempt = swarm.only_attempt(fails);
+    assert_eq!(attempt.outcome, Some(OutcomeKind::Failed), "{attempt:?}");
+    let said = String::from_utf8_lossy(&swarm.log(TaskId { job: fails, task: 0 }).stderr).to_lowercase();
+    assert!(said.contains("fork"), "its shell says what it could not do: {said}");
+    let attempt = swarm.only_attempt(endless);
+    assert_eq!(attempt.outcome, Some(OutcomeKind::TimedOut), "{attempt:?}");
+    let ran_ms = attempt.ran_ms.expect("it ended");
+    assert!((8_000..30_000).contains(&ran_ms), "ended after {ran_ms} ms");
+    assert_eq!(swarm.only_attempt(beside).outcome, Some(OutcomeKind::Succeeded));
+    swarm.check_log(TaskId { job: beside, task: 0 }, lines().as_bytes(), b"");
+    let after = swarm.submit(&swarm.shell("echo after"));
+    assert_eq!(swarm.only_attempt(after).outcome, Some(OutcomeKind::Succeeded));
+    assert_eq!(pid(), worker);
+    report(&format!(
+        "fork bombs: at most {most} of {PIDS} processes seen, killed after {ran_ms} ms where none ended it"
+    ));
+    swarm.judge("fork bombs", true);
 }
