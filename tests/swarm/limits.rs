@@ -116,7 +116,7 @@ impl Swarm {
 /// A process that cannot be started is the job's own affair: it ends as it likes, or when its time is up.
 #[test]
 fn a_fork_bomb_stays_within_its_limit_and_harms_nobody() {
-    let core_env = vec![("SWARM_CORE_LIMITS__GRACE_MS", "1000")];
+    let core_env = vec![("SWARM_CORE_GRACE_MS", "1000")];
     let swarm = Swarm::start(Setup { core_env, ..Setup::default() });
     let pid = || swarm.worker().as_ref().map(Proc::pid);
     let worker = pid();
@@ -125,7 +125,7 @@ fn a_fork_bomb_stays_within_its_limit_and_harms_nobody() {
     swarm.wait_started(beside, 1);
     let copes = swarm.submit(&swarm.bomb("sleep 5 & last=$!; bomb & wait $last; echo survived; exit 7"));
     let fails = swarm.submit(&swarm.bomb("bomb & exec 2>&3; while :; do cat /dev/null; done"));
-    let mut endless = swarm.bomb("bomb & wait");
+    let mut endless = swarm.bomb("bomb & while :; do :; done");
     endless.timeout_s = Some(8);
     let endless = swarm.submit(&endless);
     let most = eventually("the bomb reaches its limit", PATIENCE, || {

@@ -124,16 +124,12 @@ fn a_worker_whose_container_is_paused_leaves_the_watchdog_beside_it_awake_and_go
     };
     let state = || docker(&["inspect", "--format", "{{.Id}} {{.State.StartedAt}} {{.RestartCount}}", &contained.name]);
     let before = state();
-    worker_silenced(
-        "paused container of a worker",
-        &swarm,
-        |swarm| {
-            send(swarm, "pause");
-            let status = docker(&["inspect", "--format", "{{.State.Status}}", &contained.name]);
-            assert_eq!(status.as_deref().map(str::trim), Some("paused"));
-            assert!(runs(&contained.watchdog()).is_some(), "its watchdog is in another cgroup");
-        },
-        |swarm| send(swarm, "unpause"),
-    );
+    assert!(runs(&contained.watchdog()).is_some(), "its watchdog is in a container, and so in a cgroup, of its own");
+    let pause = |swarm: &Swarm| send(swarm, "pause");
+    worker_silenced("paused container of a worker", &swarm, pause, |swarm| {
+        let status = docker(&["inspect", "--format", "{{.State.Status}}", &contained.name]);
+        assert_eq!(status.as_deref().map(str::trim), Some("paused"));
+        send(swarm, "unpause");
+    });
     assert_eq!(state(), before, "nobody started it anew");
 }

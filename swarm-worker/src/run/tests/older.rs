@@ -1,4 +1,4 @@
-//! What a worker of an earlier build left, taken up by this one. `testdata/link-3` was recorded from a worker that spoke
+//! What a worker of an earlier build left, taken up by this one. `testdata/link-4` was recorded from a worker that spoke
 //! link version 3, with everything it had in its engine: one job that ran, and one that had ended while the core was away.
 //! Data directory and labels are formats: a change that does not take these up loses what runs during an upgrade.
 
@@ -13,7 +13,7 @@ use super::*;
 use crate::runtime::{ContainerSpec, VolumeMount};
 
 /// The swarm and the worker of the recording.
-const SWARM: &str = "SWARM_ID";
+const SWARM: &str = "459c9447-bcba-4c27-9812-1cc58b55de95";
 const WORKER: WorkerId = WorkerId(1);
 
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ struct Volume {
 }
 
 fn recording() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/link-3")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/link-4")
 }
 
 fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
@@ -74,9 +74,16 @@ impl Machine for Recorded {
     }
 }
 
+/// When the first piece of a recorded log was written: the engine says the same again.
+fn written_at_us(attempt: AttemptId) -> u64 {
+    let mut decoder = LogDecoder::default();
+    decoder.push(&std::fs::read(recording().join(format!("worker/spool/{attempt}/log"))).unwrap());
+    decoder.next_record().unwrap().expect("it had written something").at_us
+}
+
 /// The engine with everything that was recorded. What runs there goes on when `gate` opens.
-async fn engine(gate: &CancellationToken, image: Digest) -> FakeRuntime {
-    let (engine, gate) = (FakeRuntime::new(), gate.clone());
+async fn engine(gate: &CancellationToken, image: Digest, at_us: u64) -> FakeRuntime {
+    let (engine, gate) = (FakeRuntime::with_clock(move || at_us), gate.clone());
     engine.add_image(image, Vec::new());
     engine.program(move |_| Script::new().out("one\n").hold(gate.clone()).write("/out/copy", "data").out("two\n"));
     for Volume { name, labels } in read::<Vec<Volume>>("volumes.json") {
@@ -125,7 +132,7 @@ async fn what_a_worker_of_link_version_3_left_is_taken_up() {
         }
         refused @ Welcome::Refused { .. } => refused,
     };
-    let engine = engine(&gate, image).await;
+    let engine = engine(&gate, image, written_at_us(ran)).await;
     let config = WorkerConfig { slots: Some(2), sandboxes: Some(0), ..config_of(&core, data.path()) };
     let parts = Parts::of_this_machine(&config, Arc::new(engine.clone())).unwrap();
     let worker = tokio::spawn(run_with(config, Parts { machine: Arc::new(machine), ..parts }, stop.clone()));
@@ -134,7 +141,7 @@ async fn what_a_worker_of_link_version_3_left_is_taken_up() {
     assert_eq!((report.outcome, report.log_cut_bytes), (Outcome::Failed { exit_code: 5 }, 0));
     core.until("its log", |seen| seen.logs.get(&ended).filter(|log| log.len() as u64 == report.log_bytes).cloned())
         .await;
-    assert_eq!(text(&core.seen().logs[&ended]), "ended\nbadly\n");
+    assert_eq!(text(&core.seen().logs[&ended]), "badly\nended\n");
     core.frame("its start", |frame| matches!(frame, ToCore::Started { attempt, .. } if *attempt == ran)).await;
     assert!(!core.seen().finished.contains_key(&ran));
     gate.cancel();
