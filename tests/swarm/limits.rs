@@ -65,21 +65,26 @@ fn limits_hold_in_the_container_and_usage_is_recorded() {
     swarm.judge("limits and usage", false);
 }
 
-/// Half a core, if nobody holds it back.
 #[test]
 fn a_cpu_limit_holds_back_a_job_that_would_use_more() {
     let swarm = shared();
-    let mut spec = swarm.shell("(while :; do :; done) & (while :; do :; done) & sleep 6");
+    // A quarter of the period of 0.1 s, as cgroups of versions 1 and 2 tell it.
+    let script = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null; \
+                  (while :; do :; done) & (while :; do :; done) & sleep 6";
+    let mut spec = swarm.shell(script);
     spec.resources.cpu_millis = 250;
     let job = swarm.submit(&spec);
     assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+    let quota = String::from_utf8(swarm.log(TaskId { job, task: 0 }).stdout).expect("text");
+    assert_eq!(quota.split_whitespace().next(), Some("25000"), "{quota}");
     let attempt = swarm.task(job).attempts.remove(0);
     let cpu_ms = attempt.usage.and_then(|usage| usage.cpu_ms).expect("it ran for seconds");
     let ran_ms = attempt.ran_ms.expect("it ended");
     report(&format!("0.25 cores for two that spin: {cpu_ms} ms of CPU recorded in {ran_ms} ms"));
-    // The last reading is of two seconds before the end at worst, and without a limit one core at least would be used.
+    // The last reading is of two seconds before the end at worst, and without a limit one core at least would be used,
+    // unless the machine is far too busy.
     let share = cpu_ms as f64 / ran_ms as f64;
-    assert!((0.05..0.5).contains(&share), "{share:.2} cores used");
+    assert!((0.02..0.5).contains(&share), "{share:.2} cores used");
     swarm.judge("CPU limit", false);
 }
 
@@ -96,13 +101,21 @@ impl Swarm {
         spec
     }
 
-    /// Processes in the running container of a job, as the engine counts them.
-    fn processes(&self, job: JobId) -> Option<u32> {
-        let swarm = format!("label=io.swarm-sync.swarm={}", self.id()?);
-        let label = format!("label=io.swarm-sync.job={job}");
-        let listed = self.docker().run(&["ps", "--quiet", "--filter", &swarm, "--filter", &label])?;
-        let stats = ["stats", "--no-stream", "--format", "{{.PIDs}}", listed.trim()];
-        self.docker().run(&stats)?.trim().parse().ok()
+    /// Processes in the running container of a job, and how many more its limit has prevented.
+    fn processes(&self, job: JobId) -> Option<(u32, u64)> {
+        let listed = self.docker().listing(&self.id()?);
+        let container = listed.into_iter().find(|stamp| stamp.job == job.0)?.container;
+        let pid = self.docker().run(&["inspect", "--format", "{{.State.Pid}}", &container])?;
+        let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.trim())).ok()?;
+        let dir = cgroups.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            // Version 1 has a tree for each controller, version 2 one for all.
+            let base = if controllers == "pids" { "/sys/fs/cgroup/pids" } else { "/sys/fs/cgroup" };
+            ["pids", ""].contains(&controllers).then(|| format!("{base}{path}"))
+        })?;
+        let read = |name: &str| std::fs::read_to_string(format!("{dir}/{name}")).ok();
+        let prevented = read("pids.events")?.split_whitespace().nth(1)?.parse().ok()?;
+        Some((read("pids.current")?.trim().parse().ok()?, prevented))
     }
 
     fn only_attempt(&self, job: JobId) -> AttemptView {
@@ -126,12 +139,12 @@ fn a_fork_bomb_stays_within_its_limit_and_harms_nobody() {
     let copes = swarm.submit(&swarm.bomb("sleep 5 & last=$!; bomb & wait $last; echo survived; exit 7"));
     let fails = swarm.submit(&swarm.bomb("bomb & exec 2>&3; while :; do cat /dev/null; done"));
     let mut endless = swarm.bomb("bomb & while :; do :; done");
-    endless.timeout_s = Some(8);
+    endless.timeout_s = Some(12);
     let endless = swarm.submit(&endless);
-    let most = eventually("the bomb reaches its limit", PATIENCE, || {
-        let processes = swarm.processes(endless)?;
+    let (processes, prevented) = eventually("the bomb reaches its limit", PATIENCE, || {
+        let (processes, prevented) = swarm.processes(endless)?;
         assert!(processes <= PIDS, "{processes} processes");
-        (processes >= PIDS / 2).then_some(processes)
+        (prevented > 0).then_some((processes, prevented))
     });
     let attempt = swarm.only_attempt(copes);
     assert_eq!((attempt.outcome, attempt.exit_code), (Some(OutcomeKind::Failed), Some(7)), "{attempt:?}");
@@ -143,14 +156,15 @@ fn a_fork_bomb_stays_within_its_limit_and_harms_nobody() {
     let attempt = swarm.only_attempt(endless);
     assert_eq!(attempt.outcome, Some(OutcomeKind::TimedOut), "{attempt:?}");
     let ran_ms = attempt.ran_ms.expect("it ended");
-    assert!((8_000..30_000).contains(&ran_ms), "ended after {ran_ms} ms");
+    assert!((12_000..40_000).contains(&ran_ms), "ended after {ran_ms} ms");
     assert_eq!(swarm.only_attempt(beside).outcome, Some(OutcomeKind::Succeeded));
     swarm.check_log(TaskId { job: beside, task: 0 }, lines().as_bytes(), b"");
     let after = swarm.submit(&swarm.shell("echo after"));
     assert_eq!(swarm.only_attempt(after).outcome, Some(OutcomeKind::Succeeded));
     assert_eq!(pid(), worker);
     report(&format!(
-        "fork bombs: at most {most} of {PIDS} processes seen, killed after {ran_ms} ms where none ended it"
+        "fork bombs: {processes} processes of {PIDS} when {prevented} were prevented; killed after {ran_ms} ms where nothing \
+         else ended it"
     ));
     swarm.judge("fork bombs", true);
 }
