@@ -258,7 +258,7 @@ fn a_file_far_larger_than_what_core_and_worker_keep_in_memory_goes_in_and_out() 
             before >> 20,
             peak >> 20
         ));
-        assert!(peak - before < 24 << 20, "the {part} took {} MiB more for {mib} MiB", (peak - before) >> 20);
+        assert!(peak - before < 32 << 20, "the {part} took {} MiB more for {mib} MiB", (peak - before) >> 20);
     }
     swarm.judge("large file", true);
 }

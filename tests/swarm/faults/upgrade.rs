@@ -32,7 +32,7 @@ fn a_worker_is_upgraded_under_its_job_and_its_watchdog_with_it() {
     swarm.wait_ready();
     let (old, pid) = (file(&program), swarm.worker().as_ref().map(Proc::pid));
     assert_eq!(program_of(swarm.watchdog()), old);
-    let job = swarm.submit(&swarm.shell("n=0; while [ $n -lt 20 ]; do echo $n; sleep 1; n=$((n+1)); done"));
+    let job = swarm.submit(&swarm.shell("n=0; while [ $n -lt 16 ]; do echo $n; sleep 1; n=$((n+1)); done"));
     swarm.wait_started(job, 1);
     let container = swarm.container(job);
 
@@ -59,7 +59,7 @@ fn a_worker_is_upgraded_under_its_job_and_its_watchdog_with_it() {
     });
     report(&format!("worker upgraded: its watchdog replaced after {:.1} s", began.elapsed().as_secs_f64()));
     swarm.carries_on(job, &container);
-    let log: String = (0..20).map(|n| format!("{n}\n")).collect();
+    let log: String = (0..16).map(|n| format!("{n}\n")).collect();
     swarm.ran_once(job, log.as_bytes());
     swarm.judge("worker upgraded", true);
 }
