@@ -30,8 +30,9 @@ use swarm_host::files;
 struct Renewed {
     machine_boot: String,
     at_ns: u64,
-    /// The same again: a reader that comes while this is overwritten finds two that differ.
-    again_ns: u64,
+    /// The same again: a reader that comes while this is overwritten finds two that differ. Older workers, which replaced
+    /// the file, wrote it once.
+    again_ns: Option<u64>,
 }
 
 /// What each note of a renewal takes, whatever its digits.
@@ -41,7 +42,7 @@ const READS: u32 = 3;
 
 impl Renewed {
     fn new(machine_boot: &str, at_ns: u64) -> Self {
-        Self { machine_boot: machine_boot.to_owned(), at_ns, again_ns: at_ns }
+        Self { machine_boot: machine_boot.to_owned(), at_ns, again_ns: Some(at_ns) }
     }
 
     fn encode(&self) -> io::Result<Vec<u8>> {
@@ -51,7 +52,9 @@ impl Renewed {
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok().filter(|read: &Self| read.at_ns == read.again_ns)
+        serde_json::from_slice(bytes)
+            .ok()
+            .filter(|read: &Self| read.again_ns.is_none_or(|again_ns| read.at_ns == again_ns))
     }
 }
 

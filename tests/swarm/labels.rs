@@ -3,7 +3,7 @@
 use swarm_protocol::JobId;
 use swarm_protocol::state::JobState;
 
-use crate::harness::{OwnEngine, PATIENCE, Proc, Setup, Swarm, docker, eventually, now_us};
+use crate::harness::{OwnEngine, PATIENCE, Proc, Setup, Swarm, docker, eventually, now_us, shared};
 
 /// Submits a job that requires this label; its number and what was said about it.
 fn submit_for(swarm: &Swarm, label: &str) -> (JobId, String) {
@@ -50,6 +50,34 @@ fn a_job_waits_for_a_worker_with_the_labels_it_requires() {
     assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
     assert_eq!(labels()["zone"], "a");
     swarm.judge("labels", true);
+}
+
+/// A whole array of them, ahead of all others.
+#[test]
+fn jobs_for_a_gpu_where_there_is_none_say_so_and_hold_nobody_up() {
+    let swarm = shared();
+    let workers = swarm.block(swarm.client.workers()).expect("workers can be listed").items;
+    let has_nvidia = workers.iter().any(|worker| worker.labels.get("gpu").is_some_and(|kind| kind == "nvidia"));
+    let label = if has_nvidia { "gpu=amd" } else { "gpu=nvidia" };
+    let (name, start) = (format!("gpu-{}", uuid::Uuid::new_v4().simple()), now_us());
+    let flags =
+        ["submit", "--name", &name, "--array", "0-999", "--priority", "100", "--cpus", "0.1", "--memory", "32MiB"];
+    let ended = swarm.consumer(&[&flags[..], &["--require", label, &swarm.image, "date"]].concat());
+    let printed = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let job = JobId(printed.trim().parse().unwrap_or_else(|_| panic!("no number of a job: {ended:?}")));
+    swarm.note_submitted(job, start);
+    assert!(ended.stderr.contains(&format!("no worker has the label `{label}`")), "{ended:?}");
+    for _ in 0..3 {
+        let other = swarm.submit(&swarm.shell("echo not held up"));
+        assert_eq!(swarm.wait_ended(other, PATIENCE).job.state, JobState::Succeeded);
+    }
+    let why = swarm.consumer(&["why", &job.to_string()]);
+    let said = String::from_utf8_lossy(&why.stdout).into_owned();
+    assert!(why.code == Some(0) && said.contains(&format!("it has no label `{label}`")), "{why:?}");
+    assert_eq!(swarm.detail(job).job.state, JobState::Waiting);
+    swarm.block(swarm.client.cancel(job)).expect("its owner may");
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Cancelled);
+    swarm.judge("no GPU", false);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::Duration;
 
 use swarm_checker::{LogRead, Op, Verdict};
@@ -67,17 +68,36 @@ impl Followed {
 
     /// Goes on with `logs -f` and these flags, killed when it has printed `more` bytes; without, to the log's end.
     fn follow(&self, swarm: &Swarm, job: &str, flags: &[&str], more: Option<u64>) {
+        let mut child = self.start(swarm, job, flags);
+        match more {
+            Some(more) => {
+                self.gets_on(more);
+                child.kill().expect("a child can be killed");
+                child.wait().expect("a child can be waited for");
+            }
+            None => to_the_end(child),
+        }
+    }
+
+    /// Goes on with `logs -f` and these flags.
+    fn start(&self, swarm: &Swarm, job: &str, flags: &[&str]) -> Child {
         let mut command = swarm.consumer_command(&[&["logs", "-f", "--attempt", "1", job], flags].concat());
         let append = |path: &Path| File::options().append(true).open(path).expect("a file can be opened");
         command.stdout(append(&self.stdout)).stderr(append(&self.stderr));
-        let wanted = more.map(|more| length(&self.stdout) + more);
-        let mut child = command.spawn().expect("the consumer can be started");
-        eventually("the follower gets on", PATIENCE, || match wanted {
-            Some(wanted) => (length(&self.stdout) >= wanted).then(|| child.kill().expect("a child can be killed")),
-            None => child.try_wait().expect("a child can be asked").map(|status| assert!(status.success(), "{status}")),
-        });
-        child.wait().expect("a child can be waited for");
+        command.spawn().expect("the consumer can be started")
     }
+
+    /// Waits until so many more bytes were printed.
+    fn gets_on(&self, more: u64) {
+        let wanted = length(&self.stdout) + more;
+        eventually("the follower gets on", PATIENCE, || (length(&self.stdout) >= wanted).then_some(()));
+    }
+}
+
+fn to_the_end(mut child: Child) {
+    let ended = || child.try_wait().expect("a child can be asked");
+    let status = eventually("the follower ends", PATIENCE, ended);
+    assert!(status.success(), "{status}");
 }
 
 fn length(path: &Path) -> u64 {
@@ -109,13 +129,75 @@ fn a_follower_that_is_killed_and_started_again_misses_nothing_and_doubles_nothin
     let printed = |path: &Path| std::fs::read_to_string(path).expect("text");
     assert_eq!(printed(&plain.stdout), lines("line"));
     assert_eq!(printed(&plain.stderr), lines("oops"));
-    let records: Vec<serde_json::Value> =
-        printed(&json.stdout).lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
     for (stream, word) in [("stdout", "line"), ("stderr", "oops")] {
-        let of_stream = records.iter().filter(|record| record["stream"] == stream);
-        assert_eq!(of_stream.map(|record| record["text"].as_str().expect("text")).collect::<String>(), lines(word));
+        assert_eq!(text_of(&json.stdout, stream), lines(word));
     }
     swarm.judge("followers killed", false);
+}
+
+/// What a follower printed as JSON, of one stream.
+fn text_of(path: &Path, stream: &str) -> String {
+    let text = std::fs::read_to_string(path).expect("text");
+    let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a record"));
+    let of_stream = records.filter(|record| record["stream"] == stream);
+    of_stream.map(|record| record["text"].as_str().expect("text").to_owned()).collect()
+}
+
+/// The core is killed three times: under a follower that lives on, under one that is killed before the core is back, and
+/// under the one that goes on from there.
+#[test]
+fn a_follower_over_kills_of_the_core_and_of_itself_misses_nothing_and_doubles_nothing() {
+    const LINES: u32 = 500;
+    let swarm = Swarm::start(Setup::default());
+    let script =
+        format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; echo oops $i >&2; sleep 0.03; i=$((i+1)); done");
+    let mut spec = swarm.shell(&script);
+    spec.resources.cpu_millis = 500;
+    let job = swarm.submit(&spec);
+    let (plain, json) = (Followed::new(&swarm, "plain"), Followed::new(&swarm, "json"));
+    let word = job.to_string();
+    let kill_core = || {
+        swarm.fault("kill -9 of the core");
+        swarm.core().take().expect("a core runs").kill();
+    };
+    let start = |from: u64| {
+        let (skip, from) = (length(&plain.stdout).to_string(), from.to_string());
+        let plain = plain.start(&swarm, &word, &["--skip-stdout", &skip]);
+        [plain, json.start(&swarm, &word, &["--output", "json", "--from", &from])]
+    };
+    let get_on = || {
+        plain.gets_on(300);
+        json.gets_on(3000);
+    };
+
+    let clients = start(0);
+    get_on();
+    kill_core();
+    swarm.start_core();
+    get_on();
+    kill_core();
+    swarm.fault("kill -9 of the followers");
+    for mut client in clients {
+        client.kill().expect("a child can be killed");
+        client.wait().expect("a child can be waited for");
+    }
+    let from = keep_whole_lines(&json.stdout);
+    swarm.start_core();
+    let clients = start(from);
+    get_on();
+    kill_core();
+    let printed = || [&plain, &json].map(|followed| length(&followed.stdout));
+    let before = printed();
+    swarm.start_core();
+    clients.into_iter().for_each(to_the_end);
+    assert_eq!(swarm.wait_ended(job, PATIENCE).job.state, JobState::Succeeded);
+    let lines = |word: &str| (0..LINES).map(|n| format!("{word} {n}\n")).collect::<String>();
+    swarm.check_log(TaskId { job, task: 0 }, lines("line").as_bytes(), lines("oops").as_bytes());
+    assert_eq!(std::fs::read_to_string(&plain.stdout).expect("text"), lines("line"));
+    assert_eq!(text_of(&json.stdout, "stdout"), lines("line"));
+    assert_eq!(text_of(&json.stdout, "stderr"), lines("oops"));
+    assert!(printed().iter().zip(before).all(|(now, then)| *now > then), "all was printed before the last kill");
+    swarm.judge("followers and core killed", true);
 }
 
 /// Takes off a line that was cut; the position after the last whole one.

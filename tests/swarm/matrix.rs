@@ -119,6 +119,7 @@ const MATRIX: &[(&str, &[Cell])] = &[
                     "faults::a_frozen_workers_container_is_killed_before_the_lease_ends_and_run_again_after",
                     "faults::a_silent_workers_attempts_are_given_up_early_when_that_is_asked_for",
                     "faults::contained::a_worker_frozen_in_its_container_does_not_freeze_the_watchdog_beside_it",
+                    "faults::contained::a_worker_whose_container_is_paused_leaves_the_watchdog_beside_it_awake_and_goes_on_by_itself",
                 ],
             ),
             ("watchdog", &["faults::frozen::a_core_frozen_past_a_lease_finds_the_attempt_ended_and_runs_it_again"]),
@@ -135,6 +136,20 @@ const MATRIX: &[(&str, &[Cell])] = &[
             ("Postgres", &["faults::database::a_postgres_that_is_stopped_and_started_loses_nothing_acknowledged"]),
             ("Redis", &["faults::redis::a_swarm_starts_without_its_redis_and_takes_it_when_it_comes"]),
             ("Docker", &["faults::engine::an_engine_that_starts_again_and_leaves_its_containers_alone_costs_nothing"]),
+        ],
+    ),
+    (
+        "socket gone",
+        &[(
+            "Docker",
+            &["faults::engine::an_engine_whose_socket_vanishes_and_comes_back_costs_attempts_and_never_a_job"],
+        )],
+    ),
+    (
+        "upgrade",
+        &[
+            ("worker", &["faults::upgrade::a_worker_is_upgraded_under_its_job_and_its_watchdog_with_it"]),
+            ("watchdog", &["faults::upgrade::a_worker_is_upgraded_under_its_job_and_its_watchdog_with_it"]),
         ],
     ),
     (

@@ -5,6 +5,7 @@ mod engines;
 mod faults;
 mod images;
 mod offers;
+mod older;
 mod real;
 mod repeats;
 mod sandboxes;

@@ -1,6 +1,7 @@
 //! How the worker keeps a watchdog alive that does not share its fate.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -53,16 +54,21 @@ fn own_container(mountinfo: &str) -> Option<ContainerId> {
     mountinfo.lines().find_map(id_of)
 }
 
-/// Keeps a watchdog running beside the worker, and the renewals it reads up to date.
+/// Keeps a watchdog running beside the worker, and the renewals it reads up to date. One that an earlier start of the
+/// worker left is replaced: it may be of an older build.
 pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
     let mut renewed = ctx.hub.renewed.subscribe();
-    let (mut check, mut site, mut failures) = (tokio::time::interval(CHECK), Site::find(), 0_u32);
+    let (mut check, mut site) = (tokio::time::interval(CHECK), Site::find());
+    let (mut is_first, mut failures) = (true, 0_u32);
+    // Asked now: an upgrade may replace the file while this process runs.
+    let program = std::env::current_exe().context("this program's file")?;
+    let is_wanted = ctx.launch_watchdog.is_some() || ctx.config.watchdog.is_some();
     loop {
         tokio::select! {
             biased;
             () = ctx.stop.cancelled() => return Ok(()),
-            _ = check.tick() => match ensure(&ctx, &mut site).await {
-                Ok(()) => failures = 0,
+            _ = check.tick(), if is_wanted => match ensure(&ctx, &mut site, &program, is_first).await {
+                Ok(()) => (is_first, failures) = (false, 0),
                 Err(error) if is_passing(&error) || failures < FAILURES_MAX => {
                     if failures == 0 {
                         tracing::error!("cannot see to the watchdog, trying again: {error:#}");
@@ -90,22 +96,23 @@ fn is_passing(error: &anyhow::Error) -> bool {
     matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Starts a watchdog if none holds the lock.
-async fn ensure(ctx: &Ctx, site: &mut Site) -> anyhow::Result<()> {
-    if ctx.launch_watchdog.is_none() && ctx.config.watchdog.is_none() {
+/// Whether a watchdog holds the lock.
+fn is_watched(ctx: &Ctx) -> anyhow::Result<bool> {
+    let free = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")?;
+    Ok(free.is_none())
+}
+
+/// Starts a watchdog if there is none, or `anew` though there is one.
+async fn ensure(ctx: &Ctx, site: &mut Site, program: &Path, anew: bool) -> anyhow::Result<()> {
+    if !anew && is_watched(ctx)? {
         return Ok(());
     }
-    let Some(free) = try_lock(&ctx.data.path.join(WATCHDOG_LOCK)).context("the watchdog's lock")? else {
-        return Ok(());
-    };
-    drop(free);
     if let Some(launch) = &ctx.launch_watchdog {
         launch();
         return Ok(());
     }
-    let words = ctx.config.watchdog.as_deref().unwrap_or_default();
-    let program = std::env::current_exe()?;
-    let words = command(&program, words, &ctx.data.path, ctx.config.docker_host.as_deref());
+    let Some(words) = ctx.config.watchdog.as_deref() else { return Ok(()) };
+    let words = command(program, words, &ctx.data.path, ctx.config.docker_host.as_deref());
     if !started_beside(&*ctx.runtime, site, &words, &ctx.data.path).await {
         start_here(&words, &ctx.data.path)?;
     }
@@ -144,10 +151,17 @@ async fn started_beside(engine: &dyn ContainerRuntime, site: &mut Site, words: &
     }
 }
 
+/// The file this process was started from: `path`, unless there is another file by now, or none.
+fn own_program(path: &Path) -> &Path {
+    let running = Path::new("/proc/self/exe");
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    if file(path) == file(running) { path } else { running }
+}
+
 fn start_here(words: &[String], data: &Path) -> anyhow::Result<()> {
     let log = OpenOptions::new().create(true).append(true).open(data.join("watchdog.log"))?;
-    let mut command = tokio::process::Command::new(&words[0]);
-    command.args(&words[1..]);
+    let mut command = tokio::process::Command::new(own_program(Path::new(&words[0])));
+    command.arg0(&words[0]).args(&words[1..]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(false);
     let mut child = command.spawn().context("the watchdog cannot be started")?;
     tracing::debug!(pid = child.id(), "started a watchdog");
@@ -191,6 +205,17 @@ mod tests {
         let of = |errno: Errno| anyhow::Error::from(std::io::Error::from(errno)).context("the watchdog's lock");
         assert!(is_passing(&of(Errno::MFILE)) && is_passing(&of(Errno::NFILE)));
         assert!(!is_passing(&of(Errno::ACCESS)) && !is_passing(&anyhow::anyhow!("no program")));
+    }
+
+    #[test]
+    fn a_program_whose_file_was_replaced_is_started_from_what_runs() {
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(own_program(&own), own);
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("swarm");
+        assert_eq!(own_program(&other), Path::new("/proc/self/exe"), "there is none any more");
+        std::fs::write(&other, "another one").unwrap();
+        assert_eq!(own_program(&other), Path::new("/proc/self/exe"));
     }
 
     #[tokio::test]

@@ -28,9 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const NOTE_PATIENCE: Duration = Duration::from_millis(300);
 /// Held by a watchdog that watches.
 pub(super) const WATCHDOG_LOCK: &str = "watchdog.lock";
+/// Held by a watchdog that waits to take its place.
+const SUCCESSOR_LOCK: &str = "watchdog.next";
+/// Between two looks of that one.
+const RELIEF: Duration = Duration::from_millis(50);
+/// How long it waits: one that hangs leaves no sooner for being waited for.
+const RELIEF_MAX: Duration = Duration::from_secs(5);
 
-/// The watchdog's whole life: `watchdog --data DIR`. Ends by itself when another watches already, or when no container
-/// is left to watch and no worker runs.
+/// The watchdog's whole life: `watchdog --data DIR`. Takes the place of one that watches already, which may be of an older
+/// build. Ends by itself when another takes its own, or when no container is left to watch and no worker runs.
 pub(crate) async fn watch(data: &Path, docker_host: Option<String>) -> anyhow::Result<()> {
     let settings = DockerSettings { host: docker_host, ..DockerSettings::default() };
     let connect = || async {
@@ -58,6 +64,11 @@ where
     loop {
         let all = files.all()?;
         cases.keep(&all);
+        // Only who has begun to end a container knows how far that has come.
+        if tries.is_empty() && try_lock(&data.join(SUCCESSOR_LOCK))?.is_none() {
+            tracing::info!("another watchdog takes over");
+            return Ok(());
+        }
         if all.iter().all(|one| cases.is_closed(one)) && try_lock(&worker_lock)?.is_some() {
             return Ok(());
         }
@@ -163,15 +174,24 @@ impl Cases {
     }
 }
 
-/// A watchdog that is just leaving holds the lock a moment longer: wait for it a little.
+/// Waits for the watchdog there is, if any, to leave; `None` when it does not, or another waits already.
 async fn take_lock(data: &Path) -> anyhow::Result<Option<File>> {
-    for _ in 0..20 {
-        if let Some(lock) = try_lock(&data.join(WATCHDOG_LOCK)).context("the watchdog's lock")? {
+    // Who watches tries the first lock for an instant now and then, and the worker the second one.
+    let Some(_next) = lock_within(data, SUCCESSOR_LOCK, RELIEF * 3).await? else { return Ok(None) };
+    lock_within(data, WATCHDOG_LOCK, RELIEF_MAX).await
+}
+
+async fn lock_within(data: &Path, name: &str, patience: Duration) -> anyhow::Result<Option<File>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(lock) = try_lock(&data.join(name)).with_context(|| format!("the lock {name}"))? {
             return Ok(Some(lock));
         }
-        tokio::time::sleep(POLL).await;
+        if begun.elapsed() >= patience {
+            return Ok(None);
+        }
+        tokio::time::sleep(RELIEF).await;
     }
-    Ok(None)
 }
 
 /// Ends one container whose lease is ending.
@@ -302,6 +322,39 @@ mod tests {
         bench.engine.plan(FaultPlan::new().on(Call::Kill, 1, Effect::Hang));
         tokio::time::timeout(Duration::from_secs(1), bench.watch()).await.unwrap_err();
         assert_eq!(bench.engine.count(Call::Kill), 1);
+        assert!(bench.files.was_killed(NAME));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watchdog_leaves_for_the_next_one_but_not_in_the_middle_of_a_kill() {
+        let bench = Bench::new(Script::new().forever()).await;
+        let _worker = DataDir::open(bench.data.path()).unwrap();
+        let is_taken = |name: &str| try_lock(&bench.data.path().join(name)).unwrap().is_none();
+        // One that does not leave is not waited for for long, and nobody waits beside who waits already.
+        let hangs = try_lock(&bench.data.path().join(WATCHDOG_LOCK)).unwrap();
+        let begun = Instant::now();
+        tokio::join!(bench.watch(), bench.watch());
+        assert!(begun.elapsed() >= RELIEF_MAX && begun.elapsed() < RELIEF_MAX + POLL);
+        drop(hangs);
+        bench.engine.start(&bench.id).await.unwrap();
+        bench.engine.plan(FaultPlan::new().on(Call::Kill, 1, Effect::Hang));
+        let first = async {
+            let begun = Instant::now();
+            bench.watch().await;
+            begun.elapsed()
+        };
+        let second = async {
+            tokio::time::sleep(POLL / 2).await;
+            tokio::time::timeout(Duration::from_secs(10), bench.watch()).await.unwrap_err();
+        };
+        let meanwhile = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            is_taken(WATCHDOG_LOCK) && !is_taken(SUCCESSOR_LOCK)
+        };
+        let (left_after, (), is_watched) = tokio::join!(first, second, meanwhile);
+        assert!(left_after >= PATIENCE && left_after < PATIENCE + POLL * 2, "{left_after:?}");
+        assert!(is_watched, "the next one watches");
+        assert_eq!(bench.engine.inspect(&bench.id).await.unwrap().exit_code, Some(137));
         assert!(bench.files.was_killed(NAME));
     }
 

@@ -51,6 +51,7 @@ impl Drop for Contained {
                 let _ = writeln!(std::io::stderr(), "--- the worker's container printed last:\n{tail}");
             }
         }
+        docker(&["unpause", &self.name]);
         docker(&["rm", "--force", "--volumes", &self.name]);
         docker(&["rmi", "--force", &self.image]);
     }
@@ -111,4 +112,24 @@ fn a_worker_frozen_in_its_container_does_not_freeze_the_watchdog_beside_it() {
     let watchdog = contained.watchdog();
     docker(&["stop", "--time", "60", &contained.name]).expect("the container can be stopped");
     left(&watchdog);
+}
+
+/// A pause freezes the cgroup, with all processes of the container and their children.
+#[test]
+fn a_worker_whose_container_is_paused_leaves_the_watchdog_beside_it_awake_and_goes_on_by_itself() {
+    let (swarm, contained) = contained();
+    let send = |swarm: &Swarm, word: &str| {
+        swarm.fault(&format!("docker {word} of the worker's container"));
+        docker(&[word, &contained.name]).expect("the container can be paused");
+    };
+    let state = || docker(&["inspect", "--format", "{{.Id}} {{.State.StartedAt}} {{.RestartCount}}", &contained.name]);
+    let before = state();
+    assert!(runs(&contained.watchdog()).is_some(), "its watchdog is in a container, and so in a cgroup, of its own");
+    let pause = |swarm: &Swarm| send(swarm, "pause");
+    worker_silenced("paused container of a worker", &swarm, pause, |swarm| {
+        let status = docker(&["inspect", "--format", "{{.State.Status}}", &contained.name]);
+        assert_eq!(status.as_deref().map(str::trim), Some("paused"));
+        send(swarm, "unpause");
+    });
+    assert_eq!(state(), before, "nobody started it anew");
 }

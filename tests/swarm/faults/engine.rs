@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use swarm_client::LogOptions;
+use swarm_protocol::api::TaskPhase;
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::state::JobState;
 use swarm_protocol::{JobId, OutcomeKind, TaskId, TaskRange};
@@ -38,6 +40,18 @@ impl Swarm {
         quick.array = TaskRange::new(0, 7);
         let long = [self.submit(&self.with_losses(POLITE)), self.submit(&self.with_losses(DEAF))];
         [&long[..], &[self.submit(&quick)]].concat()
+    }
+
+    /// What the core has of a running job's log.
+    fn log_so_far(&self, job: JobId) -> Vec<u8> {
+        self.block(async {
+            let mut tail = self.client.log(TaskId { job, task: 0 }, LogOptions::default());
+            let mut bytes = Vec::new();
+            while let Some(record) = tail.next().await.expect("the log can be read") {
+                bytes.extend(record.bytes);
+            }
+            bytes
+        })
     }
 
     fn strike(&self, engine: &OwnEngine, fault: Fault) {
@@ -215,4 +229,50 @@ fn an_engine_that_hangs_is_waited_for_and_takes_no_work_meanwhile() {
     assert_eq!(lost, 0, "what only waits is not lost");
     swarm.judge("engine hangs", true);
     report(&format!("engine hung 20 s: noticed after {:.1} s, {} jobs, 0 lost", noticed.as_secs_f64(), load.len() + 1));
+}
+
+/// As when a clean-up of `/run`, or a package that starts anew, takes the file away.
+#[test]
+fn an_engine_whose_socket_vanishes_and_comes_back_costs_attempts_and_never_a_job() {
+    let engine = OwnEngine::start(&[]);
+    let swarm = Swarm::start(Setup { engine: engine.docker().host, ..Setup::default() });
+    let long = swarm.submit(&swarm.with_losses("n=0; while [ $n -lt 25 ]; do echo $n; sleep 1; n=$((n+1)); done"));
+    let short = swarm.submit(&swarm.with_losses("echo begun; sleep 5; echo done"));
+    swarm.wait_started(long, 1);
+    swarm.wait_started(short, 1);
+    let container = swarm.container(long);
+    swarm.fault("the engine's socket is moved away");
+    let (hidden, began) = (engine.hide_socket(), Instant::now());
+    let said = |words: &str| swarm.worker().as_ref().expect("a worker runs").printed().contains(words);
+    eventually("the worker says it", PATIENCE, || said("the container engine cannot be used").then_some(()));
+    let noticed = began.elapsed();
+    eventually("the core knows", PATIENCE, || {
+        let workers = swarm.block(swarm.client.workers()).ok()?.items;
+        workers.iter().all(|worker| worker.state != "ready").then_some(())
+    });
+    let waiting = swarm.submit(&swarm.with_losses(QUICK));
+    // One container ends meanwhile. The other one goes on, and the core hears of it.
+    let id = swarm.id().expect("the store holds the swarm's id");
+    let running = || {
+        let listed = hidden.listing(&id).into_iter();
+        let running = listed.filter(|stamp| stamp.listed.is_some_and(|listed| listed.running));
+        running.map(|stamp| stamp.container).collect::<Vec<_>>()
+    };
+    eventually("the short job's container ends", PATIENCE, || (running() == [container.clone()]).then_some(()));
+    let (task, before) = (TaskId { job: long, task: 0 }, swarm.log_so_far(long).len());
+    eventually("the core gets more of the log", PATIENCE, || (swarm.log_so_far(long).len() > before).then_some(()));
+    let view = swarm.task_of(task);
+    assert_eq!((view.attempts.len(), view.attempts[0].phase), (1, TaskPhase::Started), "{view:?}");
+    assert_eq!(swarm.detail(waiting).job.state, JobState::Waiting, "it takes work that it cannot do");
+    swarm.fault("the engine's socket is moved back");
+    engine.show_socket();
+    let lost: usize = [short, waiting].iter().map(|job| swarm.ended_well(*job)).sum();
+    assert!(said("the container engine can be used again"));
+    let log: String = (0..25).map(|n| format!("{n}\n")).collect();
+    swarm.ran_once(long, log.as_bytes());
+    swarm.judge("socket gone", true);
+    let (noticed, away) = (noticed.as_secs_f64(), began.elapsed().as_secs_f64());
+    report(&format!(
+        "the engine's socket away: noticed after {noticed:.1} s, {lost} attempts lost, 0 jobs, all done after {away:.1} s"
+    ));
 }

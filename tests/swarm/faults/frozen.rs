@@ -21,14 +21,20 @@ impl Swarm {
         self.core().as_ref().expect("a core runs").signal(what);
     }
 
+    /// The processes of watchdogs.
+    pub(super) fn watchdogs(&self) -> Vec<u32> {
+        let mut pids = strays(&self.home().join("worker"));
+        pids.retain(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"watchdog")
+        });
+        pids
+    }
+
     /// The watchdog's process, which the worker starts within seconds.
-    fn watchdog(&self) -> u32 {
-        eventually("the worker has a watchdog", Duration::from_secs(20), || {
-            strays(&self.home().join("worker")).into_iter().find(|pid| {
-                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                line.split(|byte| *byte == 0).any(|word| word == b"watchdog")
-            })
-        })
+    pub(super) fn watchdog(&self) -> u32 {
+        let first = || self.watchdogs().first().copied();
+        eventually("the worker has a watchdog", Duration::from_secs(20), first)
     }
 
     pub(super) fn signal_watchdog(&self, what: Signal) {

@@ -116,6 +116,20 @@ impl OwnEngine {
         Death::of(&self.dir.path().join("data/containers"))
     }
 
+    /// The file of its socket is moved away while it lives: nobody finds it any more, and who is connected stays so. The
+    /// engine by the file's new name.
+    pub(crate) fn hide_socket(&self) -> Docker {
+        let (socket, hidden) = (self.dir.path().join("s.sock"), self.dir.path().join("hidden.sock"));
+        fs::rename(socket, &hidden).expect("the socket's file can be renamed");
+        Docker { host: Some(format!("unix://{}", hidden.display())) }
+    }
+
+    /// And moved back.
+    pub(crate) fn show_socket(&self) {
+        let (socket, hidden) = (self.dir.path().join("s.sock"), self.dir.path().join("hidden.sock"));
+        fs::rename(hidden, socket).expect("the socket's file can be renamed");
+    }
+
     /// `dockerd` hangs until [`thaw`](Self::thaw).
     pub(crate) fn freeze(&self) -> Death {
         self.signal(Signal::STOP);

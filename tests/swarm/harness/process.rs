@@ -27,7 +27,15 @@ pub(crate) struct Ended {
 
 /// The binary with this test's directory as its home and nothing inherited that could lead it elsewhere.
 pub(crate) fn command(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swarm"));
+    command_of(Path::new(PROGRAM), home, args)
+}
+
+/// The program that is tested.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_swarm");
+
+/// As [`command`], of a copy of the program.
+pub(super) fn command_of(program: &Path, home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(args);
     isolated(&mut command, home);
     command

@@ -18,7 +18,7 @@ use swarm_worker::runtime::testimage::{HostImage, host_image_with};
 use super::clock::fake_clock;
 use super::disks::Disks;
 use super::memory;
-use super::process::{command, strays};
+use super::process::{PROGRAM, command, command_of, strays};
 use super::recorder::Recorder;
 use super::{Docker, Engine, NOISE, PATIENCE, Proc, Proxy, SmallDisk, eventually, noise, signal};
 
@@ -75,6 +75,8 @@ pub(crate) struct Swarm {
     host_image: HostImage,
     core: Mutex<Option<Proc>>,
     worker: Mutex<Option<Proc>>,
+    /// What the worker is started from.
+    worker_program: Mutex<PathBuf>,
     runtime: tokio::runtime::Runtime,
     pub(super) disks: Disks,
 }
@@ -146,6 +148,7 @@ impl Swarm {
             host_image: host_image(setup.in_memory),
             core: Mutex::new(None),
             worker: Mutex::new(None),
+            worker_program: Mutex::new(PROGRAM.into()),
             dir,
             url,
             address,
@@ -307,12 +310,24 @@ impl Swarm {
         }
         words.extend(self.setup.engine.iter().flat_map(|host| ["--docker-host".to_owned(), host.clone()]));
         let words: Vec<&str> = words.iter().map(String::as_str).chain(flags.iter().copied()).collect();
-        let mut command = command(self.home(), &words);
+        let program = self.worker_program.lock().expect("no test panics while it holds it").clone();
+        let mut command = command_of(&program, self.home(), &words);
         command.envs(self.setup.worker_env.iter().copied()).envs(environment.iter().copied());
         if self.setup.fake_clocks {
             fake_clock(self.home(), "worker", &mut command);
         }
         *self.worker() = Some(Proc::start("worker", self.home(), command));
+    }
+
+    /// From its next start on the worker is a copy of the program, which is put into the place of the one there is as a
+    /// package manager does: renamed over it.
+    pub(crate) fn install_worker(&self) -> PathBuf {
+        let (program, fresh) = (self.home().join("bin/swarm"), self.home().join("bin/swarm.new"));
+        std::fs::create_dir_all(self.home().join("bin")).expect("a directory can be made");
+        std::fs::copy(PROGRAM, &fresh).expect("the program can be copied");
+        std::fs::rename(&fresh, &program).expect("it can be renamed");
+        *self.worker_program.lock().expect("no test panics while it holds it") = program.clone();
+        program
     }
 
     /// Waits until a worker takes work.
