@@ -202,7 +202,7 @@ fn digest_of(path: &Path) -> Digest {
 /// In, over an upload that breaks off in its middle, and out again.
 #[test]
 fn a_file_far_larger_than_what_core_and_worker_keep_in_memory_goes_in_and_out() {
-    let mib: u64 = either(64, 1024).into();
+    let mib: u64 = either(64, 1024);
     let bytes = mib << 20;
     /// An unoptimised program on a busy machine seals some megabytes a second.
     const MINUTES: Duration = Duration::from_secs(1800);

@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use swarm_protocol::spec::JobSpec;
 use swarm_protocol::{AttemptId, JobId, Outcome, TaskId};
 
-use crate::rows::{Attempt, Ended, Job, Launch, Live, Swarm, read};
+use crate::rows::{Attempt, Ended, Job, Launch, Live, Swarm, is_postgres, postgres, read, sqlite};
 use crate::world::{AttemptRow, EndedRow, JobRow, LaunchRow, LiveRow, World};
 
 /// Why a store cannot be read.
@@ -69,13 +69,12 @@ impl Held {
     /// # Errors
     /// When the store cannot be opened, or refuses them.
     pub fn by(location: &str, statements: &str) -> Result<Self, LoadError> {
-        if location.starts_with("postgres") {
-            let mut conn = PgConnection::establish(location)?;
+        if is_postgres(location) {
+            let mut conn = postgres(location)?;
             conn.batch_execute(statements)?;
             return Ok(Self(Box::new(conn)));
         }
-        let mut conn = SqliteConnection::establish(sqlite_path(location)?)?;
-        conn.batch_execute("PRAGMA busy_timeout = 10000")?;
+        let mut conn = sqlite(location)?;
         conn.batch_execute(statements)?;
         Ok(Self(Box::new(conn)))
     }

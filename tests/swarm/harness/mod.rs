@@ -60,7 +60,7 @@ pub(crate) fn rounds(full: u32) -> u32 {
 }
 
 /// A count in the quick tier, and in the full one.
-pub(crate) fn either(quick: u32, full: u32) -> u32 {
+pub(crate) fn either<T>(quick: T, full: T) -> T {
     if std::env::var("SWARM_TEST_TIER").is_ok_and(|tier| tier == "full") { full } else { quick }
 }
 
