@@ -41,12 +41,12 @@
 
 use std::io::{self, Write};
 
-use aead_stream::{NewStream, StreamBE32, StreamPrimitive};
 use chacha20poly1305::aead::{Aead, Payload};
-use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, XChaCha20Poly1305, XNonce};
+use chacha20poly1305::{Key, KeyInit, XChaCha20Poly1305, XNonce};
 use rand::TryRng;
 use sha2::{Digest as _, Sha256};
 use swarm_protocol::ids::Digest;
+use swarm_stream::Stream;
 use zeroize::Zeroizing;
 
 use super::keys::{KeyId, MasterKey};
@@ -182,7 +182,7 @@ pub(crate) fn extent_bytes(length: u64) -> Option<u64> {
 /// The key of one extent, ready for use; wiped when dropped.
 pub(crate) struct DataKey {
     bytes: Zeroizing<[u8; 32]>,
-    stream: StreamBE32<ChaCha20Poly1305>,
+    stream: Stream,
 }
 
 impl DataKey {
@@ -193,20 +193,19 @@ impl DataKey {
     }
 
     fn from_bytes(bytes: Zeroizing<[u8; 32]>) -> Self {
-        let cipher = ChaCha20Poly1305::new(&Key::from(*bytes));
-        let stream = StreamBE32::from_aead(cipher, &Default::default());
+        let stream = Stream::new(&bytes);
         Self { bytes, stream }
     }
 
     /// Turns a segment's plaintext into its sealed bytes.
     fn seal(&self, index: u64, last: bool, segment: &mut Vec<u8>) -> Result<(), SealError> {
         let index = u32::try_from(index).map_err(|_| SealError::TooLong)?;
-        self.stream.encrypt_in_place(index, last, &[], segment).map_err(|_| SealError::TooLong)
+        self.stream.seal(index, last, segment).map_err(|_| SealError::TooLong)
     }
 
     pub(super) fn open(&self, index: u64, last: bool, segment: &mut Vec<u8>, at: u64) -> Result<(), SealError> {
         let index = u32::try_from(index).map_err(|_| SealError::TooLong)?;
-        self.stream.decrypt_in_place(index, last, &[], segment).map_err(|_| SealError::Segment { at })
+        self.stream.open(index, last, segment).map_err(|_| SealError::Segment { at })
     }
 }
 
