@@ -308,6 +308,21 @@ const MATRIX: &[(&str, &[Cell])] = &[
         ],
     ),
     (
+        "I/O errors",
+        &[
+            ("core", &["power::a_core_whose_disk_fails_for_moments_keeps_every_promise_and_goes_on"]),
+            ("worker", &["power::a_worker_whose_disk_fails_for_moments_loses_attempts_and_never_a_job"]),
+            ("SQLite", &["power::a_core_whose_disk_fails_for_moments_keeps_every_promise_and_goes_on"]),
+            (
+                "disk",
+                &[
+                    "power::a_core_whose_disk_fails_for_moments_keeps_every_promise_and_goes_on",
+                    "power::a_worker_whose_disk_fails_for_moments_loses_attempts_and_never_a_job",
+                ],
+            ),
+        ],
+    ),
+    (
         "power cut",
         &[
             ("core", &["power::a_core_whose_disk_forgets_what_was_not_synced_keeps_every_promise"]),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -140,6 +140,83 @@ fn a_core_whose_disk_forgets_what_was_not_synced_keeps_every_promise() {
     cuts.report("power cuts of the core", &format!("{jobs} jobs and {} files promised", files.len()));
     assert!(jobs > 0 && !files.is_empty());
     swarm.judge("power cuts of the core", false);
+}
+
+/// Its disk answers EIO to whatever is written, and is well again: what it said meanwhile holds over a power cut too.
+#[test]
+fn a_core_whose_disk_fails_for_moments_keeps_every_promise_and_goes_on() {
+    let swarm = Swarm::start(Setup { disks: true, ..Setup::default() });
+    swarm.worker().take().expect("a worker runs").terminate(PATIENCE);
+    let mut waiting = swarm.shell("true");
+    waiting.require.insert("zone".to_owned(), "nowhere".to_owned());
+    let (promises, mut slowest) = (Promises::default(), Duration::ZERO);
+    let rounds = either(3_u32, 50);
+    std::thread::scope(|scope| {
+        scope.spawn(|| promises.submit(&swarm, &waiting));
+        scope.spawn(|| promises.upload(&swarm));
+        for n in 0..rounds {
+            swarm.fault("the disk fails");
+            swarm.fail_disk(Owner::Core, true);
+            std::thread::sleep(Duration::from_secs(3));
+            swarm.fail_disk(Owner::Core, false);
+            let well = Instant::now();
+            // One that could not go on is started again by whoever watches over it.
+            let taken = || {
+                if swarm.core().as_mut().is_some_and(|core| core.ended().is_some()) {
+                    drop(swarm.core().take());
+                    swarm.start_core();
+                }
+                swarm.try_submit(&waiting).ok()
+            };
+            eventually("a job is taken again", PATIENCE, taken);
+            slowest = slowest.max(well.elapsed());
+            if n % 3 == 2 {
+                swarm.lose_power(u64::from(n));
+                swarm.start_core();
+            }
+            promises.are_kept(&swarm);
+        }
+        promises.is_over.store(true, Ordering::SeqCst);
+    });
+    let jobs = promises.jobs.into_inner().expect("no holder panicked").len();
+    let files = promises.files.into_inner().expect("no holder panicked").len();
+    report(&format!(
+        "disk of the core failed {rounds} times: {jobs} jobs and {files} files promised, 0 lost; taken again after {:.1} s",
+        slowest.as_secs_f64()
+    ));
+    swarm.judge("failing disk of the core", false);
+}
+
+/// What an attempt cannot write down costs it at most; no job is lost, and none is blamed.
+#[test]
+fn a_worker_whose_disk_fails_for_moments_loses_attempts_and_never_a_job() {
+    let swarm = Swarm::start(Setup { disks: true, ..Setup::default() });
+    let mut lost = 0;
+    let rounds = either(2, 50);
+    for _ in 0..rounds {
+        let mut spec = swarm.shell("n=0; while [ $n -lt 8 ]; do echo $n; sleep 1; n=$((n+1)); done");
+        spec.retries.lost = 1000;
+        let jobs = [swarm.submit(&spec), swarm.submit(&spec)];
+        swarm.wait_started(jobs[0], 1);
+        swarm.fault("the worker's disk fails");
+        swarm.fail_disk(Owner::Worker, true);
+        std::thread::sleep(Duration::from_secs(3));
+        swarm.fail_disk(Owner::Worker, false);
+        for job in jobs {
+            let ended = || {
+                if swarm.worker().as_mut().is_some_and(|worker| worker.ended().is_some()) {
+                    drop(swarm.worker().take());
+                    swarm.start_worker();
+                }
+                swarm.try_detail(job).filter(|detail| detail.job.state.is_final())
+            };
+            let detail = eventually("it ends", Duration::from_secs(180), ended);
+            assert_eq!(detail.job.state, JobState::Succeeded, "{:?}", swarm.task(job));
+            lost += swarm.task(job).attempts.len() - 1;
+        }
+    }
+    report(&format!("disk of the worker failed {rounds} times: {} jobs, {lost} attempts lost, 0 jobs", rounds * 2));
+    swarm.judge("failing disk of the worker", true);
 }
 
 #[test]

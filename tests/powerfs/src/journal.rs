@@ -21,6 +21,8 @@ pub(crate) struct Journal {
     pending: Vec<Change>,
     next: Ino,
     is_cut: bool,
+    /// Changes and syncs fail; what is there can be read.
+    pub(crate) is_failing: bool,
     /// Changes and syncs still to come before a cut, and its seed.
     armed: Option<(u64, u64)>,
     /// What that cut left.
@@ -30,7 +32,8 @@ pub(crate) struct Journal {
 impl Journal {
     pub(crate) fn new(tree: Tree) -> Self {
         let next = tree.0.keys().max().map_or(1, |last| last + 1);
-        Self { live: tree.clone(), durable: tree, pending: Vec::new(), next, is_cut: false, armed: None, remains: None }
+        let (pending, is_cut, is_failing) = (Vec::new(), false, false);
+        Self { live: tree.clone(), durable: tree, pending, next, is_cut, is_failing, armed: None, remains: None }
     }
 
     pub(crate) fn live(&self) -> &Tree {
@@ -55,7 +58,7 @@ impl Journal {
                 Some(left) => self.armed = Some((left, seed)),
             }
         }
-        self.tree().map(drop)
+        if self.is_failing { Err(Errno::EIO) } else { self.tree().map(drop) }
     }
 
     /// Makes a change that was checked before.

@@ -86,6 +86,11 @@ impl Disk {
         self.journal().arm(steps, seed);
     }
 
+    /// From now on changes and syncs fail with EIO, and change nothing; or they do no more.
+    pub fn fail(&self, is_failing: bool) {
+        self.journal().is_failing = is_failing;
+    }
+
     /// Whether the power is cut.
     #[must_use]
     pub fn is_cut(&self) -> bool {

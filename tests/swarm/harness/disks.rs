@@ -48,6 +48,11 @@ impl Swarm {
         self.disks.0.lock().expect("no holder panics")[disk as usize].cut_before(steps, seed);
     }
 
+    /// From now on everything that is written to one of the disks fails, or does no more.
+    pub(crate) fn fail_disk(&self, disk: Owner, is_failing: bool) {
+        self.disks.0.lock().expect("no holder panics")[disk as usize].fail(is_failing);
+    }
+
     /// Waits until it went, but not for ever: who uses a disk may not get that far.
     pub(crate) fn await_cut(&self, patience: Duration) {
         let began = Instant::now();

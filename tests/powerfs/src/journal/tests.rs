@@ -182,3 +182,21 @@ fn programs_use_it_like_any_disk_and_find_what_a_cut_left() {
     assert_eq!(fs::read(at(dir.path(), "d/kept")).unwrap(), [3; 100_000]);
     drop(disk);
 }
+
+#[test]
+fn a_disk_that_fails_changes_nothing_and_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::mount(dir.path()).unwrap();
+    fs::write(at(dir.path(), "a"), b"before").unwrap();
+    let kept = File::options().write(true).open(at(dir.path(), "a")).unwrap();
+    disk.fail(true);
+    assert_eq!((&kept).write(b"after!").unwrap_err().raw_os_error(), Some(5), "EIO");
+    assert_eq!(kept.sync_all().unwrap_err().raw_os_error(), Some(5), "EIO");
+    assert!(File::create(at(dir.path(), "b")).is_err() && fs::remove_file(at(dir.path(), "a")).is_err());
+    assert_eq!(fs::read(at(dir.path(), "a")).unwrap(), b"before");
+    disk.fail(false);
+    (&kept).write_all(b"after!").unwrap();
+    kept.sync_all().unwrap();
+    assert_eq!(fs::read(at(dir.path(), "a")).unwrap(), b"after!");
+    drop((kept, disk));
+}
