@@ -17,7 +17,7 @@ use crate::tally::Tally;
 use crate::temp::TempDir;
 
 /// Whole-swarm scenarios that run at a time, at least.
-const SCENARIOS_MIN: usize = 4;
+const SCENARIOS_MIN: usize = 5;
 /// The test that tells the fault matrix.
 const MATRIX_TEST: &str = "matrix::every_cell_names_a_place_and_tests_that_exist";
 
