@@ -82,9 +82,9 @@ impl Writer {
                 () = self.stop.cancelled() => {}
                 _ = self.inbox.recv_many(&mut entries, BATCH_MAX) => break,
                 theirs = epoch_after_pause(Arc::clone(&self.store)) => {
-                    // One that cannot be read tells nothing.
+                    // One that cannot be read tells nothing, nor does that of a standby which lags behind.
                     let ours = self.epoch;
-                    if let Some(theirs) = theirs.ok().filter(|theirs| *theirs != ours) {
+                    if let Some(theirs) = theirs.ok().filter(|theirs| *theirs > ours) {
                         return Err(StoreError::Deposed { ours, theirs }.into());
                     }
                 }

@@ -70,7 +70,9 @@ impl<K: Key, T: Answer> Once<K, T> {
     fn place(self: &Arc<Self>, key: K) -> Result<Place<K, T>, Full> {
         let mut entries = self.entries();
         if entries.len() >= REQUESTS_MAX && !entries.contains_key(&key) {
-            return Err(Full);
+            // An answer that waits gives way to who has none yet.
+            let waits = entries.iter().find(|(_, entry)| entry.places == 0).map(|(key, _)| key.clone());
+            entries.remove(&waits.ok_or(Full)?);
         }
         let entry = entries.entry(key.clone()).or_insert_with(|| Entry { flight: Arc::default(), places: 0 });
         entry.places += 1;
@@ -241,13 +243,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_are_bounded() {
+    async fn requests_are_bounded_and_answers_that_wait_give_way() {
         let desk = Desk::default();
-        for token in 0..REQUESTS_MAX as u32 {
+        for token in 0..=REQUESTS_MAX as u32 {
             drop(desk.ask(token, async { true }).await.unwrap());
         }
-        assert_eq!(desk.ask(u32::MAX, async { true }).await.map(drop), Err(Failed::Full));
-        assert_eq!(desk.get(5).await, 6, "those that are known have their answers");
-        desk.get(u32::MAX).await;
+        assert_eq!(desk.len(), REQUESTS_MAX);
+        let places: Vec<_> = (0..REQUESTS_MAX as u32).map(|n| desk.once.place(u32::MAX - n).unwrap()).collect();
+        assert_eq!(desk.ask(7, async { true }).await.map(drop), Err(Failed::Full), "all are under way");
+        drop(places);
+        assert_eq!(desk.ask(7, async { true }).await.map(drop), Ok(()));
     }
 }

@@ -154,7 +154,7 @@ pub struct Schedule {
     pub zone: Option<String>,
 }
 
-fn delay(text: &str) -> Result<Span, String> {
+pub(crate) fn delay(text: &str) -> Result<Span, String> {
     let delay: Span = text.parse()?;
     let max = std::time::Duration::from_secs(swarm_protocol::validate::bounds::START_AHEAD_DAYS_MAX as u64 * 86_400);
     if delay.0 <= max { Ok(delay) } else { Err("no job is held for longer than 5 years".to_owned()) }

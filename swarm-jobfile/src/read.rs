@@ -92,11 +92,17 @@ fn keyed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobFile, ReadErro
 where
     D::Error: fmt::Display,
 {
-    serde_path_to_error::deserialize(deserializer).map_err(|error| {
+    let job: JobFile = serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let field = error.path().to_string();
         let problem = plain(error.inner());
         ReadError { field: (field != "." && !problem.starts_with("unknown field")).then_some(field), problem }
-    })
+    })?;
+    let wrong = |problem: String| ReadError { field: Some("in".to_owned()), problem };
+    match job.delay {
+        Some(_) if job.at.is_some() => Err(wrong("is there beside `at`; give one of them".to_owned())),
+        Some(delay) => crate::model::delay(&delay.to_string()).map(|_| job).map_err(wrong),
+        None => Ok(job),
+    }
 }
 
 /// On one line: parsers draw pictures of the text.
@@ -233,6 +239,8 @@ schedule:
             "image = 'a",
             "image: [a",
             "image: a\nenv: 3",
+            "image: a\nin: 300000years",
+            "image: a\nin: 10m\nat: 2030-01-31T08:00:00Z",
         ];
         insta::assert_snapshot!(all.map(told).join("\n"));
     }

@@ -1,5 +1,6 @@
 //! From a job file to the spec that the core takes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
@@ -61,7 +62,9 @@ impl JobFile {
         spec.command = Some(self.command.clone()).filter(|words| !words.is_empty());
         spec.entrypoint = self.entrypoint.clone().map(|program| program.0);
         (spec.name, spec.user, spec.workdir) = (self.name.clone(), self.user.clone(), self.workdir.clone());
-        for Variable { name, value } in &self.env {
+        // The last one wins, before it is asked for what nobody needs.
+        let last: BTreeMap<_, _> = self.env.iter().map(|Variable { name, value }| (name, value)).collect();
+        for (name, value) in last {
             let value = value.clone().or_else(|| ours(name)).ok_or_else(|| name.clone())?;
             spec.env.insert(name.clone(), value);
         }
@@ -176,6 +179,12 @@ mod tests {
         let spec = job.spec(now(), &|name| (name == "HOME").then(|| "/h".to_owned())).unwrap();
         assert_eq!((spec.env["HOME"].as_str(), spec.env["A"].as_str()), ("/h", "1=2"));
         assert_eq!(job.spec(now(), &|_| None), Err("HOME".to_owned()));
+        let over = self::job("{env: [HOME=/x]}");
+        assert_eq!(
+            job.overlaid(over).spec(now(), &|_| None).unwrap().env["HOME"],
+            "/x",
+            "a value wins over passing on"
+        );
     }
 
     #[test]

@@ -327,14 +327,16 @@ pub(crate) mod variables {
 
     /// A table, unless a variable has no value: TOML knows no null.
     pub(crate) fn serialize<S: Serializer>(variables: &[Variable], serializer: S) -> Result<S::Ok, S::Error> {
-        if variables.iter().all(|variable| variable.value.is_some()) {
-            let mut table = serializer.serialize_map(Some(variables.len()))?;
-            for Variable { name, value } in variables {
+        // The last of a name wins, and no table may hold one twice.
+        let last: BTreeMap<_, _> = variables.iter().map(|Variable { name, value }| (name, value)).collect();
+        if last.values().all(|value| value.is_some()) {
+            let mut table = serializer.serialize_map(Some(last.len()))?;
+            for (name, value) in last {
                 table.serialize_entry(name, value)?;
             }
             return table.end();
         }
-        serializer.collect_seq(variables.iter().map(|Variable { name, value }| match value {
+        serializer.collect_seq(last.into_iter().map(|(name, value)| match value {
             Some(value) => format!("{name}={value}"),
             None => name.clone(),
         }))

@@ -27,6 +27,10 @@ pub(crate) fn run(command: &JobCommand, format: Format) -> Done<u8> {
         JobCommand::Convert(convert) => {
             let (converted, Syntax { to }) = self::convert(convert)?;
             let text = swarm_jobfile::write(&converted.job, *to).map_err(Failure::usage)?;
+            if text.lines().flat_map(str::chars).any(swarm_protocol::text::is_hostile) {
+                return Err(Failure::usage("it holds control characters that a terminal would obey")
+                    .hint("remove them from what is converted"));
+            }
             converted.notes.iter().for_each(|text| note(&format!("note: {}", sanitise(text, false))));
             print(&text)?;
         }

@@ -10,6 +10,10 @@ use crate::model::{JobFile, Schedule};
 pub fn crontab(line: &str, image: &str, zone: Option<&str>) -> Result<Converted, ConvertError> {
     let hint = "write MINUTE HOUR DAY MONTH WEEKDAY COMMAND, such as '30 2 * * * backup --all'";
     let line = line.trim();
+    let first = line.split_whitespace().next().unwrap_or_default();
+    if first.starts_with('#') || first.contains('=') {
+        return Err(ConvertError::new("the line makes nothing: it is a comment, or sets a variable", hint));
+    }
     let (cron, command) = match line.strip_prefix('@') {
         Some(rest) => {
             let (nickname, command) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
@@ -31,6 +35,9 @@ pub fn crontab(line: &str, image: &str, zone: Option<&str>) -> Result<Converted,
     }
     let (command, input) = percent(command);
     let mut notes = vec!["the command runs in the image, which must have all that it calls".to_owned()];
+    if zone.is_none() {
+        notes.push("the fields are meant in UTC here; name the crontab's own time zone otherwise".to_owned());
+    }
     if input.is_some() {
         notes.push("what follows the first % is left out: a job reads nothing from standard input".to_owned());
     }
@@ -110,6 +117,7 @@ mod tests {
         assert_eq!(converted.job.command[2], "mail root");
         assert!(converted.notes.iter().any(|note| note.contains("standard input")), "{:?}", converted.notes);
         let told = |line: &str| crontab(line, "tool:1", None).unwrap_err().to_string();
+        assert!(told("# 0 0 * * * x").contains("comment") && told("MAILTO=a 0 0 * * * x").contains("variable"));
         assert_eq!(
             [told("@reboot x"), told("@often x"), told("0 0 * * *"), told("")],
             [

@@ -125,15 +125,40 @@ pub fn docker_run(line: &str) -> Result<Converted, ConvertError> {
     let joined = line.replace("\\\n", " ");
     let words = shlex::split(&joined)
         .ok_or_else(|| ConvertError::new("the line has a quote that does not end", "quote the whole line with ''"))?;
-    let is_docker =
-        |word: &&String| ["sudo", "docker", "podman", "container", "run", "create"].contains(&word.as_str());
-    let words: Vec<&String> = words.iter().skip_while(is_docker).collect();
+    let words = arguments(&words)?;
     let run = DockerRun::try_parse_from(words).map_err(|error| {
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         ConvertError::new(first, "give the line as for Docker: docker run FLAGS IMAGE COMMAND")
     })?;
+    if run.image.contains(char::is_whitespace) {
+        let hint = "write `--to` before the line, and the line in one word or after `--`";
+        return Err(ConvertError::new(format!("`{}` is no image", run.image), hint));
+    }
     Ok(run.convert())
+}
+
+/// What follows `[sudo] [docker|podman] [container] run`.
+fn arguments(words: &[String]) -> Result<&[String], ConvertError> {
+    let hint = "give the line as for Docker: docker run FLAGS IMAGE COMMAND";
+    let after = |words: &'_ [String], any: &[&str]| words.first().is_some_and(|word| any.contains(&word.as_str()));
+    let mut rest = words;
+    for optional in [&["sudo"][..], &["docker", "podman"]] {
+        rest = &rest[usize::from(after(rest, optional))..];
+    }
+    let is_whole = rest.len() < words.len();
+    rest = &rest[usize::from(after(rest, &["container"]))..];
+    let is_run = after(rest, &["run", "create"]);
+    if is_whole && !is_run {
+        return Err(ConvertError::new("only `docker run` makes a job", hint));
+    }
+    if let Some(word) = rest.iter().find(|word| ["|", "||", "&&", ";", ">", ">>", "<"].contains(&word.as_str())) {
+        return Err(ConvertError::new(
+            format!("`{word}` is for the shell, not for Docker"),
+            "leave out what belongs to the shell, or quote it",
+        ));
+    }
+    Ok(&rest[usize::from(is_run)..])
 }
 
 impl DockerRun {
@@ -249,5 +274,11 @@ mod tests {
         assert!(told("docker run 'alpine").contains("quote"));
         assert!(told("docker run --rm").contains("required"));
         assert!(told("docker run --no-such-flag a").contains("--no-such-flag"));
+        assert!(told("docker compose run web ls").contains("only `docker run`"));
+        assert!(told("docker run a ls > out.txt").contains("`>`"));
+        assert!(told("'docker run a ls' --to yaml").contains("is no image"));
+        assert_eq!(docker_run("docker run docker version").unwrap().job.image.as_deref(), Some("docker"));
+        let twice = docker_run("docker run -e A=1 -e A=2 a").unwrap().job;
+        assert!(write(&twice, Format::Toml).unwrap().contains("[env]\nA = \"2\""));
     }
 }

@@ -69,11 +69,10 @@ pub(crate) async fn supervise(ctx: Arc<Ctx>) -> anyhow::Result<()> {
             () = ctx.stop.cancelled() => return Ok(()),
             _ = check.tick(), if is_wanted => match ensure(&ctx, &mut site, &program, is_first).await {
                 Ok(()) => (is_first, failures) = (false, 0),
-                Err(error) if is_passing(&error) || failures < FAILURES_MAX => {
-                    if failures == 0 {
-                        tracing::error!("cannot see to the watchdog, trying again: {error:#}");
-                    }
-                    failures = failures.saturating_add(1);
+                Err(error) if is_passing(&error) => tracing::debug!("cannot see to the watchdog: {error:#}"),
+                Err(error) if failures < FAILURES_MAX => {
+                    tracing::error!("cannot see to the watchdog, trying again: {error:#}");
+                    failures += 1;
                 }
                 Err(error) => return Err(error),
             },

@@ -55,24 +55,31 @@ pub async fn watch_with<F>(data: &Path, machine: &dyn Machine, connect: impl Fn(
 where
     F: Future<Output = Result<Arc<dyn ContainerRuntime>, RuntimeError>>,
 {
-    let Some(_held) = take_lock(data).await? else { return Ok(()) };
     let files = WatchFiles::new(data);
+    // Before the place is taken: who cannot even read the notes must not drive out one who can.
     files.prepare()?;
+    let (mut all, mut renewed) = (files.all()?, None);
+    let Some(_held) = take_lock(data).await? else { return Ok(()) };
     let (boot, worker_lock) = (machine.boot(), data.join(LOCK));
     let (mut cases, mut tries) = (Cases::default(), FuturesUnordered::new());
     let mut engine: Option<Arc<dyn ContainerRuntime>> = None;
     loop {
-        let all = files.all()?;
+        // A disk that cannot be read or written for a while says nothing new; what is known goes on being watched.
+        match files.all() {
+            Ok(found) => all = found,
+            Err(error) => tracing::debug!(%error, "what is to be watched cannot be read"),
+        }
+        renewed = files.renewed().or(renewed);
         cases.keep(&all);
         // Only who has begun to end a container knows how far that has come.
-        if tries.is_empty() && try_lock(&data.join(SUCCESSOR_LOCK))?.is_none() {
+        if tries.is_empty() && matches!(try_lock(&data.join(SUCCESSOR_LOCK)), Ok(None)) {
             tracing::info!("another watchdog takes over");
             return Ok(());
         }
-        if all.iter().all(|one| cases.is_closed(one)) && try_lock(&worker_lock)?.is_some() {
+        if all.iter().all(|one| cases.is_closed(one)) && matches!(try_lock(&worker_lock), Ok(Some(_))) {
             return Ok(());
         }
-        let due = overdue(&all, files.renewed().as_ref(), &boot, machine.now_ns());
+        let due = overdue(&all, renewed.as_ref(), &boot, machine.now_ns());
         let open: Vec<&Watched> = due.into_iter().filter(|one| cases.is_open(one)).collect();
         if !open.is_empty() && engine.is_none() {
             match within("connect", connect()).await {

@@ -37,11 +37,13 @@ async fn a_session_is_refreshed_and_a_second_use_ends_it() {
     assert_eq!(swarm.get("/api/v1/whoami", second["access_token"].as_str().unwrap()).await.0, 200);
     let (status, again) = refresh(&swarm, &first["refresh_token"]).await;
     assert_eq!((status, &again["refresh_token"]), (200, &second["refresh_token"]), "the answer may have been lost");
-    swarm.identity.forget_refreshes();
+    let (status, third) = refresh(&swarm, &second["refresh_token"]).await;
+    assert_eq!(status, 200, "{third}");
     let (status, problem) = refresh(&swarm, &first["refresh_token"]).await;
     assert_eq!((status, &problem["code"]), (401, &"unauthenticated".into()));
     assert!(problem["detail"].as_str().unwrap().contains("used before"), "{problem}");
     assert_eq!(refresh(&swarm, &second["refresh_token"]).await.0, 401, "the whole family is revoked");
+    assert_eq!(refresh(&swarm, &third["refresh_token"]).await.0, 401, "the whole family is revoked");
     assert_eq!(refresh(&swarm, &"swr_nonsense".into()).await.0, 401);
 }
 
@@ -55,6 +57,15 @@ async fn logout_ends_the_access_token_and_its_refresh_tokens() {
     let (status, problem) = swarm.get("/api/v1/whoami", access).await;
     assert_eq!((status, &problem["code"]), (401, &"unauthenticated".into()));
     assert_eq!(refresh(&swarm, &tokens["refresh_token"]).await.0, 401);
+    let (_, tokens) = try_login(&swarm, "ada", "a password of ada").await;
+    let (_, second) = refresh(&swarm, &tokens["refresh_token"]).await;
+    let access = second["access_token"].as_str().unwrap();
+    assert_eq!(swarm.json(Method::Post, "/api/v1/logout", access, "").await.0, 204);
+    assert_eq!(
+        refresh(&swarm, &tokens["refresh_token"]).await.0,
+        401,
+        "an answer is not given again after its session"
+    );
 }
 
 #[tokio::test]

@@ -181,7 +181,14 @@ impl Identity {
     pub async fn refresh(&self, request: RefreshRequest) -> Result<Tokens, AuthError> {
         let token = OpaqueToken::parse(&request.refresh_token, TokenKind::Refresh).map_err(|_| dead_token())?;
         let hash = Digest(token.hash().0);
-        Ok(self.tokens_of(&self.refreshed.answer(hash, self.exchange(hash)).await?.kept()))
+        let opened = self.refreshed.answer(hash, self.exchange(hash)).await?.kept();
+        // Given again, it must still be good: its session may be over. Once it was used it had arrived, and this is theft.
+        let new = Digest(opened.refresh.hash().0);
+        let record = self.read(move |store| store.refresh_token(&new)).await?.ok_or_else(dead_token)?;
+        if record.revoked || record.used {
+            return self.unused(hash).await.and(Err(dead_token()));
+        }
+        Ok(self.tokens_of(&opened))
     }
 
     /// As if the answers to all refreshes were of long ago.
