@@ -190,7 +190,7 @@ pub struct Submitted {
 /// What would become of a job, were it submitted at this moment; nothing of it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Plan {
-    /// The config digest that the image's name stands for now.
+    /// The config digest behind the image's name.
     pub image: Digest,
     /// How many tasks it would have.
     pub tasks: u64,
